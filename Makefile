@@ -1,0 +1,37 @@
+# Two commands: `make demo` (the whole path, in minutes) and `make test`. Each sets up .venv first, once.
+PYTHON ?= python3
+EXTRAS ?= metaworld,pusht,deploy,dev
+VENV   := .venv
+BIN    := $(VENV)/bin
+STAMP  := $(VENV)/.installed-$(shell (cat pyproject.toml; echo '$(EXTRAS)') | cksum | cut -d' ' -f1)
+
+.PHONY: demo test check install format clean
+
+demo: $(STAMP)
+	$(BIN)/flowleap demo
+
+test: check
+	$(BIN)/python -m pytest
+
+check: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+install: $(STAMP)
+
+$(STAMP): pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo 'flowleap needs CPython 3.11 or newer: make PYTHON=/path/to/python3.11 ...'; exit 1; }
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade 'setuptools>=77'
+	$(BIN)/python -m pip install --editable '.[$(EXTRAS)]'
+	@rm -f $(VENV)/.installed-*
+	@touch $@
+
+format: $(STAMP)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info

@@ -1,0 +1,160 @@
+"""Windows over episodes: which frames belong to one training sample, and the batches drawn from them.
+
+The window of frame t holds the observations of frames t-To+1 .. t, clamped at the episode's first frame, and
+the actions of frames t .. t+H-1, clamped at its last. There is one window a frame, so the index of a window
+is the index of its current frame, and no window crosses an episode boundary.
+
+Nothing is stored per window: a batch is one `take` for all low-dim observations (they lie side by side in one
+array) and one for the actions. This is fast enough that training needs no loader processes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from flowleap.policy.spec import FlowleapError, Spec, SpecMismatch, suggest
+
+ACTION = "action"
+
+
+class Windows:
+    """All windows of a set of episodes held in memory.
+
+    Args:
+        columns: key -> [N, *shape], flat over all frames; holds `action` and every observation key of `spec`
+            (further keys are not read). Low-dim columns are copied, rgb columns are referenced.
+        episode_ends: [E], the frame after each episode's last one.
+        spec: the keys to read, their shapes, To and H.
+
+    Raises:
+        SpecMismatch: a column is missing, or its shape or kind is not the Spec's.
+        FlowleapError: the lengths of columns and episodes differ.
+    """
+
+    def __init__(self, columns: Mapping[str, NDArray], episode_ends: ArrayLike, spec: Spec) -> None:
+        ends = np.asarray(episode_ends, dtype=np.int64)
+        if ends.ndim != 1 or len(ends) == 0 or np.any(np.diff(ends, prepend=0) < 1):
+            raise FlowleapError("episode_ends must be a non-empty list of increasing frame counts")
+        self.spec = spec
+        self.episode_ends = ends
+        self.n_frames = int(ends[-1])
+        self._check(columns)
+
+        lengths = np.diff(ends, prepend=0)
+        self._first = np.repeat(ends - lengths, lengths)  # [N]: first and last frame of each frame's episode
+        self._last = np.repeat(ends - 1, lengths)
+        self._obs_offsets = np.arange(1 - spec.n_obs_steps, 1)
+        self._action_offsets = np.arange(spec.horizon)
+
+        self._rgb = {key: columns[key] for key, obs in spec.observations.items() if obs.kind == "rgb"}
+        self._slices: dict[str, slice] = {}  # key -> its share of the last axis of `_lowdim`
+        width = 0
+        for key, obs in spec.observations.items():
+            if obs.kind == "lowdim":
+                self._slices[key] = slice(width, width + obs.size)
+                width += obs.size
+        self._lowdim = np.empty((self.n_frames, width), dtype=np.float32)
+        for key, share in self._slices.items():
+            self._lowdim[:, share] = columns[key].reshape(self.n_frames, -1)
+        self._action = np.ascontiguousarray(columns[ACTION], dtype=np.float32)
+
+    def __len__(self) -> int:
+        """Number of windows: one a frame."""
+        return self.n_frames
+
+    def gather(self, index: NDArray) -> dict[str, Any]:
+        """Return the windows `index` (integers [B]) as fresh arrays.
+
+        Returns:
+            `{"obs": {key: [B, To, *shape]}, "action": [B, H, A]}`, float32, rgb uint8. The low-dim keys are
+            views of one array.
+        """
+        current = index[:, None]
+        obs_rows = np.maximum(current + self._obs_offsets, self._first.take(index)[:, None])
+        action_rows = np.minimum(current + self._action_offsets, self._last.take(index)[:, None])
+        flat = self._lowdim.take(obs_rows, axis=0)  # [B, To, sum of sizes]
+        obs: dict[str, NDArray] = {}
+        for key, spec in self.spec.observations.items():
+            if key in self._rgb:
+                obs[key] = self._rgb[key].take(obs_rows, axis=0)
+            else:
+                obs[key] = flat[..., self._slices[key]].reshape(*obs_rows.shape, *spec.shape)
+        return {"obs": obs, "action": self._action.take(action_rows, axis=0)}
+
+    def _check(self, columns: Mapping[str, NDArray]) -> None:
+        """Raise unless every column that the Spec names is there with its shape, kind and length."""
+        expected: dict[str, tuple[int, ...]] = {k: tuple(o.shape) for k, o in self.spec.observations.items()}
+        expected[ACTION] = (self.spec.action_dim,)
+        for key, shape in expected.items():
+            if key not in columns:
+                raise SpecMismatch(f"no column '{key}' among {sorted(columns)}{suggest(key, columns)}")
+            column = columns[key]
+            if column.shape[1:] != shape:
+                raise SpecMismatch(
+                    f"column '{key}' has shape {column.shape[1:]} a frame, the Spec says {shape}"
+                )
+            if len(column) != self.n_frames:
+                raise FlowleapError(
+                    f"column '{key}' has {len(column)} frames, but the episodes end at {self.n_frames}"
+                )
+            rgb = key != ACTION and self.spec.observations[key].kind == "rgb"
+            if rgb and column.dtype != np.uint8:
+                raise SpecMismatch(
+                    f"column '{key}' is rgb and must be uint8, not {column.dtype}; rewrite the dataset with "
+                    "`flowleap convert`"
+                )
+
+
+class ShuffledIndices:
+    """An endless stream of batches of indices below `n`, reshuffled every epoch, that resumes exactly.
+
+    The order of epoch e is `default_rng([seed, e]).permutation(n)`; batches run across epoch boundaries, so
+    every batch is full and every index comes once an epoch.
+    """
+
+    def __init__(self, n: int, batch_size: int, seed: int) -> None:
+        if n < 1 or batch_size < 1:
+            raise FlowleapError(
+                f"cannot draw batches of {batch_size} from {n} windows: both must be at least 1"
+            )
+        self.n = n
+        self.batch_size = batch_size
+        self.seed = seed
+        self.epoch = 0
+        self.position = 0  # indices of this epoch already handed out
+        self._order = self._permutation(0)
+
+    def _permutation(self, epoch: int) -> NDArray[np.int64]:
+        return np.random.default_rng([self.seed, epoch]).permutation(self.n)
+
+    def next(self) -> NDArray[np.int64]:
+        """Return the next batch of indices, int64 [batch_size]."""
+        parts: list[NDArray[np.int64]] = []
+        missing = self.batch_size
+        while missing:
+            if self.position == self.n:
+                self.epoch, self.position = self.epoch + 1, 0
+                self._order = self._permutation(self.epoch)
+            part = self._order[self.position : self.position + missing]
+            self.position += len(part)
+            missing -= len(part)
+            parts.append(part)
+        return np.concatenate(parts)
+
+    def state_dict(self) -> dict[str, int]:
+        """Return the place in the stream; `n` and `seed` are the caller's to keep."""
+        return {"epoch": self.epoch, "position": self.position}
+
+    def load_state_dict(self, state: Mapping[str, int]) -> None:
+        """Continue from a place that `state_dict` returned."""
+        epoch, position = int(state["epoch"]), int(state["position"])
+        if epoch < 0 or not 0 <= position <= self.n:
+            raise FlowleapError(
+                f"sampler state (epoch {epoch}, position {position}) does not fit {self.n} windows"
+            )
+        self.epoch, self.position = epoch, position
+        self._order = self._permutation(epoch)

@@ -1,0 +1,110 @@
+"""A task's environment seen at the rate of the policy: observation history in, action chunks executed."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from typing import Any, cast
+
+import gymnasium
+import numpy as np
+from gymnasium.spaces import Box, Dict, Space
+
+from flowleap.envs.registry import Observation, Task
+from flowleap.policy.spec import FlowleapError, Spec
+
+
+class ChunkEnv(gymnasium.Env[Observation, np.ndarray]):
+    """Executes one action chunk per step, so that one message per chunk crosses a process boundary.
+
+    Observation: per key of `spec` the last To frames [To, *shape], the first frame repeated at the start.
+    Action: Ta actions [Ta, A], each clipped to the environment's bounds. Execution stops where the episode
+    ends, after `task.max_steps` actions at the latest; the info of that step is the episode's record:
+    `success` (any step), `max_reward`, `sum_reward`, `length`. Later steps change nothing, so that
+    environments without work can stay in a vectorised batch.
+    """
+
+    def __init__(
+        self,
+        task: Task,
+        spec: Spec,
+        render_mode: str | None = None,
+        on_frame: Callable[[], None] | None = None,
+    ) -> None:
+        """`on_frame` is called after every reset and every single action, for recording."""
+        self.env = task.make_env(render_mode=render_mode)
+        self.metadata = self.env.metadata
+        self.render_mode = render_mode
+        self._max_steps = task.max_steps
+        self._n_obs_steps = spec.n_obs_steps
+        self._keys = tuple(spec.observations)
+        self._on_frame = on_frame
+        self._bounds = _box(self.env.action_space)
+        spaces: Any = self.env.observation_space
+        self.action_space = _repeat(self._bounds, spec.n_action_steps)
+        self.observation_space = cast(
+            Space[Observation],
+            Dict({key: _repeat(_box(spaces[key]), spec.n_obs_steps) for key in self._keys}),
+        )
+        self._frames: deque[Observation] = deque(maxlen=spec.n_obs_steps)
+        self._rewards: list[float] = []
+        self._success = False
+        self._finished = True
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[Observation, dict[str, Any]]:
+        """Start the episode of `seed`."""
+        obs, _ = self.env.reset(seed=seed)
+        self._rewards, self._success, self._finished = [], False, False
+        self._frames.extend([self._select(obs)] * self._n_obs_steps)
+        if self._on_frame:
+            self._on_frame()
+        return self._stacked(), {}
+
+    def step(self, action: np.ndarray) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
+        """Execute up to Ta actions [Ta, A]."""
+        for single in np.clip(action, self._bounds.low, self._bounds.high):
+            if self._finished:
+                break
+            obs, reward, terminated, truncated, info = self.env.step(single)
+            self._rewards.append(float(reward))
+            self._success |= bool(info["success"])
+            self._finished = terminated or truncated or len(self._rewards) >= self._max_steps
+            self._frames.append(self._select(obs))
+            if self._on_frame:
+                self._on_frame()
+        return self._stacked(), 0.0, self._finished, False, self._record() if self._finished else {}
+
+    def render(self) -> Any:
+        """Render the wrapped environment."""
+        return self.env.render()
+
+    def close(self) -> None:
+        """Close the wrapped environment."""
+        self.env.close()
+
+    def _select(self, obs: Observation) -> Observation:
+        return {key: obs[key] for key in self._keys}
+
+    def _stacked(self) -> Observation:
+        return {key: np.stack([frame[key] for frame in self._frames]) for key in self._keys}
+
+    def _record(self) -> dict[str, Any]:
+        return {
+            "success": self._success,
+            "max_reward": max(self._rewards),
+            "sum_reward": sum(self._rewards),
+            "length": len(self._rewards),
+        }
+
+
+def _box(space: Space[Any]) -> Box:
+    if not isinstance(space, Box):
+        raise FlowleapError(f"observations and actions must be Box spaces, not {type(space).__name__}")
+    return space
+
+
+def _repeat(box: Box, times: int) -> Box:
+    low, high = (np.repeat(bound[None], times, axis=0) for bound in (box.low, box.high))
+    return Box(low, high, dtype=box.dtype)

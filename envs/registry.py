@@ -1,0 +1,127 @@
+"""Tasks by name: what an environment offers, how it is scored, and who can demonstrate it.
+
+A task family is one module with `TASKS` (the names after the slash) and `make(name, **kwargs) -> Task`; it
+becomes known through one line in `FAMILIES`. Neither listing tasks nor building a `Task` imports a simulator:
+only `Task.make_env` does.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.metadata
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cache
+from types import ModuleType
+from typing import Any, Literal, Protocol
+
+import gymnasium
+import numpy as np
+
+from flowleap.policy.spec import FlowleapError, Spec, suggest
+
+Metric = Literal["success", "max_reward"]
+Observation = dict[str, np.ndarray]
+
+FAMILIES = {
+    "metaworld": "flowleap.envs.metaworld",
+    "pusht": "flowleap.envs.pusht",
+}
+
+
+class Expert(Protocol):
+    """A scripted demonstrator, made anew for every episode."""
+
+    def act(self, obs: Mapping[str, np.ndarray]) -> np.ndarray:
+        """Return the action [A] (float32, inside the action space) for one observation frame."""
+        ...
+
+
+class EnvFactory(Protocol):
+    """Builds the task's environment; picklable, because worker processes call it too."""
+
+    def __call__(self, render_mode: str | None = None) -> gymnasium.Env[Observation, np.ndarray]:
+        """Return a fresh environment; `render_mode` is None or "rgb_array"."""
+        ...
+
+
+@dataclass(frozen=True)
+class Task:
+    """One task, ready to be collected, trained on and evaluated.
+
+    Attributes:
+        name: `family/task`, for instance `pusht/keypoints`.
+        make_env: environment factory. Observation space: a Dict of Boxes with exactly the Spec's keys; action
+            space: a Box [A]. `info["success"]` is a bool after every step; a time limit is not its business.
+        spec: keys, shapes, action, control rate and origin; To, H and Ta are left at 1.
+        max_steps: actions after which whoever drives the environment ends the episode.
+        metric: headline score: the rate of `success`, or the mean of every episode's best reward.
+        seed_note: one sentence on what a seed decides, printed beside every score.
+        expert: `(env, seed) -> Expert`, or None where only people can demonstrate.
+        from_recorded: maps the columns `recorded_keys` of a foreign store, each [N, ...] over all frames, to
+            this task's observation keys and `action`; None where stores hold those keys already.
+        recorded_keys: the columns that `from_recorded` reads.
+    """
+
+    name: str
+    make_env: EnvFactory
+    spec: Spec
+    max_steps: int
+    metric: Metric
+    seed_note: str
+    expert: Callable[[gymnasium.Env[Any, Any], int], Expert] | None = None
+    from_recorded: Callable[[Mapping[str, np.ndarray]], Observation] | None = None
+    recorded_keys: tuple[str, ...] = ()
+
+
+def list_tasks() -> list[str]:
+    """Return every task name, sorted by family; imports no simulator."""
+    return [f"{family}/{name}" for family in sorted(FAMILIES) for name in _family(family).TASKS]
+
+
+def make_task(name: str, **kwargs: Any) -> Task:
+    """Build a task by name; `kwargs` go to its family's `make`.
+
+    Raises:
+        FlowleapError: unknown task name or unknown keyword, with the nearest known one.
+    """
+    if name not in list_tasks():
+        raise FlowleapError(
+            f"unknown task {name!r}{suggest(name, list_tasks())} (`flowleap list` shows them all)"
+        )
+    prefix, short = name.split("/", 1)
+    make = _family(prefix).make
+    known = [key for key in inspect.signature(make).parameters if key != "name"]
+    for key in kwargs:
+        if key not in known:
+            raise FlowleapError(f"task {name}: unknown option {key!r}{suggest(key, known)} (known: {known})")
+    task: Task = make(short, **kwargs)
+    return task
+
+
+def optional_import(module: str, extra: str) -> ModuleType:
+    """Import an optional dependency, or raise `FlowleapError` naming the pip extra that brings it."""
+    try:
+        return importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        raise FlowleapError(
+            f"{error.name or module} is not installed: pip install 'flowleap[{extra}]'"
+        ) from error
+
+
+def package_versions(*packages: str) -> dict[str, str | None]:
+    """Return distribution name -> installed version, None where absent."""
+    return {package: _version(package) for package in packages}
+
+
+def _family(prefix: str) -> ModuleType:
+    return importlib.import_module(FAMILIES[prefix])
+
+
+@cache
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None

@@ -1,0 +1,159 @@
+"""From outcomes to statements: intervals, paired differences, a results file, one line for people."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import platform
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from flowleap.envs.registry import Task, package_versions
+from flowleap.envs.rollout import Episode, Rollout
+from flowleap.policy.spec import FlowleapError
+
+_BOOTSTRAP_DRAWS = 10_000
+_PACKAGES = (
+    "flowleap",
+    "numpy",
+    "gymnasium",
+    "gym-pusht",
+    "pymunk",
+    "metaworld",
+    "mujoco",
+    "torch",
+    "onnxruntime",
+)
+
+
+def wilson(successes: int, n: int, z: float = 1.96) -> tuple[float, float]:
+    """Wilson score interval of a success rate; `z = 1.96` gives 95 %.
+
+    Raises:
+        FlowleapError: unless 0 <= successes <= n and n >= 1.
+    """
+    if n < 1 or not 0 <= successes <= n:
+        raise FlowleapError(f"no interval for {successes} successes in {n} episodes")
+    rate = successes / n
+    centre = rate + z * z / (2 * n)
+    half = z * math.sqrt(rate * (1 - rate) / n + z * z / (4 * n * n))
+    scale = 1 + z * z / n
+    # At 0 and n successes one bound is 0 or 1 exactly; rounding must not push it past.
+    return max(0.0, (centre - half) / scale), min(1.0, (centre + half) / scale)
+
+
+def bootstrap_mean(values: Sequence[float] | np.ndarray, seed: int = 0) -> tuple[float, float]:
+    """95 % percentile-bootstrap interval of the mean of `values` (10,000 draws, seeded)."""
+    data = np.asarray(values, np.float64)
+    draws = np.random.default_rng(seed).integers(0, len(data), size=(_BOOTSTRAP_DRAWS, len(data)))
+    low, high = np.quantile(data[draws].mean(axis=1), [0.025, 0.975])
+    return float(low), float(high)
+
+
+def summary(rollout: Rollout, task: Task) -> dict[str, Any]:
+    """Describe a rollout in JSON-ready numbers.
+
+    Returns:
+        `task`, `seed_note`, `episodes`; `success` {count, n, rate, interval}; `max_reward` {mean, interval};
+        `headline` {metric, value, interval}; `mean_length`; `latency_ms` {p50, p95, mean} per actor call;
+        `seconds` {policy, env, wall}; `n_envs`, `batched`.
+    """
+    episodes = rollout.episodes
+    n, count = len(episodes), sum(e.success for e in episodes)
+    rewards = [e.max_reward for e in episodes]
+    success = {"count": count, "n": n, "rate": count / n, "interval": list(wilson(count, n))}
+    max_reward = {"mean": float(np.mean(rewards)), "interval": list(bootstrap_mean(rewards))}
+    headline = (success["rate"], success) if task.metric == "success" else (max_reward["mean"], max_reward)
+    latency = np.asarray(rollout.latencies) * 1e3
+    return {
+        "task": task.name,
+        "seed_note": task.seed_note,
+        "episodes": n,
+        "success": success,
+        "max_reward": max_reward,
+        "headline": {"metric": task.metric, "value": headline[0], "interval": headline[1]["interval"]},
+        "mean_length": float(np.mean([e.length for e in episodes])),
+        "latency_ms": {
+            "p50": float(np.quantile(latency, 0.5)),
+            "p95": float(np.quantile(latency, 0.95)),
+            "mean": float(latency.mean()),
+        },
+        "seconds": {
+            "policy": float(np.sum(rollout.latencies)),
+            "env": rollout.env_seconds,
+            "wall": rollout.wall_seconds,
+        },
+        "n_envs": rollout.n_envs,
+        "batched": rollout.batched,
+    }
+
+
+def episode_rows(rollout: Rollout) -> list[dict[str, Any]]:
+    """Per-episode outcomes as JSON-ready rows, in the order of the seeds."""
+    return [asdict(episode) for episode in rollout.episodes]
+
+
+def paired_difference(
+    a: Sequence[Episode], b: Sequence[Episode], metric: str = "max_reward", seed: int = 0
+) -> dict[str, Any]:
+    """Mean per-seed difference `a - b` of an `Episode` field, with its 95 % bootstrap interval.
+
+    Raises:
+        FlowleapError: the two were not evaluated on the same seeds.
+    """
+    if [e.seed for e in a] != [e.seed for e in b]:
+        raise FlowleapError("paired_difference: the two results were evaluated on different seeds")
+    difference = np.array(
+        [float(getattr(x, metric)) - float(getattr(y, metric)) for x, y in zip(a, b, strict=True)]
+    )
+    return {
+        "metric": metric,
+        "n": len(difference),
+        "mean": float(difference.mean()),
+        "interval": list(bootstrap_mean(difference, seed)),
+    }
+
+
+def format_line(report: Mapping[str, Any]) -> str:
+    """One line for people out of `summary`'s numbers."""
+    success, reward = report["success"], report["max_reward"]
+    parts = {
+        "success": f"success {success['count']}/{success['n']} = {_with_interval(success['rate'], success)}",
+        "max_reward": f"mean max reward {_with_interval(reward['mean'], reward)}",
+    }
+    headline = report["headline"]["metric"]
+    other = next(name for name in parts if name != headline)
+    latency, seconds = report["latency_ms"], report["seconds"]
+    return (
+        f"{report['task']}: {parts[headline]} | {parts[other]} | "
+        f"latency p50 {latency['p50']:.2f} ms, p95 {latency['p95']:.2f} ms | "
+        f"{seconds['wall']:.1f} s (policy {seconds['policy']:.1f}, env {seconds['env']:.1f})"
+    )
+
+
+def write_results(path: str | os.PathLike[str], results: Mapping[str, Any]) -> Path:
+    """Write `results` as JSON, atomically, beside package versions, platform and date; return the path."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    origin = {
+        "versions": {name: version for name, version in package_versions(*_PACKAGES).items() if version},
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+    text = json.dumps({**results, "origin": origin}, indent=1, allow_nan=False)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary.write_text(text + "\n")
+    os.replace(temporary, path)
+    return path
+
+
+def _with_interval(value: float, part: Mapping[str, Any]) -> str:
+    low, high = part["interval"]
+    return f"{value:.3f} [{low:.3f}, {high:.3f}]"

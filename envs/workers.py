@@ -1,0 +1,111 @@
+"""Worker processes: how they start, how parallel environments open, fail and close."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+import gymnasium
+from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv
+
+from flowleap.policy.spec import FlowleapError
+
+VectorEnv = SyncVectorEnv | AsyncVectorEnv
+
+
+@contextmanager
+def clean_start() -> Iterator[str]:
+    """Yield a start method for workers that share no state with this process and do not run its script again.
+
+    Plain fork is unsafe beside torch's threads. The other methods import the caller's `__main__` in every
+    worker, which would load torch there (seconds, hundreds of MB) and recurse where a script lacks its
+    `__main__` guard. Nothing needs that import: gymnasium ships what lives in `__main__` by value.
+    """
+    if "forkserver" in multiprocessing.get_all_start_methods():
+        multiprocessing.set_forkserver_preload([__name__])
+        method = "forkserver"
+    else:
+        method = "spawn"
+    main: dict[str, Any] = vars(sys.modules["__main__"])
+    hidden: dict[str, Any] = {name: main.pop(name) for name in ("__file__", "__spec__") if name in main}
+    main["__spec__"] = None
+    try:
+        yield method
+    finally:
+        main |= hidden
+
+
+def ignore_interrupt(owner: int) -> None:
+    """In any process but `owner` (a process id), ignore Ctrl-C: the owner stops its workers, once."""
+    if os.getpid() != owner:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+@contextmanager
+def env_errors(name: str) -> Iterator[None]:
+    """Turn whatever fails in an environment of task `name` into a `FlowleapError` of one line."""
+    try:
+        yield
+    except FlowleapError:
+        raise
+    except (EOFError, ConnectionError, BrokenProcessPool) as error:
+        raise FlowleapError(
+            f"task {name}: a worker process died (out of memory, or killed?); "
+            "n_envs=1 runs the environment in this process"
+        ) from error
+    except Exception as error:
+        raise FlowleapError(
+            f"task {name}: the environment failed: {type(error).__name__}: {error}"
+        ) from error
+
+
+@contextmanager
+def open_vector_env(
+    make: Callable[[], gymnasium.Env[Any, Any]], n_envs: int, name: str
+) -> Iterator[VectorEnv]:
+    """Open `n_envs` environments, in this process if it is one; close or kill them whatever happens inside.
+
+    They are never reset on their own: pass `options={"reset_mask": ...}` and seeds to `reset`.
+    """
+    envs: VectorEnv
+    with env_errors(name):
+        if n_envs == 1:
+            envs = SyncVectorEnv([make], autoreset_mode=AutoresetMode.DISABLED)
+        else:
+            worker = partial(_make_in_worker, make, os.getpid())
+            with clean_start() as method:
+                envs = AsyncVectorEnv(
+                    [worker] * n_envs, context=method, autoreset_mode=AutoresetMode.DISABLED
+                )
+    try:
+        yield envs
+    except BaseException:
+        if isinstance(envs, AsyncVectorEnv):
+            _kill(envs)  # they may be dead, or busy with an answer that nobody waits for
+        raise
+    finally:
+        if not envs.closed:
+            envs.close()
+
+
+def _make_in_worker(make: Callable[[], gymnasium.Env[Any, Any]], owner: int) -> gymnasium.Env[Any, Any]:
+    ignore_interrupt(owner)
+    return make()
+
+
+def _kill(envs: AsyncVectorEnv) -> None:
+    for process in envs.processes:
+        process.kill()
+    for process in envs.processes:
+        process.join()
+    for pipe in envs.parent_pipes:
+        if pipe is not None:  # gymnasium's mark for a worker that has raised
+            pipe.close()
+    envs.closed = True

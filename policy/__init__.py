@@ -1,0 +1,26 @@
+"""What a policy is: flow map, objectives, backbones, encoder, normaliser, trainer, deployment.
+
+Attributes load lazily, so that `flowleap.policy.spec` and `flowleap.policy.deploy.runtime` import without torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+_EXPORTS = {
+    "Spec": "spec",
+    "ObsKey": "spec",
+    "FlowleapError": "spec",
+    "FlowMap": "flow_map",
+    "Policy": "policy",
+    "Trainer": "trainer",
+}
+
+__all__ = ["FlowMap", "FlowleapError", "ObsKey", "Policy", "Spec", "Trainer"]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _EXPORTS:
+        return getattr(importlib.import_module(f"flowleap.policy.{_EXPORTS[name]}"), name)
+    raise AttributeError(f"module 'flowleap.policy' has no attribute {name!r}")

@@ -1,0 +1,191 @@
+"""Checkpoint files: safetensors + JSON, written atomically, read without trusting them.
+
+    RUN/checkpoints/step_00012000/{model.safetensors, policy.json, trainer.pt}
+    RUN/checkpoints/last -> step_00012000
+
+`model.safetensors` holds `raw.*` (trained weights) and `ema.*` (averaged weights), both with the normaliser.
+`policy.json` holds the format version, the Spec, registry names with plain options, and notes for people.
+`trainer.pt` (optimiser moments, schedule, sampler position) is only needed to resume, and is read with
+`weights_only=True`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from flowleap.policy.spec import FlowleapError, Spec
+
+FORMAT = "flowleap-policy"
+FORMAT_VERSION = 1
+WEIGHTS = "model.safetensors"
+MANIFEST = "policy.json"
+TRAINER_STATE = "trainer.pt"
+POLICY_FIELDS = ("format", "format_version", "spec", "policy")
+
+
+@dataclass(frozen=True)
+class StoredPolicy:
+    """What a checkpoint directory holds."""
+
+    path: Path
+    spec: Spec
+    config: dict[str, Any]
+    info: dict[str, Any]
+    state: dict[str, Tensor]
+
+
+def write_directory(path: Path, fill: Callable[[Path], None]) -> None:
+    """Create directory `path` with the contents that `fill(temporary)` writes; all or nothing.
+
+    Raises:
+        FlowleapError: the disk is full or the place is not writable; nothing half-written remains.
+    """
+    temporary = path.with_name(f".{path.name}.tmp{os.getpid()}")
+    retired = path.with_name(f".{path.name}.old{os.getpid()}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir()
+        fill(temporary)
+        if path.exists():
+            os.replace(path, retired)
+        os.replace(temporary, path)
+    except (OSError, SafetensorError) as error:
+        raise FlowleapError(
+            f"cannot write {path}: {error}; free some space or choose another place"
+        ) from error
+    finally:
+        if retired.exists() and not path.exists():
+            os.replace(retired, path)
+        shutil.rmtree(temporary, ignore_errors=True)
+        shutil.rmtree(retired, ignore_errors=True)
+
+
+def flowleap_version() -> str:
+    """Installed version, or `unknown` when run from a tree that is not installed."""
+    try:
+        return version("flowleap")
+    except PackageNotFoundError:
+        return "unknown"
+
+
+def write_policy(
+    path: Path,
+    states: Mapping[str, Mapping[str, Tensor]],
+    spec: Spec,
+    config: Mapping[str, Any],
+    info: Mapping[str, Any],
+    extra: Callable[[Path], None] | None = None,
+) -> None:
+    """Write a checkpoint directory; `states` maps `raw` and `ema` to state dicts, `extra` adds more files."""
+    tensors = {
+        f"{kind}.{name}": tensor.detach().cpu().contiguous().clone()
+        for kind, state in states.items()
+        for name, tensor in state.items()
+    }
+    manifest = {
+        "format": FORMAT,
+        "format_version": FORMAT_VERSION,
+        "flowleap": flowleap_version(),
+        "spec": spec.to_dict(),
+        "policy": dict(config),
+        "info": dict(info),
+    }
+
+    def fill(folder: Path) -> None:
+        save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
+        (folder / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
+        if extra is not None:
+            extra(folder)
+
+    write_directory(path, fill)
+
+
+def resolve(path: Path) -> Path:
+    """Return the checkpoint directory meant by `path`: itself, or the last one of a run directory."""
+    for candidate in (path, path / "checkpoints" / "last", path / "last"):
+        if (candidate / MANIFEST).is_file():
+            return candidate.resolve()
+    if not path.exists():
+        raise FlowleapError(f"checkpoint {path} does not exist")
+    raise FlowleapError(
+        f"{path} is not a checkpoint: it has neither {MANIFEST} nor checkpoints/last/{MANIFEST}"
+    )
+
+
+def read_manifest(path: Path) -> dict[str, Any]:
+    """Parse and check `policy.json`; raise `FlowleapError` naming the file and the field."""
+    file = path / MANIFEST
+    try:
+        manifest = json.loads(file.read_text())
+    except (OSError, ValueError, RecursionError) as error:
+        raise FlowleapError(f"{file}: not readable as JSON ({error}); the checkpoint is damaged") from error
+    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
+        raise FlowleapError(f"{file}: 'format' is not {FORMAT!r}; this is not a flowleap checkpoint")
+    for name in POLICY_FIELDS:
+        if name not in manifest:
+            raise FlowleapError(f"{file}: field '{name}' is missing")
+    found = manifest["format_version"]
+    if found != FORMAT_VERSION:
+        raise FlowleapError(
+            f"{file}: format version {found!r}, this flowleap reads {FORMAT_VERSION}; upgrade flowleap"
+        )
+    if not isinstance(manifest["policy"], dict):
+        raise FlowleapError(f"{file}: field 'policy' must be an object")
+    return manifest
+
+
+def read_policy(path: Path, weights: str = "ema") -> StoredPolicy:
+    """Read a checkpoint's Spec, config and the `ema` or `raw` tensors."""
+    if weights not in ("ema", "raw"):
+        raise FlowleapError(f"weights must be 'ema' or 'raw', got {weights!r}")
+    path = resolve(path)
+    manifest = read_manifest(path)
+    try:
+        tensors = load_file(path / WEIGHTS)
+    except (OSError, SafetensorError) as error:
+        raise FlowleapError(f"{path / WEIGHTS}: {error}; the checkpoint is damaged") from error
+    prefix = f"{weights}."
+    state = {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+    info = manifest.get("info")
+    return StoredPolicy(
+        path,
+        Spec.from_dict(manifest["spec"], f"{path / MANIFEST}: spec"),
+        manifest["policy"],
+        info if isinstance(info, dict) else {},
+        state,
+    )
+
+
+def read_trainer_state(path: Path) -> dict[str, Any]:
+    """Load the resume state; only tensors and plain containers are accepted."""
+    file = path / TRAINER_STATE
+    try:
+        return torch.load(file, map_location="cpu", weights_only=True)
+    except FileNotFoundError as error:
+        raise FlowleapError(f"{file} is missing: this checkpoint can act but not resume") from error
+    except Exception as error:  # torch raises many kinds for damaged or hostile files
+        raise FlowleapError(f"{file}: not readable ({type(error).__name__}); the file is damaged") from error
+
+
+def point_last(checkpoints: Path, target: Path, keep: int) -> None:
+    """Let `checkpoints/last` name `target`, atomically, and delete all but the newest `keep` checkpoints."""
+    link = checkpoints / f".last.tmp{os.getpid()}"
+    link.unlink(missing_ok=True)
+    link.symlink_to(target.name)
+    os.replace(link, checkpoints / "last")
+    for old in sorted(checkpoints.glob("step_*"))[:-keep]:
+        if old != target:
+            shutil.rmtree(old, ignore_errors=True)

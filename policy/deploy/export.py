@@ -1,0 +1,260 @@
+"""Export: a checkpoint becomes one ONNX graph, normaliser + encoder + head at a fixed NFE + unnormaliser.
+
+    OUT/policy.onnx   inputs `noise` [B,H,A] and one per observation key, output `action` [B,Ta,A], real units
+    OUT/export.json   format version, Spec, NFE, input names, versions, digest, parity and latency reports
+
+The folder appears only when the graph, run by `runtime.ExportedPolicy`, repeats the eager policy.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+import logging
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from flowleap.policy.backbones.embedding import TimeEmbedding
+from flowleap.policy.checkpoint import flowleap_version, read_manifest, resolve, write_directory
+from flowleap.policy.deploy.runtime import (
+    ACTION,
+    FINGERPRINT,
+    FORMAT,
+    FORMAT_VERSION,
+    MANIFEST,
+    MODEL,
+    NOISE,
+    ExportedPolicy,
+    fingerprint,
+    input_dtype,
+    require_deploy,
+)
+from flowleap.policy.deploy.verify import (
+    Observations,
+    check_tolerance,
+    latency,
+    parity,
+    synthetic_observations,
+)
+from flowleap.policy.policy import Policy
+from flowleap.policy.spec import FlowleapError
+
+OPSET = 20
+MAX_BYTES = 2**31 - 2**20  # of weights: protobuf ends at 2 GB, the graph itself needs some room
+TOLERANCE = 1e-4
+SYNTHETIC_WINDOWS = 256
+
+
+def export(
+    checkpoint: str | Path,
+    out: str | Path,
+    steps: int | None = None,
+    weights: str = "ema",
+    observations: Observations | None = None,
+    tolerance: float = TOLERANCE,
+) -> dict[str, Any]:
+    """Write the exported folder `out`, atomically, after comparing it with the eager policy.
+
+    Args:
+        checkpoint: checkpoint or run directory.
+        out: the folder; an earlier export in its place is replaced.
+        steps: NFE; `None` is the objective's default.
+        weights: `ema` or `raw`.
+        observations: real ones, {key: [N, To, *shape]}; `None` draws them from the normaliser's range.
+        tolerance: largest difference from the eager policy, relative to the action range.
+
+    Returns:
+        The content of `export.json`.
+
+    Raises:
+        FlowleapError: a package of the `deploy` extra is missing, the checkpoint or `steps` is unusable,
+            `out` holds something else, or the graph differs from the policy by more than `tolerance`.
+            Nothing is left behind then, and an earlier export stays.
+    """
+    packages = require_deploy("onnx", "onnxscript", "onnxruntime")
+    out = Path(out)
+    if out.exists() and not (out / MANIFEST).is_file() and (not out.is_dir() or any(out.iterdir())):
+        raise FlowleapError(
+            f"{out} exists and is not an exported policy; choose another place with out=FOLDER"
+        )
+    source = resolve(Path(checkpoint))
+    policy = Policy.load(source, weights)
+    info = read_manifest(source).get("info")
+    info = info if isinstance(info, dict) else {}
+    steps = policy.objective.check_steps(steps)
+    manifest: dict[str, Any] = {
+        "format": FORMAT,
+        "format_version": FORMAT_VERSION,
+        "spec": policy.spec.to_dict(),
+        "steps": steps,
+        "objective": policy.objective.name,
+        "inputs": {key: f"obs_{i}" for i, key in enumerate(policy.spec.observations)},
+        "task": info.get("task"),
+        "checkpoint": {
+            "name": source.name,
+            "step": info.get("step"),
+            "weights": weights,
+            "policy": policy.config,
+        },
+        "opset": OPSET,
+        "versions": {
+            "flowleap": flowleap_version(),
+            "torch": str(torch.__version__),
+            **{package.__name__: package.__version__ for package in packages},
+        },
+    }
+    real = observations is not None
+    if observations is None:
+        observations = synthetic_observations(policy, SYNTHETIC_WINDOWS)
+    model = trace(policy, manifest)
+    manifest["sha256"] = hashlib.sha256(model).hexdigest()
+
+    def fill(folder: Path) -> None:
+        (folder / MODEL).write_bytes(model)
+        _write_manifest(folder, manifest)
+        exported = ExportedPolicy.load(folder)
+        report = parity(policy, exported, observations)
+        check_tolerance(report, tolerance)
+        kind = "dataset" if real else "synthetic"
+        manifest["parity"] = {"observations": kind, "tolerance": tolerance, **report}
+        manifest["latency"] = latency(policy, exported, observations)
+        _write_manifest(folder, manifest)
+
+    write_directory(out, fill)
+    return manifest
+
+
+def trace(policy: Policy, manifest: Mapping[str, Any]) -> bytes:
+    """Return the serialised ONNX model of `policy` at the manifest's NFE, its fingerprint in the metadata."""
+    size = sum(x.numel() * x.element_size() for x in policy.state_dict().values())
+    if size > MAX_BYTES:
+        raise FlowleapError(
+            f"the policy holds {size / 1e9:.1f} GB of weights; one ONNX file holds at most 2 GB"
+        )
+    spec = policy.spec
+    graph = _Graph(copy.deepcopy(policy), manifest["steps"]).eval().requires_grad_(False)
+    example = _example(policy, batch=2)  # 2: torch takes sizes 0 and 1 for constants
+    fold_times(graph.policy, manifest["steps"], example)
+    batch = torch.export.Dim("batch")
+    dynamic = {NOISE: {0: batch}, "obs": tuple({0: batch} for _ in spec.observations)}
+    names = [NOISE, *manifest["inputs"].values()]
+    try:
+        with _silence():
+            # strict: it follows `len(x)` symbolically, where the default would freeze the batch size.
+            program = torch.export.export(graph, example, dynamic_shapes=dynamic, strict=True)
+            onnx_program = torch.onnx.export(
+                program,
+                dynamo=True,
+                opset_version=OPSET,
+                input_names=names,
+                output_names=[ACTION],
+                verbose=False,
+            )
+    except Exception as error:  # the exporter raises many kinds for what it cannot express
+        config = policy.config
+        reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        raise FlowleapError(
+            f"cannot express backbone '{config['backbone']['name']}' with objective "
+            f"'{config['objective']['name']}' in ONNX: {reason}"
+        ) from error
+    assert onnx_program is not None
+    model = onnx_program.model_proto
+    _strip(model)
+    entry = model.metadata_props.add()
+    entry.key, entry.value = FINGERPRINT, fingerprint(manifest)
+    return model.SerializeToString()
+
+
+class _Graph(nn.Module):
+    """What is traced: (noise [B,H,A], *observations [B,To,*shape]) -> the first Ta actions [B,Ta,A]."""
+
+    def __init__(self, policy: Policy, steps: int) -> None:
+        super().__init__()
+        self.policy = policy
+        self.steps = steps
+        self.keys = tuple(policy.spec.observations)
+
+    def forward(self, noise: Tensor, *obs: Tensor) -> Tensor:
+        observations = dict(zip(self.keys, obs, strict=True))
+        return self.policy.chunk(observations, noise, self.steps)[:, : self.policy.spec.n_action_steps]
+
+
+class FixedTimes(nn.Module):
+    """Stands in for a `TimeEmbedding` on a fixed time grid: gives its constant vectors, call after call."""
+
+    rows: Tensor
+
+    def __init__(self, rows: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("rows", rows)
+        self.calls = 0
+
+    def forward(self, t: Tensor, s: Tensor) -> Tensor:
+        """Return the vector of this call for every sample; [B, dim]."""
+        i = self.calls % len(self.rows)
+        self.calls += 1
+        return self.rows[i : i + 1].expand(t.shape[0], -1)
+
+
+def fold_times(policy: Policy, steps: int, example: tuple[Tensor, ...]) -> None:
+    """Replace every time embedding by the vectors it takes on the grid of `steps` leaps, in place.
+
+    The times are constants, but the exporter cannot see it: they are first expanded to the batch size.
+    """
+    noise, *obs = (x[:1] for x in example)
+    embeddings = {name: m for name, m in policy.named_modules() if isinstance(m, TimeEmbedding)}
+    for name, embedding in embeddings.items():
+        seen: list[Tensor] = []
+        hook = embedding.register_forward_hook(lambda _module, _args, out, seen=seen: seen.append(out))
+        with torch.no_grad():
+            policy.chunk(dict(zip(policy.spec.observations, obs, strict=True)), noise, steps)
+        hook.remove()
+        policy.set_submodule(name, FixedTimes(torch.cat(seen)))
+
+
+def _example(policy: Policy, batch: int) -> tuple[Tensor, ...]:
+    spec = policy.spec
+    noise = torch.zeros(batch, spec.horizon, spec.action_dim)
+    obs = [
+        torch.zeros(batch, spec.n_obs_steps, *o.shape, dtype=getattr(torch, input_dtype(o).name))
+        for o in spec.observations.values()
+    ]
+    return noise, *obs
+
+
+def _strip(model: Any) -> None:
+    """Drop what a runtime does not need (stack traces, inferred shapes) and name the batch axis."""
+    del model.metadata_props[:], model.graph.value_info[:], model.graph.metadata_props[:]
+    for node in model.graph.node:
+        del node.metadata_props[:]
+        node.ClearField("doc_string")
+    for value in (*model.graph.input, *model.graph.output):
+        del value.metadata_props[:]
+        value.type.tensor_type.shape.dim[0].dim_param = "batch"
+    for tensor in model.graph.initializer:
+        del tensor.metadata_props[:]
+        tensor.ClearField("doc_string")
+
+
+def _write_manifest(folder: Path, manifest: Mapping[str, Any]) -> None:
+    (folder / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
+
+
+@contextmanager
+def _silence() -> Iterator[None]:
+    """Mute the exporter's warnings and log lines: what matters about its result is checked."""
+    previous = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(previous)

@@ -1,0 +1,238 @@
+"""Acting with an exported policy: numpy and onnxruntime only, no torch at import or run time.
+
+    policy = ExportedPolicy.load("runs/door/export_nfe1")
+    chunk = policy.act({"state": state})        # [B, To, 39] -> [B, Ta, A], real units
+
+An exported folder holds `policy.onnx` (weights inside) and `export.json`. Nothing in it is trusted: the JSON
+is checked field by field, the model against its digest and against the Spec, and a model that refers to files
+outside itself is refused. onnxruntime runs its own kernels only, as no custom-op library is registered.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+
+from flowleap.policy.spec import FlowleapError, ObsKey, Spec, suggest
+
+FORMAT = "flowleap-export"
+FORMAT_VERSION = 1
+MODEL = "policy.onnx"
+MANIFEST = "export.json"
+NOISE = "noise"
+ACTION = "action"
+FINGERPRINT = "flowleap_contract"  # metadata entry of the model: digest of the manifest's contract fields
+CONTRACT = {"spec": dict, "steps": int, "objective": str, "inputs": dict}
+_ONNX_TYPES = {"tensor(float)": np.dtype(np.float32), "tensor(uint8)": np.dtype(np.uint8)}
+
+
+def require_deploy(*modules: str) -> list[ModuleType]:
+    """Import the optional packages of deployment, or raise `FlowleapError` naming the pip extra."""
+    try:
+        return [importlib.import_module(module) for module in modules]
+    except ModuleNotFoundError as error:
+        raise FlowleapError(f"{error.name} is not installed: pip install 'flowleap[deploy]'") from error
+
+
+def input_dtype(obs: ObsKey) -> np.dtype:
+    """What the graph takes: uint8 for images, float32 for everything else."""
+    return np.dtype(np.uint8 if obs.kind == "rgb" else np.float32)
+
+
+def fingerprint(manifest: Mapping[str, Any]) -> str:
+    """Digest of what a caller relies on: Spec, NFE, objective and input names."""
+    contract = {name: manifest[name] for name in CONTRACT}
+    return hashlib.sha256(json.dumps(contract, sort_keys=True).encode()).hexdigest()
+
+
+class ExportedPolicy:
+    """An exported policy, ready to act on the CPU.
+
+    Attributes:
+        spec: observation keys, action, To, H, Ta.
+        steps: NFE, fixed at export.
+        objective: name of the training objective.
+        task: `{"name", "kwargs"}` of the task it was trained for, or None.
+        manifest: all of `export.json`, the parity and latency reports included.
+    """
+
+    def __init__(self, manifest: dict[str, Any], spec: Spec, session: Any, seed: int | None) -> None:
+        self.manifest = manifest
+        self.spec = spec
+        self.steps: int = manifest["steps"]
+        self.objective: str = manifest["objective"]
+        task = manifest.get("task")
+        self.task: dict[str, Any] | None = task if isinstance(task, dict) else None
+        self._session = session
+        self._rng = np.random.default_rng(seed)
+        self._noise_shape = (spec.horizon, spec.action_dim)
+        self._inputs = [
+            (key, manifest["inputs"][key], (spec.n_obs_steps, *obs.shape), input_dtype(obs))
+            for key, obs in spec.observations.items()
+        ]
+
+    @classmethod
+    def load(cls, folder: str | Path, threads: int = 1, seed: int | None = None) -> ExportedPolicy:
+        """Open an exported folder.
+
+        Args:
+            folder: where `export.json` and `policy.onnx` are.
+            threads: CPU threads of onnxruntime; one is fastest for small networks at batch 1.
+            seed: of the noise drawn by `act`; `None` draws a fresh one.
+
+        Raises:
+            FlowleapError: onnxruntime is missing, or the folder is missing, damaged, tampered with or of
+                another format version; the message names the file and the field.
+        """
+        if isinstance(threads, bool) or not isinstance(threads, int) or threads < 1:
+            raise FlowleapError(f"threads must be a whole number >= 1, got {threads!r}")
+        folder = Path(folder)
+        manifest = read_manifest(folder)
+        spec = Spec.from_dict(manifest["spec"], f"{folder / MANIFEST}: spec")
+        if set(manifest["inputs"]) != set(spec.observations):
+            raise FlowleapError(
+                f"{folder / MANIFEST}: field 'inputs' names {sorted(manifest['inputs'])}, "
+                f"but the Spec has {sorted(spec.observations)}"
+            )
+        session = _open_session(folder / MODEL, manifest["sha256"], threads)
+        _check_graph(folder, session, manifest, spec)
+        return cls(manifest, spec, session, seed)
+
+    def act(self, obs: Mapping[str, np.ndarray], noise: np.ndarray | None = None) -> np.ndarray:
+        """Choose an action chunk.
+
+        Args:
+            obs: {key: [B, To, *shape]}, real units (images uint8), the current frame last; other keys are
+                ignored.
+            noise: z ~ N(0, I) [B, H, A]; drawn from the policy's own generator if `None`.
+
+        Returns:
+            [B, Ta, A] float32, real units.
+
+        Raises:
+            FlowleapError: a key is missing, or a shape or dtype is not the Spec's.
+        """
+        feed: dict[str, np.ndarray] = {}
+        batch = 0
+        for key, name, shape, dtype in self._inputs:
+            if key not in obs:
+                raise FlowleapError(f"observation '{key}' is missing; got {sorted(obs)}{suggest(key, obs)}")
+            array = _as_input(f"observation '{key}'", obs[key], dtype)
+            batch = batch or (len(array) if array.ndim else 0)
+            if array.shape != (batch, *shape) or not batch:
+                raise FlowleapError(
+                    f"observation '{key}': expected [batch, {', '.join(map(str, shape))}]"
+                    f"{f' with batch {batch}' if batch else ''}, got {list(array.shape)}"
+                    f"{'; add the batch axis with x[None]' if array.shape == shape else ''}"
+                )
+            feed[name] = array
+        if noise is None:
+            noise = self._rng.standard_normal((batch, *self._noise_shape), dtype=np.float32)
+        noise = _as_input(NOISE, noise, np.dtype(np.float32))
+        if noise.shape != (batch, *self._noise_shape):
+            raise FlowleapError(
+                f"noise: expected {[batch, *self._noise_shape]} = [batch, H, A], got {list(noise.shape)}"
+            )
+        feed[NOISE] = noise
+        return self._session.run([ACTION], feed)[0]
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """Parse and check `export.json`; raise `FlowleapError` naming the file and the field."""
+    file = folder / MANIFEST
+    if not file.is_file():
+        raise FlowleapError(
+            f"{folder} is not an exported policy: it has no {MANIFEST} (see `flowleap export`)"
+        )
+    try:
+        manifest = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise FlowleapError(f"{file}: not readable as JSON ({error}); the export is damaged") from error
+    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
+        raise FlowleapError(f"{file}: 'format' is not {FORMAT!r}; this is not an exported policy")
+    found = manifest.get("format_version")
+    if found != FORMAT_VERSION:
+        raise FlowleapError(
+            f"{file}: format version {found!r}, this flowleap reads {FORMAT_VERSION}; "
+            "export again, or install the flowleap that wrote it"
+        )
+    for name, kind in {**CONTRACT, "sha256": str}.items():
+        if name not in manifest:
+            raise FlowleapError(f"{file}: field '{name}' is missing")
+        if not isinstance(manifest[name], kind) or isinstance(manifest[name], bool):
+            raise FlowleapError(f"{file}: field '{name}' must be {kind.__name__}, got {manifest[name]!r:.80}")
+    return manifest
+
+
+def _open_session(file: Path, sha256: str, threads: int) -> Any:
+    """Check the bytes of the model, then hand these very bytes to onnxruntime."""
+    (ort,) = require_deploy("onnxruntime")
+    try:
+        model = file.read_bytes()
+    except OSError as error:
+        raise FlowleapError(f"{file}: {error.strerror}; copy the exported folder again") from error
+    if hashlib.sha256(model).hexdigest() != sha256:
+        raise FlowleapError(
+            f"{file} is damaged: its sha256 is not the one in {MANIFEST}; copy or export it again"
+        )
+    # ONNX names the file of a tensor stored outside the model under the key "location", in plain bytes.
+    if b"location" in model:
+        raise FlowleapError(
+            f"{file} holds the word 'location', by which ONNX refers to data in other files; "
+            "an exported policy has all its data inside: do not use this one"
+        )
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
+    options.log_severity_level = 4  # failures come as exceptions
+    # A robot's other processes need the cores between two chunks.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    options.add_session_config_entry("session.load_model_format", "ONNX")
+    try:
+        return ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # onnxruntime raises many kinds for models it cannot run
+        reason = str(error).splitlines()[0]
+        raise FlowleapError(f"{file}: onnxruntime cannot load it ({reason}); export it again") from error
+
+
+def _check_graph(folder: Path, session: Any, manifest: Mapping[str, Any], spec: Spec) -> None:
+    """Raise unless the model is the one that `export.json` describes."""
+    other = f"{folder / MANIFEST} does not describe {MODEL}"
+    metadata = session.get_modelmeta().custom_metadata_map
+    if metadata.get(FINGERPRINT) != fingerprint(manifest):
+        raise FlowleapError(
+            f"{other}: {', '.join(CONTRACT)} are not the ones it was exported with; export it again"
+        )
+    wanted: dict[str, tuple[list[int], np.dtype]] = {
+        manifest["inputs"][key]: ([spec.n_obs_steps, *obs.shape], input_dtype(obs))
+        for key, obs in spec.observations.items()
+    }
+    wanted[NOISE] = ([spec.horizon, spec.action_dim], np.dtype(np.float32))
+    found = {x.name: (list(x.shape[1:]), _ONNX_TYPES.get(x.type)) for x in session.get_inputs()}
+    if found != wanted:
+        raise FlowleapError(f"{other}: its inputs are {found}, expected {wanted}; export it again")
+    outputs = {x.name: list(x.shape[1:]) for x in session.get_outputs()}
+    if outputs != {ACTION: [spec.n_action_steps, spec.action_dim]}:
+        raise FlowleapError(f"{other}: its outputs are {outputs}; export it again")
+
+
+def _as_input(name: str, value: Any, dtype: np.dtype) -> np.ndarray:
+    """Return `value` as a contiguous array of the graph's dtype; images must be uint8 already."""
+    try:
+        array = np.asarray(value)
+        if array.dtype == dtype:
+            return np.ascontiguousarray(array) if array.ndim else array
+        if dtype == np.uint8 or array.dtype.kind not in "biuf":
+            raise ValueError(f"dtype {array.dtype} instead of {dtype}")
+        return array.astype(dtype, order="C")
+    except (TypeError, ValueError) as error:
+        raise FlowleapError(f"{name}: {error}; give numbers as {dtype}") from error

@@ -1,0 +1,202 @@
+"""Policy: normaliser + encoder + backbone under one objective; three verbs: loss, act, save/load."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from flowleap.policy.backbones import build_backbone
+from flowleap.policy.checkpoint import read_policy, write_policy
+from flowleap.policy.encoders import build_encoder
+from flowleap.policy.flow_map import FlowMap, time_grid
+from flowleap.policy.normalizer import ACTION, Normalizer
+from flowleap.policy.objectives import Draw, Objective
+from flowleap.policy.registry import require_number
+from flowleap.policy.spec import FlowleapError, Spec, suggest
+
+Batch = Mapping[str, Any]
+PARTS = ("objective", "backbone", "encoder", "normalizer", "head_sigma")
+
+
+def normalizer_modes(config: Any) -> dict[str, str]:
+    """Check the `normalizer` part of a config: `obs` and `action` modes, both optional."""
+    if not isinstance(config, Mapping) or not set(config) <= {"obs", "action"}:
+        raise FlowleapError(f"normalizer takes the options 'obs' and 'action', got {config!r}")
+    return dict(config)
+
+
+class Policy(nn.Module):
+    """A one- or few-step robot policy.
+
+    Args:
+        spec: observation keys, action, To, H, Ta.
+        config: plain data with `objective`, `backbone`, `encoder` (each a registry `name` and its options),
+            `normalizer` (`obs` and `action` mode) and `head_sigma` (see `FlowMap`).
+
+    Raises:
+        FlowleapError: an unknown name, option or value; the message names it.
+    """
+
+    def __init__(self, spec: Spec, config: Mapping[str, Any]) -> None:
+        super().__init__()
+        for part in config:
+            if part not in PARTS:
+                raise FlowleapError(
+                    f"policy config has no part {part!r}; it has {PARTS}{suggest(part, PARTS)}"
+                )
+        for part in PARTS[:3]:
+            if not isinstance(config.get(part), Mapping):
+                raise FlowleapError(f"policy config: part '{part}' is missing or not an object")
+        self.spec = spec
+        self.objective = Objective(config["objective"])
+        self.normalizer = Normalizer(spec, **normalizer_modes(config.get("normalizer", {})))
+        self.encoder, encoder = build_encoder(config["encoder"], spec)
+        cond_dim: int = self.encoder.dim  # type: ignore[assignment]
+        self.net, backbone = build_backbone(config["backbone"], spec.action_dim, spec.horizon, cond_dim)
+        if self.objective.options.get("derivative") == "difference" and backbone.get("dropout"):
+            raise FlowleapError(
+                "backbone.dropout > 0 needs objective.derivative=jvp: a finite difference would subtract two "
+                "different dropout masks"
+            )
+        self.head_sigma = require_number("head_sigma", config.get("head_sigma", 0.0), 0.0, 100.0)
+        self.config: dict[str, Any] = {
+            "objective": self.objective.config,
+            "backbone": backbone,
+            "encoder": encoder,
+            "normalizer": self.normalizer.config,
+            "head_sigma": self.head_sigma,
+        }
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return next(self.net.parameters()).device
+
+    def encode(self, obs: Mapping[str, Tensor]) -> Tensor:
+        """Raw observations {key: [B, To, *shape]} -> cond [B, C]; a missing or misshapen key is an error."""
+        normalized: dict[str, Tensor] = {}
+        for key, known in self.spec.observations.items():
+            if key not in obs:
+                raise FlowleapError(f"observation '{key}' is missing; got {sorted(obs)}{suggest(key, obs)}")
+            expected = (self.spec.n_obs_steps, *known.shape)
+            if tuple(obs[key].shape[1:]) != expected:
+                raise FlowleapError(
+                    f"observation '{key}': expected [batch, {', '.join(map(str, expected))}], "
+                    f"got {list(obs[key].shape)}"
+                )
+            normalized[key] = self.normalizer.normalize(key, obs[key].float())
+        return self.encoder(normalized)
+
+    def flow_map(self, obs: Mapping[str, Tensor]) -> FlowMap:
+        """The flow map conditioned on raw observations."""
+        return FlowMap(self.net, self.encode(obs), self.head_sigma)
+
+    def draw(self, batch: int, generator: torch.Generator | None = None) -> Draw:
+        """Noise and times for one training batch (on the CPU)."""
+        return self.objective.draw(batch, self.spec.horizon, self.spec.action_dim, generator)
+
+    def loss(self, batch: Batch, draw: Draw | None = None) -> tuple[Tensor, dict[str, Tensor]]:
+        """Training loss of a batch {"obs": {key: [B,To,...]}, "action": [B,H,A]} in real units.
+
+        Returns:
+            Scalar loss and the detached mean of each term.
+        """
+        actions = self.normalizer.normalize(ACTION, batch["action"])
+        draw = self.draw(len(actions)) if draw is None else draw
+        return self.objective.loss(self.flow_map(batch["obs"]), actions, draw.to(actions.device))
+
+    forward = loss  # so that DistributedDataParallel's hooks see the loss
+
+    @torch.no_grad()
+    def act(self, obs: Mapping[str, Tensor], noise: Tensor | None = None, steps: int | None = None) -> Tensor:
+        """Choose an action chunk.
+
+        Args:
+            obs: {key: [B, To, *shape]}, real units, the current frame last.
+            noise: z ~ N(0, I) [B, H, A]; drawn here if `None`.
+            steps: NFE; `None` is the objective's default (1 for iSD).
+
+        Returns:
+            [B, Ta, A] in real units. Training-time noise and dropout are off whatever the module's mode.
+
+        Raises:
+            FlowleapError: missing or misshapen observation, unsupported `steps`.
+        """
+        training = self.training
+        if training:
+            self.eval()
+        try:
+            return self.chunk(obs, noise, steps)[:, : self.spec.n_action_steps]
+        finally:
+            if training:
+                self.train()
+
+    def chunk(self, obs: Mapping[str, Tensor], noise: Tensor | None, steps: int | None) -> Tensor:
+        """The whole predicted chunk [B, H, A] in real units."""
+        steps = self.objective.check_steps(steps)
+        flow_map = self.flow_map(obs)
+        shape = (len(flow_map.cond), self.spec.horizon, self.spec.action_dim)
+        if noise is None:
+            noise = torch.randn(shape, device=flow_map.cond.device)
+        elif not torch.jit.is_tracing() and tuple(noise.shape) != shape:
+            raise FlowleapError(f"noise: expected {list(shape)} = [batch, H, A], got {list(noise.shape)}")
+        grid = time_grid(steps, device=noise.device)
+        return self.normalizer.unnormalize(ACTION, self.objective.info.sampler(flow_map, noise, grid))
+
+    def save(
+        self, path: str | Path, ema: Policy | None = None, info: Mapping[str, Any] | None = None
+    ) -> None:
+        """Write a checkpoint directory (`model.safetensors`, `policy.json`), atomically.
+
+        Args:
+            path: the directory; replaced if it exists.
+            ema: the averaged policy, whose weights are stored beside the raw ones.
+            info: JSON data for people (steps, dataset, ...).
+        """
+        write_policy(
+            Path(path),
+            {"raw": self.state_dict(), "ema": (ema or self).state_dict()},
+            self.spec,
+            self.config,
+            dict(info or {}),
+        )
+
+    @classmethod
+    def load(cls, path: str | Path, weights: str = "ema", device: str | torch.device = "cpu") -> Policy:
+        """Rebuild a policy from a checkpoint (or run) directory alone, in eval mode.
+
+        Untrusted checkpoints are safe to load: no pickle, no import paths, sizes checked before memory is taken.
+
+        Raises:
+            FlowleapError: missing, truncated, tampered or incompatible files; the message names the culprit.
+        """
+        stored = read_policy(Path(path), weights)
+        try:
+            with torch.device("meta"):  # shapes first: a tampered size must not allocate
+                policy = cls(stored.spec, stored.config)
+        except (TypeError, ValueError, AttributeError, RuntimeError, OverflowError, RecursionError) as error:
+            reason = str(error).splitlines()[0]
+            raise FlowleapError(f"{stored.path}: policy.json describes no valid policy ({reason})") from error
+        expected = policy.state_dict()
+        for name in sorted(expected.keys() | stored.state.keys()):
+            if name not in stored.state or name not in expected:
+                where = "the weights file lacks" if name in expected else "policy.json does not describe"
+                raise FlowleapError(
+                    f"{stored.path}: {where} tensor '{name}'; the two files do not fit together"
+                )
+            have, want = stored.state[name], expected[name]
+            if have.shape != want.shape or have.dtype != want.dtype:
+                raise FlowleapError(
+                    f"{stored.path}: tensor '{name}' is {have.dtype} {list(have.shape)}, but policy.json "
+                    f"describes {want.dtype} {list(want.shape)}; the two files do not fit together"
+                )
+            if not torch.isfinite(have).all():
+                raise FlowleapError(f"{stored.path}: tensor '{name}' holds NaN or infinite values")
+        # Copies, because tensors mapped from a file are not aligned: kernels would round differently, and the file
+        # may change under a running policy.
+        policy.load_state_dict({name: x.clone() for name, x in stored.state.items()}, assign=True)
+        return policy.to(device).eval()

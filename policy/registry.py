@@ -1,0 +1,70 @@
+"""Names to things: checkpoints and configs hold registry names and plain options, never import paths."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, Generic, TypeVar
+
+from flowleap.policy.spec import FlowleapError, suggest
+
+T = TypeVar("T", bound=Callable[..., Any])
+
+
+class Registry(Generic[T]):
+    """Maps a name to a class or function and checks options against its keyword-only parameters."""
+
+    def __init__(self, kind: str) -> None:
+        self.kind = kind
+        self._entries: dict[str, T] = {}
+
+    def register(self, name: str) -> Callable[[T], T]:
+        """Decorator: make the class or function available under `name`."""
+
+        def decorate(entry: T) -> T:
+            if name in self._entries:
+                raise ValueError(f"{self.kind} {name!r} is registered twice")
+            self._entries[name] = entry
+            return entry
+
+        return decorate
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(sorted(self._entries))
+
+    def __getitem__(self, name: str) -> T:
+        if name not in self._entries:
+            raise FlowleapError(
+                f"unknown {self.kind} {name!r}; known: {', '.join(self)}{suggest(str(name), self._entries)}"
+            )
+        return self._entries[name]
+
+    def options(self, config: Mapping[str, Any]) -> dict[str, Any]:
+        """Return `config` without its `name`, filled with defaults; raise `FlowleapError` on unknown options."""
+        name = config.get("name")
+        if not isinstance(name, str):
+            raise FlowleapError(f"{self.kind}: 'name' is missing; known: {', '.join(self)}")
+        parameters = inspect.signature(self[name]).parameters.values()
+        known = {p.name: p.default for p in parameters if p.kind is inspect.Parameter.KEYWORD_ONLY}
+        given = {key: value for key, value in config.items() if key != "name"}
+        for key in given:
+            if key not in known:
+                raise FlowleapError(
+                    f"{self.kind} {name!r} has no option {key!r}; it has: {', '.join(known) or 'none'}"
+                    f"{suggest(str(key), known)}"
+                )
+        return known | given
+
+
+def require_int(name: str, value: Any, low: int, high: int) -> int:
+    """Return `value` if it is a whole number in [low, high]; raise `FlowleapError` naming the option."""
+    if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
+        raise FlowleapError(f"{name} must be a whole number in [{low}, {high}], got {value!r}")
+    return value
+
+
+def require_number(name: str, value: Any, low: float, high: float) -> float:
+    """Return `value` as a float if it is a number in [low, high]; raise `FlowleapError` naming the option."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
+        raise FlowleapError(f"{name} must be a number in [{low}, {high}], got {value!r}")
+    return float(value)

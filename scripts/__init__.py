@@ -1,0 +1,1 @@
+"""The command line: thin scripts that bring policy, envs and datasets together."""

@@ -1,0 +1,221 @@
+"""The `flowleap` command: finds the verb, hands the rest of the line to hydra, turns errors into one line.
+
+Importing this module costs nothing but the standard library, so that `flowleap --help` answers at once; hydra
+and torch load when a verb runs.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import NamedTuple
+
+from flowleap.policy.spec import FlowleapError, suggest
+
+
+class Verb(NamedTuple):
+    """What the overview says about a verb; its script is `flowleap.scripts.<name>`."""
+
+    summary: str
+    example: str
+
+
+VERBS = {
+    "train": Verb(
+        "train a one-step policy on a dataset",
+        "flowleap train task=pusht/keypoints dataset=data/pusht.zarr",
+    ),
+    "eval": Verb(
+        "roll a checkpoint or an exported policy out and score it",
+        "flowleap eval checkpoint=runs/pusht/checkpoints/last episodes=50 steps=1",
+    ),
+    "export": Verb(
+        "write a checkpoint as ONNX, to act without torch",
+        "flowleap export checkpoint=runs/pusht/checkpoints/last",
+    ),
+    "collect": Verb(
+        "record demonstrations of a task's scripted expert",
+        "flowleap collect task=metaworld/door-open-v3 episodes=100",
+    ),
+    "convert": Verb(
+        "rewrite a dataset as a flowleap store",
+        "flowleap convert source=pusht_cchi_v7_replay.zarr out=data/pusht.zarr",
+    ),
+    "inspect": Verb(
+        "show what a dataset holds",
+        "flowleap inspect dataset=data/pusht.zarr",
+    ),
+    "list": Verb(
+        "list tasks, objectives, backbones, encoders and formats",
+        "flowleap list what=tasks",
+    ),
+    "doctor": Verb(
+        "check this machine: versions, GPU, rendering, optional parts",
+        "flowleap doctor",
+    ),
+    "benchmark": Verb(
+        "compare objectives on equal terms, over training seeds",
+        "flowleap benchmark task=pusht/keypoints dataset=data/pusht.zarr",
+    ),
+    "speed": Verb(
+        "time training steps and the loader on this machine",
+        "flowleap speed backbone=mlp batch_size=128",
+    ),
+    "demo": Verb(
+        "the whole path on one simulated task, in minutes",
+        "flowleap demo",
+    ),
+}
+
+# The flags of hydra that make sense here; `--experimental-rerun` does not, it unpickles its file.
+_FLAGS = ("-h", "--help", "-m", "--multirun", "-r", "--run", "--resolve", "--hydra-help")
+_VALUE_FLAGS = (
+    "-c",
+    "--cfg",
+    "-p",
+    "--package",
+    "-i",
+    "--info",
+    "-cd",
+    "--config-dir",
+    "-cn",
+    "--config-name",
+)
+_COMPLETION_FLAGS = ("-sc", "--shell-completion")
+
+
+class UsageError(FlowleapError):
+    """The command line itself is wrong: unknown verb, option or choice, or a required option is missing."""
+
+
+def verbs() -> list[str]:
+    """Return the verbs whose script is there, in the order of the overview."""
+    return [name for name in VERBS if Path(__file__).with_name(f"{name}.py").is_file()]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; return the exit code.
+
+    0 success, 1 a mishap or a bug, 2 a wrong command line, 130 interrupted.
+    """
+    args = list(sys.argv[1:] if argv is None else argv)
+    if not args or args[0] in ("-h", "--help") or args == ["help"]:
+        print(_overview())
+        return 0
+    if args[0] == "--version":
+        print(f"flowleap {version('flowleap')}")
+        return 0
+    if args[0] == "help":
+        args = [args[1], "--help", *args[2:]]
+    return run_verb(args[0], args[1:])
+
+
+def run_verb(verb: str, argv: Sequence[str]) -> int:
+    """Run one verb with hydra overrides and flags, report errors on stderr, and return the exit code.
+
+    Scripts call this under `if __name__ == "__main__"`, so that `python -m flowleap.scripts.train` and
+    `accelerate launch -m flowleap.scripts.train` behave like `flowleap train`.
+    """
+    try:
+        _dispatch(verb, list(argv))
+        return 0
+    except UsageError as error:
+        return _report(error, 2)
+    except FlowleapError as error:
+        return _report(error, 1)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # the reader of a pipe (`| head`) is gone
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except Exception as error:
+        traceback.print_exc()
+        print(f"error: this is a bug in flowleap ({type(error).__name__}), please report it", file=sys.stderr)
+        return 1
+
+
+def _dispatch(verb: str, argv: list[str]) -> None:
+    """Check the words of the command line, then do what they say."""
+    if verb in _COMPLETION_FLAGS:
+        from flowleap.scripts import completion
+
+        completion.main(argv)
+        return
+    if verb not in verbs():
+        if "=" in verb or verb.startswith("-"):
+            raise UsageError(f"the verb comes first: flowleap VERB {verb} (verbs: {', '.join(verbs())})")
+        raise UsageError(f"unknown verb '{verb}'{suggest(verb, verbs())} (verbs: {', '.join(verbs())})")
+    overrides, flags = _split(verb, argv)
+    if "-h" in flags or "--help" in flags:
+        from flowleap.scripts.options import help_text
+
+        print(help_text(verb, overrides))
+        return
+    from flowleap.scripts import hydra_app
+
+    hydra_app.run(verb, overrides, flags)
+
+
+def _split(verb: str, argv: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Return the overrides and the flags (each followed by its value); raise for a flag that hydra lacks."""
+    overrides: list[str] = []
+    flags: list[str] = []
+    words = iter(argv)
+    for word in words:
+        flag, equals, value = word.partition("=")
+        if not word.startswith("-"):
+            overrides.append(word)
+        elif flag in _FLAGS:
+            flags.append(word)
+        elif flag in _VALUE_FLAGS:
+            flags += [flag, value if equals else next(words, "")]
+        elif flag in _COMPLETION_FLAGS:
+            raise UsageError('completion is set up without a verb: eval "$(flowleap -sc install=bash)"')
+        else:
+            name = flag.lstrip("-").replace("-", "_")
+            raise UsageError(
+                f"unknown flag '{flag}': options are written {name}={value or '...'} "
+                f"(`flowleap {verb} --help` lists them)"
+            )
+    return overrides, flags
+
+
+def _report(error: FlowleapError, code: int) -> int:
+    print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+    return code
+
+
+def _overview() -> str:
+    """Return the text of `flowleap --help`."""
+    lines = [
+        "flowleap: one-step robot policies, trained from scratch by self-distillation.",
+        "",
+        "usage: flowleap VERB key=value ...",
+        "",
+    ]
+    width = max(map(len, verbs()))
+    for name in verbs():
+        lines += [f"  {name:<{width}}  {VERBS[name].summary}", f"  {'':<{width}}    {VERBS[name].example}"]
+    lines += [
+        "",
+        "  flowleap VERB --help      every option with its default, choices and examples",
+        "  flowleap VERB --cfg job   print the configuration that a command line amounts to, and stop",
+        "  flowleap VERB -m k=a,b    one run for each combination of values",
+        "  flowleap --version",
+        "",
+        "Tab completion, for this shell or in its start-up file (bash; or zsh):",
+        '  eval "$(flowleap -sc install=bash)"',
+    ]
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    # Run the imported module: as `__main__`, this one would have an UsageError that no other module raises.
+    from flowleap.scripts import cli
+
+    sys.exit(cli.main())

@@ -1,0 +1,107 @@
+"""Record demonstrations: a task's scripted expert, its successes kept, written as an episode store.
+
+    flowleap collect task=metaworld/door-open-v3 episodes=100
+    flowleap collect task=metaworld/push-v3 episodes=100 action_noise=0.1 out=data/push_noisy.zarr
+
+Attempt i starts from `seed + i`; the dataset is the same whatever `n_envs`. Ctrl-C keeps what was recorded.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from contextlib import closing
+from typing import Any
+
+from omegaconf import DictConfig
+from rich.console import Console
+
+from flowleap.datasets.episodes import EpisodeWriter
+from flowleap.envs.demonstrate import demonstrations
+from flowleap.envs.registry import make_task, package_versions
+from flowleap.envs.report import wilson
+from flowleap.policy.metrics import progress_bar
+from flowleap.policy.spec import FlowleapError
+from flowleap.scripts.cli import run_verb
+
+
+def main(cfg: DictConfig) -> dict[str, Any]:
+    """Collect `cfg.episodes` successes into the store `cfg.out`; return what its attributes say about them.
+
+    Raises:
+        FlowleapError: no expert, `out` exists, or too few attempts succeed (the successes are kept then).
+    """
+    _check(cfg)
+    task = make_task(cfg.task.name, **cfg.task.kwargs)
+    max_attempts = int(cfg.episodes * cfg.max_attempts_factor)
+    n_envs = min(cfg.n_envs or os.cpu_count() or 1, cfg.episodes)
+    attempts = demonstrations(task, cfg.seed, n_envs, cfg.action_noise, cfg.hold_steps)
+    attrs: dict[str, Any] = {
+        "task": task.name,
+        "expert": "scripted",
+        "first_seed": cfg.seed,
+        "seed_note": task.seed_note,
+        "action_noise": cfg.action_noise,
+        "action_label": "the expert's own action, without the noise that was executed",
+        "hold_steps": cfg.hold_steps,
+        "versions": package_versions("flowleap", *task.spec.source["versions"]),
+        "attempts": 0,
+        "successes": 0,
+    }
+    console = Console()
+    try:
+        with (
+            EpisodeWriter(cfg.out, task.spec, attrs, overwrite=cfg.overwrite) as writer,
+            closing(attempts),
+            progress_bar(0, cfg.episodes, f"collect {task.name}", enabled=True) as advance,
+        ):
+            for attempt in attempts:
+                if attempt.success:
+                    writer.add(attempt.columns, seed=attempt.seed)
+                attrs["attempts"] += 1
+                attrs["successes"] = writer.n_episodes
+                writer.attrs.update(attrs)
+                advance(attrs["successes"], f"expert {attrs['successes']}/{attrs['attempts']}")
+                if attrs["successes"] == cfg.episodes or attrs["attempts"] == max_attempts:
+                    break
+            if not attrs["successes"]:
+                raise FlowleapError(f"the expert of {task.name} failed in all of {max_attempts} attempts")
+    except KeyboardInterrupt:
+        if attrs["successes"]:
+            kept = f"{cfg.out}: {attrs['successes']} episodes are kept"
+            console.print(kept, highlight=False, soft_wrap=True)
+        raise
+    if attrs["successes"] < cfg.episodes:
+        raise FlowleapError(
+            f"only {attrs['successes']} of {max_attempts} attempts at {task.name} succeeded (kept in "
+            f"'{cfg.out}'); lower action_noise or raise max_attempts_factor={cfg.max_attempts_factor}"
+        )
+    low, high = wilson(attrs["successes"], attrs["attempts"])
+    console.print(
+        f"{cfg.out}: {writer.n_episodes} episodes, {writer.n_frames} frames of {task.name}; the expert "
+        f"succeeded in {attrs['successes']} of {attrs['attempts']} attempts [{low:.3f}, {high:.3f}] "
+        f"(seeds {cfg.seed}..{cfg.seed + attrs['attempts'] - 1})",
+        highlight=False,
+        soft_wrap=True,
+    )
+    return attrs
+
+
+def _check(cfg: DictConfig) -> None:
+    for key, least in {
+        "episodes": 1,
+        "seed": 0,
+        "hold_steps": 0,
+        "action_noise": 0,
+        "max_attempts_factor": 1,
+    }.items():
+        value = cfg[key]
+        whole = key not in ("action_noise", "max_attempts_factor")
+        if isinstance(value, bool) or not isinstance(value, int if whole else int | float) or value < least:
+            raise FlowleapError(f"{key}={value} must be a {'whole ' if whole else ''}number >= {least}")
+    if cfg.n_envs is not None and (not isinstance(cfg.n_envs, int) or cfg.n_envs < 1):
+        raise FlowleapError(f"n_envs={cfg.n_envs} must be a whole number >= 1, or null")
+
+
+if __name__ == "__main__":
+    sys.exit(run_verb("collect", sys.argv[1:]))

@@ -1,0 +1,147 @@
+"""The whole path on one simulated task: collect, train, evaluate, export, evaluate the export, and a report.
+
+flowleap demo                                      MetaWorld, offline, in minutes on two cores
+flowleap demo task=metaworld/door-open-v3 out=demo_door
+"""
+
+from __future__ import annotations
+
+import shutil
+import time
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig
+from rich.console import Console
+
+from flowleap.datasets.windows import Windows
+from flowleap.envs.registry import make_task
+from flowleap.envs.report import format_line, write_results
+from flowleap.policy.spec import FlowleapError
+from flowleap.scripts import collect, eval, export, plots, train
+from flowleap.scripts.data import load_columns
+from flowleap.scripts.hydra_app import compose
+
+MARKER = ".flowleap-demo"  # only a folder that an earlier demo made is replaced
+
+
+def main(cfg: DictConfig) -> dict[str, Any]:
+    """Run the demo into `cfg.out`; return what results.json holds."""
+    console, start = Console(), time.perf_counter()
+    out = _fresh_folder(Path(cfg.out))
+    task_override = f"task={cfg.task.name}"
+    data, run = out / "data.zarr", out / "run"
+    seconds: dict[str, float] = {}
+
+    def stage(name: str, verb: Any, *overrides: str) -> Any:
+        console.rule(f"[bold]flowleap {name.split()[0]}[/] {' '.join(overrides)}", align="left")
+        begin = time.perf_counter()
+        result = verb.main(compose(name.split()[0], overrides))
+        seconds[name] = round(time.perf_counter() - begin, 1)
+        return result
+
+    episodes = [f"episodes={cfg.episodes}", f"out={out}/eval_torch.json"]
+    stage(
+        "collect", collect, task_override, f"episodes={cfg.demonstrations}", f"out={data}", f"seed={cfg.seed}"
+    )
+    stage(
+        "train",
+        train,
+        task_override,
+        f"dataset={data}",
+        f"run_dir={run}",
+        f"trainer.steps={cfg.train_steps}",
+        f"trainer.batch_size={cfg.batch_size}",
+        f"trainer.seed={cfg.seed}",
+    )
+    torch_result = stage("eval", eval, f"checkpoint={run}", "steps=1", "videos=1", *episodes)
+    exported = stage("export", export, f"checkpoint={run}", "steps=1", f"out={out}/export")
+    episodes[1] = f"out={out}/eval_export.json"
+    export_result = stage("eval (export)", eval, f"checkpoint={exported}", "videos=0", *episodes)
+    _draw(cfg, data, run, out)
+    seconds["total"] = round(time.perf_counter() - start, 1)
+    results = {
+        "command": "flowleap demo",
+        "seconds": seconds,
+        "demonstrations": cfg.demonstrations,
+        "train": {"steps": cfg.train_steps, "batch_size": cfg.batch_size, "seed": cfg.seed},
+        "torch": {"nfe": torch_result["nfe"], **torch_result["summary"]},
+        "export": {"nfe": export_result["nfe"], **export_result["summary"]},
+    }
+    write_results(out / "results.json", results)
+    report = _report(cfg, results)
+    (out / "README.md").write_text(report)
+    console.rule("[bold]done", align="left")
+    for name in ("torch", "export"):
+        console.print(
+            f"{name}: NFE {results[name]['nfe']} | {format_line(results[name])}",
+            soft_wrap=True,
+            highlight=False,
+        )
+    console.print(
+        f"{seconds['total']:.0f} s in all; results, curve, video and chunk plot: {out}/README.md",
+        highlight=False,
+    )
+    return results
+
+
+def _fresh_folder(out: Path) -> Path:
+    """Create `out` empty; replace it only if an earlier demo made it."""
+    if out.exists():
+        if not (out / MARKER).exists():
+            raise FlowleapError(f"{out} exists and is no demo's folder: choose another one with out=NAME")
+        shutil.rmtree(out)
+    out.mkdir(parents=True)
+    (out / MARKER).touch()
+    return out
+
+
+def _draw(cfg: DictConfig, data: Path, run: Path, out: Path) -> None:
+    from flowleap.policy.policy import Policy
+
+    policy = Policy.load(run)
+    columns, ends, _ = load_columns(make_task(cfg.task.name, **cfg.task.kwargs), data)
+    plots.training_curve(run / "metrics.jsonl", out / "training.png")
+    plots.action_chunks(policy, Windows(columns, ends, policy.spec), out / "chunks.png")
+
+
+def _report(cfg: DictConfig, results: dict[str, Any]) -> str:
+    """The demo's page: a table, the plots, where the video is."""
+    lines = [
+        f"# {cfg.task.name}: {cfg.demonstrations} scripted demonstrations, {cfg.train_steps} steps, one network call",
+        "",
+        "| policy | NFE | success | 95 % Wilson | latency p50 | evaluation |",
+        "|---|---|---|---|---|---|",
+    ]
+    for name in ("torch", "export"):
+        row = results[name]
+        success, (low, high) = row["success"], row["success"]["interval"]
+        lines.append(
+            f"| {name} | {row['nfe']} | {success['count']}/{success['n']} | {low:.2f} to {high:.2f} "
+            f"| {row['latency_ms']['p50']:.2f} ms | {row['seconds']['wall']:.0f} s |"
+        )
+    times = ", ".join(f"{name} {value:.0f} s" for name, value in results["seconds"].items())
+    video = next(Path(cfg.out).glob("*.mp4"), None)
+    lines += [
+        "",
+        f"Training seeds from {cfg.seed}, evaluation seeds from 100000: {results['torch']['seed_note']}",
+        "",
+        f"Time: {times}.",
+        "",
+        "![training](training.png)",
+        "![action chunks](chunks.png)",
+        "",
+        f"Rollout: [{video.name}]({video.name})"
+        if video
+        else "No video: `flowleap doctor` says how to get a GL backend.",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    import sys
+
+    from flowleap.scripts.cli import run_verb
+
+    sys.exit(run_verb("demo", sys.argv[1:]))

@@ -1,0 +1,84 @@
+"""Pictures of a run: the training curve, and what one observation's action chunks look like at several NFE."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+
+def _figure(rows: int, columns: int, width: float, height: float) -> tuple[Any, Any]:
+    import matplotlib
+
+    matplotlib.use("Agg")  # no display needed
+    import matplotlib.pyplot as plt
+
+    return plt.subplots(rows, columns, figsize=(width, height), squeeze=False, layout="constrained")
+
+
+def _save(figure: Any, path: Path) -> Path:
+    import matplotlib.pyplot as plt
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
+    return path
+
+
+def training_curve(metrics: Path, out: Path) -> Path:
+    """Draw every loss term of `metrics.jsonl` over gradient steps, on a logarithmic axis."""
+    rows = [json.loads(line) for line in metrics.read_text().splitlines()]
+    rows = [row for row in rows if "loss" in row]
+    known = {"step", "time", "loss", "grad_norm", "lr", "samples_per_s", "data_share"}
+    names = {"fm": "anchor |u(x,t,t) - v|²", "sd": "self-distillation |u(x,t,s) - target|²"}
+    figure, axes = _figure(1, 1, 6, 3.5)
+    axis = axes[0, 0]
+    for term in sorted(set(rows[0]) - known):
+        axis.plot([r["step"] for r in rows], [r[term] for r in rows], label=names.get(term, term), lw=1.2)
+    axis.set(xlabel="gradient steps", ylabel="loss term", yscale="log", title="training")
+    axis.legend(frameon=False)
+    return _save(figure, out)
+
+
+def action_chunks(
+    policy: Any, windows: Any, out: Path, nfes: Sequence[int] = (1, 2, 4), draws: int = 12
+) -> Path:
+    """Draw the chunks that `policy` predicts for one training observation, per NFE, beside the recorded one.
+
+    Args:
+        policy: a torch `Policy`.
+        windows: the `Windows` it was trained on; the observation is that in the middle of the first episode.
+        out: image file.
+        nfes: numbers of function evaluations, one column each.
+        draws: noise samples, the same for every NFE.
+    """
+    import torch
+
+    index = np.array([windows.episode_ends[0] // 2])
+    window = windows.gather(index)
+    obs = {key: torch.from_numpy(x).repeat_interleave(draws, 0) for key, x in window["obs"].items()}
+    noise = torch.randn(
+        draws, policy.spec.horizon, policy.spec.action_dim, generator=torch.Generator().manual_seed(0)
+    )
+    dims = min(policy.spec.action_dim, 4)
+    figure, axes = _figure(dims, len(nfes), 3 * len(nfes), 1.6 * dims)
+    recorded = window["action"][0]
+    for column, steps in enumerate(nfes):
+        with torch.no_grad():
+            chunks = policy.chunk(obs, noise, steps).numpy()
+        for dim in range(dims):
+            axis = axes[dim, column]
+            axis.plot(chunks[:, :, dim].T, color="tab:blue", alpha=0.35, lw=0.9)
+            axis.plot(recorded[:, dim], color="black", ls="--", lw=1.2)
+            axis.axvspan(0, policy.spec.n_action_steps - 1, color="tab:orange", alpha=0.08)
+            if dim == 0:
+                axis.set_title(f"NFE {steps}")
+            if column == 0:
+                axis.set_ylabel(f"action {dim}")
+            if dim == dims - 1:
+                axis.set_xlabel("step of the chunk")
+    figure.suptitle("one observation: sampled chunks (blue), demonstrated (dashed), executed part shaded")
+    return _save(figure, out)

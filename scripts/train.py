@@ -1,0 +1,195 @@
+"""Train a policy on demonstrations.
+
+flowleap train task=pusht/keypoints dataset=PATH
+flowleap train task=pusht/keypoints dataset=PATH objective=flow_matching trainer.steps=40000
+flowleap train dataset=PATH                        your own data, no simulator
+flowleap train ... trainer.dry_run=true            print the plan and one timed step
+flowleap train resume=RUN_DIR                      continue exactly where a run stopped
+accelerate launch -m flowleap.scripts.train task=... dataset=...
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+from rich.console import Console
+from rich.table import Table
+
+from flowleap.datasets.windows import ShuffledIndices, Windows
+from flowleap.envs.registry import Task, make_task
+from flowleap.policy.spec import FlowleapError, Spec
+from flowleap.scripts.data import load_columns
+
+CONFIG = "config.yaml"
+RESUMABLE = ("trainer.", "eval.")
+
+
+def main(cfg: DictConfig) -> Path:
+    """Train, or continue, a run; return the last checkpoint's directory."""
+    cfg, run_dir = _resume_config(cfg) if cfg.resume else (cfg, _new_run_dir(cfg))
+    import torch
+
+    from flowleap.policy.policy import PARTS, Policy
+    from flowleap.policy.trainer import Trainer, TrainerConfig
+
+    if cfg.dataset is None:
+        raise FlowleapError("no dataset given: add dataset=PATH (or resume=RUN_DIR to continue a run)")
+    options = TrainerConfig.from_mapping(_plain(cfg.trainer))
+    task = make_task(cfg.task.name, **_plain(cfg.task.get("kwargs", {}))) if cfg.get("task") else None
+    columns, ends, spec = load_columns(task, cfg.dataset)
+    spec = spec.with_window(*(_window(cfg, name) for name in ("n_obs_steps", "horizon", "n_action_steps")))
+    windows = Windows(columns, ends, spec)
+    torch.manual_seed(options.seed)
+    config = {part: _plain(cfg[part]) for part in PARTS}
+    policy = Policy(spec, config)
+    policy.normalizer.fit(columns)
+    info = {
+        "task": {"name": cfg.task.name, "kwargs": _plain(cfg.task.get("kwargs", {}))}
+        if cfg.get("task")
+        else None,
+        "dataset": os.path.abspath(cfg.dataset),
+        "episodes": len(ends),
+        "frames": len(windows),
+    }
+    sampler = ShuffledIndices(len(windows), options.batch_size, options.seed)
+    evaluate = Evaluation(task, cfg.eval) if task and options.eval_every else None
+    trainer = Trainer(policy, windows, sampler, options, run_dir, evaluate, info)
+    if options.dry_run:
+        print_plan(trainer, spec, info)
+        return run_dir
+    if cfg.resume:
+        trainer.resume(run_dir)
+    if trainer.accelerator.is_main_process:
+        run_dir.mkdir(parents=True, exist_ok=True)
+        OmegaConf.save(cfg, run_dir / CONFIG, resolve=True)
+        Console().print(
+            f"[bold]{run_dir}[/] | {spec.summary()} | {len(windows)} windows, {len(ends)} episodes"
+        )
+    return trainer.fit()
+
+
+class Evaluation:
+    """The trainer's periodic evaluation: a short rollout of the EMA policy on seeds of its own."""
+
+    def __init__(self, task: Task, options: DictConfig) -> None:
+        self.task, self.options = task, options
+
+    def __call__(self, policy: Any, step: int) -> Mapping[str, float]:
+        """Return headline, success rate and mean max reward."""
+        from flowleap.envs.report import summary
+        from flowleap.envs.rollout import rollout
+        from flowleap.scripts.actors import policy_actor
+
+        o = self.options
+        seeds = range(o.seed, o.seed + o.episodes)
+        report = summary(
+            rollout(self.task, policy_actor(policy, o.steps), policy.spec, seeds, n_envs=o.n_envs), self.task
+        )
+        return {
+            "success": report["success"]["rate"],
+            "max_reward": report["max_reward"]["mean"],
+            "nfe": policy.objective.check_steps(o.steps),
+        }
+
+
+def _plain(node: Any) -> Any:
+    return OmegaConf.to_container(node, resolve=True) if OmegaConf.is_config(node) else node
+
+
+def _window(cfg: DictConfig, name: str) -> int:
+    if cfg[name] is not None:
+        return cfg[name]
+    return cfg.task[name] if cfg.get("task") else {"n_obs_steps": 2, "horizon": 16, "n_action_steps": 8}[name]
+
+
+def _new_run_dir(cfg: DictConfig) -> Path:
+    """The directory of a new run; never one that holds another run already."""
+    name = cfg.task.name if cfg.get("task") else Path(cfg.dataset or "run").stem
+    run_dir = Path(cfg.run_dir or f"runs/{name}/{time.strftime('%Y-%m-%d_%H-%M-%S')}")
+    if HydraConfig.initialized() and HydraConfig.get().mode is RunMode.MULTIRUN:
+        job = HydraConfig.get().job
+        run_dir = run_dir / f"{job.num}_{job.override_dirname.replace('/', '-')}"
+    if (run_dir / "checkpoints").exists():
+        raise FlowleapError(
+            f"{run_dir} holds a run already: continue it with resume={run_dir} or choose another run_dir"
+        )
+    return run_dir
+
+
+def _resume_config(cfg: DictConfig) -> tuple[DictConfig, Path]:
+    """The stored configuration of a run with this call's trainer.* and eval.* overrides on top."""
+    run_dir = Path(cfg.resume)
+    file = run_dir / CONFIG
+    if not file.is_file():
+        raise FlowleapError(
+            f"resume={run_dir}: {file} does not exist; give the run directory that `train` printed"
+        )
+    overrides: list[str] = []
+    if HydraConfig.initialized():
+        overrides = [o for o in HydraConfig.get().overrides.task if not o.startswith("resume=")]
+    for override in overrides:
+        if not override.startswith(RESUMABLE):
+            raise FlowleapError(
+                f"{override!r} cannot change when a run is resumed; only trainer.* and eval.* can"
+            )
+    try:
+        stored = OmegaConf.load(file)
+        merged = OmegaConf.merge(stored, OmegaConf.from_dotlist(overrides), {"resume": str(run_dir)})
+    except Exception as error:
+        raise FlowleapError(f"{file}: not readable ({error}); the run cannot be resumed") from error
+    assert isinstance(merged, DictConfig)
+    return merged, run_dir
+
+
+def print_plan(trainer: Any, spec: Spec, info: Mapping[str, Any]) -> None:
+    """Print what would be trained, one timed step, and the time and memory that follow from it."""
+    config, policy = trainer.config, trainer.policy
+    batch, draw = trainer.batch()
+    trainer.train_step(batch, draw)  # the first step pays for allocation
+    start = time.perf_counter()
+    trainer.train_step(*trainer.batch())
+    seconds = time.perf_counter() - start
+    parameters = sum(p.numel() for p in policy.parameters())
+    size = 4 * batch["action"].numel() + sum(x.numel() * x.element_size() for x in batch["obs"].values())
+    table = Table("what", "value", title="plan (nothing is written)")
+    names = policy.config
+    epochs = config.steps * config.batch_size / info["frames"]
+    rows: dict[str, str] = {
+        "spec": spec.summary(),
+        "data": f"{info['frames']} windows of {info['episodes']} episodes",
+        "policy": f"{names['objective']['name']} + {names['backbone']['name']}, {parameters:,} parameters",
+        "observations": ", ".join(f"{key} {list(x.shape)}" for key, x in batch["obs"].items()),
+        "actions": str(list(batch["action"].shape)),
+        "steps": f"{config.steps:,} x {config.batch_size} = {epochs:.1f} epochs",
+        "device": f"{trainer.accelerator.device}, {trainer.accelerator.num_processes} process(es)",
+        "memory": f"weights, gradients, Adam and EMA {20 * parameters / 1e6:.0f} MB, batch {size / 1e6:.1f} MB, "
+        f"peak of this process so far {_peak_megabytes():.0f} MB",
+        "one step": f"{seconds * 1e3:.1f} ms",
+        "whole run": f"about {seconds * config.steps / 60:.1f} minutes",
+    }
+    for name, value in rows.items():
+        table.add_row(name, value)
+    Console().print(table)
+
+
+def _peak_megabytes() -> float:
+    import resource
+    import sys
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / (1e6 if sys.platform == "darwin" else 1e3)
+
+
+if __name__ == "__main__":
+    import sys
+
+    from flowleap.scripts.cli import run_verb
+
+    sys.exit(run_verb("train", sys.argv[1:]))

@@ -1,0 +1,22 @@
+"""Shared fixtures: where the real demonstrations are, and small policies."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT / "tests" / "policy"))  # for the `gaussian` helper
+
+
+@pytest.fixture(scope="session")
+def pusht_human() -> Path:
+    """The human Push-T demonstrations, or skip."""
+    data = Path(os.environ.get("FLOWLEAP_DATA", ROOT.parent / "shared" / "data"))
+    path = data / "pusht_human" / "pusht_cchi_v7_replay.zarr"
+    if not path.is_dir():
+        pytest.skip(f"needs {path} (set FLOWLEAP_DATA)")
+    return path

@@ -1,0 +1,78 @@
+"""Tasks by name: listing, errors, optional packages, and that nothing heavy loads early."""
+
+from __future__ import annotations
+
+import pickle
+import subprocess
+import sys
+
+import pytest
+
+from flowleap.envs.metaworld import TASKS
+from flowleap.envs.registry import list_tasks, make_task
+from flowleap.policy.spec import FlowleapError
+
+
+def test_lists_every_family():
+    names = list_tasks()
+    assert {"pusht/state", "pusht/keypoints", "metaworld/door-open-v3"} <= set(names)
+    assert len(names) == len(set(names)) == 52
+
+
+def test_unknown_names_suggest_the_nearest():
+    with pytest.raises(FlowleapError, match="did you mean 'pusht/keypoints'"):
+        make_task("pusht/keypoint")
+    with pytest.raises(FlowleapError, match="did you mean 'max_steps'"):
+        make_task("metaworld/door-open-v3", max_step=3)
+
+
+def test_listing_and_making_tasks_loads_no_simulator_and_no_torch():
+    code = (
+        "import sys; from flowleap.envs.registry import list_tasks, make_task\n"
+        "for name in list_tasks(): make_task(name)\n"
+        "import flowleap.envs.rollout, flowleap.envs.report, flowleap.envs.demonstrate, flowleap.envs.gl\n"
+        "heavy = {'torch', 'mujoco', 'metaworld', 'gym_pusht', 'pygame', 'cv2', 'OpenGL', 'imageio'}\n"
+        "sys.exit(' '.join(heavy & set(sys.modules)) or 0)"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+
+
+@pytest.mark.parametrize(
+    ("name", "module", "extra"),
+    [("pusht/state", "gym_pusht", "pusht"), ("metaworld/reach-v3", "metaworld", "metaworld")],
+)
+def test_a_missing_package_names_its_extra(monkeypatch, name, module, extra):
+    for loaded in [m for m in sys.modules if m.split(".")[0] == module]:
+        monkeypatch.delitem(sys.modules, loaded)
+    monkeypatch.setitem(sys.modules, module, None)
+    with pytest.raises(
+        FlowleapError, match=rf"{module}.* is not installed: pip install 'flowleap\[{extra}\]'"
+    ):
+        make_task(name).make_env()
+
+
+def test_the_static_names_are_those_of_the_installed_metaworld():
+    env_dict = pytest.importorskip("metaworld.env_dict")
+    policies = pytest.importorskip("metaworld.policies")
+    assert sorted(TASKS) == sorted(env_dict.ALL_V3_ENVIRONMENTS) == sorted(policies.ENV_POLICY_MAP)
+
+
+@pytest.mark.parametrize("name", ["pusht/state", "pusht/keypoints", "metaworld/door-open-v3"])
+def test_a_task_keeps_its_word(name):
+    """Spaces equal the Spec, observations lie in the space, `info["success"]` is there, factories pickle."""
+    pytest.importorskip({"pusht": "gym_pusht", "metaworld": "metaworld"}[name.split("/")[0]])
+    task = pickle.loads(pickle.dumps(make_task(name)))
+    env = task.make_env()
+    spaces = env.observation_space.spaces
+    assert {k: (s.shape, str(s.dtype)) for k, s in spaces.items()} == {
+        k: (o.shape, o.dtype) for k, o in task.spec.observations.items()
+    }
+    assert env.action_space.shape == (task.spec.action_dim,)
+    obs, _ = env.reset(seed=0)
+    assert env.observation_space.contains(obs)
+    obs, reward, terminated, truncated, info = env.step(env.action_space.low)
+    assert env.observation_space.contains(obs)
+    assert type(reward) is float
+    assert (type(terminated), type(truncated), type(info["success"])) == (bool, bool, bool)
+    env.close()

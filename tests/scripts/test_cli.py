@@ -1,0 +1,407 @@
+"""The command line as a user meets it: help, overrides, errors and exit codes, completion; the small verbs."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import zarr
+from packaging.requirements import Requirement
+
+from flowleap.datasets.episodes import EpisodeStore, EpisodeWriter
+from flowleap.policy.spec import FlowleapError, ObsKey, Spec
+from flowleap.scripts import cli, completion, doctor, hydra_app, options
+from flowleap.scripts import inspect as inspect_script
+
+
+@pytest.fixture(autouse=True)
+def _in_an_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture
+def dataset(tmp_path: Path) -> Path:
+    """A store of three episodes: a position, a constant and an image."""
+    observations = {
+        "position": ObsKey((3,)),
+        "mass": ObsKey((1,)),
+        "image": ObsKey((16, 16, 3), "uint8", "rgb"),
+    }
+    path = tmp_path / "reach.zarr"
+    with EpisodeWriter(path, Spec(observations, 2, control_hz=10.0), {"robot": "sawyer"}) as writer:
+        for seed, n in enumerate((4, 2, 7)):
+            rng = np.random.default_rng(seed)
+            writer.add(
+                {
+                    "position": rng.uniform(-1, 1, (n, 3)),
+                    "mass": np.full((n, 1), 2.5),
+                    "image": rng.integers(0, 256, (n, 16, 16, 3), dtype=np.uint8),
+                    "action": rng.uniform(-1, 1, (n, 2)),
+                },
+                seed=seed,
+            )
+    return path
+
+
+def fails(capsys: pytest.CaptureFixture[str], argv: list[str], code: int) -> str:
+    """Run a command line that must fail with `code`; return its one line on stderr."""
+    assert cli.main(argv) == code
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert len(lines) == 1, lines
+    assert lines[0].startswith("error: ")
+    return lines[0]
+
+
+# The dispatcher
+
+
+def test_the_overview_lists_each_verb_with_an_example(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main([]) == 0
+    text = capsys.readouterr().out
+    assert cli.main(["--help"]) == cli.main(["help"]) == 0
+    assert capsys.readouterr().out == 2 * text
+    for verb in cli.verbs():
+        assert f"  {verb} " in text
+        assert cli.VERBS[verb].example in text
+
+
+def test_help_needs_neither_hydra_nor_torch() -> None:
+    code = (
+        "import sys; from flowleap.scripts import cli; cli.main([]);"
+        "print(sorted({'torch', 'hydra', 'numpy', 'zarr', 'gymnasium'} & set(sys.modules)), file=sys.stderr)"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stderr.strip() == "[]"
+
+
+@pytest.mark.parametrize("verb", cli.verbs())
+def test_every_verb_has_help_that_names_its_options(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main([verb, "--help"]) == 0
+    text = capsys.readouterr().out
+    assert text.startswith(f"flowleap {verb}: ")
+    assert cli.VERBS[verb].example in text
+    known = options.load_options(verb)
+    for key in known.values:
+        assert f"  {key}=" in text
+    for group in known.choices:
+        assert f"  {group}=" in text
+
+
+@pytest.mark.parametrize("verb", cli.verbs())
+def test_every_example_composes(verb: str) -> None:
+    command, *words = cli.VERBS[verb].example.split()
+    assert (command, words[0]) == ("flowleap", verb)
+    config = hydra_app.compose(verb, words[1:])
+    for word in words[1:]:
+        assert word.partition("=")[0] in config
+
+
+def test_help_follows_the_chosen_groups() -> None:
+    default = options.load_options("train").values
+    chosen = options.load_options(
+        "train", ["task=metaworld/push-v3", "objective=flow_matching", "no=such"]
+    ).values
+    assert chosen["task.name"] == "metaworld/push-v3"
+    assert chosen["objective.name"] == "flow_matching" != default["objective.name"]
+
+
+def test_comments_of_yaml_files_become_help(tmp_path: Path) -> None:
+    (tmp_path / "a.yaml").write_text(
+        "# About the file,\n# in two lines.\na: 1  # one\n\n# above\nb:\n"
+        "  # inner\n  c: [1, 2]\n  d: x # last\ne: 0\n"
+    )
+    assert options.file_comment(tmp_path / "a.yaml") == "About the file, in two lines."
+    found = options.yaml_comments(tmp_path / "a.yaml")
+    assert found == {"a": "one", "b": "above", "b.c": "inner", "b.d": "last"}
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["inspet"], "unknown verb 'inspet'; did you mean 'inspect'?"),
+        (["dataset=x", "inspect"], "the verb comes first"),
+        (["--verbose"], "the verb comes first"),
+        (["inspect"], "'dataset' is required"),
+        (["inspect", "datset=x"], "unknown option 'datset'; did you mean 'dataset'?"),
+        (["inspect", "dataset"], "cannot read 'dataset': write key=value"),
+        (["inspect", "dataset=a(b"], "cannot read 'dataset=a(b'"),
+        (["inspect", "--data-set=x"], "unknown flag '--data-set': options are written data_set=x"),
+        (["inspect", "--experimental-rerun", "x.pickle"], "unknown flag '--experimental-rerun'"),
+        (["inspect", "-sc", "install=bash"], "completion is set up without a verb"),
+        (["-sc", "install=tcsh"], "-sc takes one of install=bash"),
+        (["train", "trainer.lrr=1"], "unknown option 'trainer.lrr'; did you mean 'trainer.lr'?"),
+        (["train", "lr=1"], "unknown option 'lr'; did you mean 'trainer.lr'?"),
+        (["train", "objective=isdd"], "unknown objective 'isdd'; did you mean 'isd'? (flow_matching, isd"),
+        (["train", "objective=3"], "override must be a string or a list. Got int (given: objective=3)"),
+        (["train", "task=metaworld/dor-open-v3"], "did you mean 'metaworld/door-open-v3'?"),
+        (["train", "--cfg", "job", "-m"], "Only one of"),
+        (["list", "what=task"], "did you mean 'tasks'?"),
+    ],
+)
+def test_wrong_command_lines(argv: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert message in fails(capsys, argv, 2)
+
+
+def raising(error: BaseException) -> object:
+    """Return a `main` that raises `error`."""
+
+    def main(cfg: object) -> None:
+        raise error
+
+    return main
+
+
+def test_a_mishap_is_one_line(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "'none.zarr' does not exist" in fails(capsys, ["inspect", "dataset=none.zarr"], 1)
+    monkeypatch.setattr(inspect_script, "main", raising(FlowleapError("two\nlines")))
+    assert fails(capsys, ["inspect", "dataset=x"], 1) == "error: two lines"
+
+
+def test_an_interrupt_is_one_line(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(inspect_script, "main", raising(KeyboardInterrupt()))
+    assert cli.main(["inspect", "dataset=x"]) == 130
+    assert capsys.readouterr().err == "interrupted\n"
+
+
+@pytest.mark.parametrize("error", [RuntimeError("boom"), ValueError("boom")])
+def test_a_bug_shows_its_traceback(
+    error: Exception, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(inspect_script, "main", raising(error))
+    assert cli.main(["inspect", "dataset=x"]) == 1
+    text = capsys.readouterr().err
+    assert "Traceback" in text
+    assert "boom" in text
+    assert "this is a bug in flowleap" in text.splitlines()[-1]
+
+
+def test_hydra_features_work(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    argv, setting = sys.argv, os.environ.get("HYDRA_FULL_ERROR")
+    assert cli.main(["train", "--cfg", "job", "task=metaworld/door-open-v3", "trainer.lr=0.5"]) == 0
+    text = capsys.readouterr().out
+    assert "name: metaworld/door-open-v3" in text
+    assert "lr: 0.5" in text
+    assert cli.main(["list", "-m", "what=formats,objectives"]) == 0
+    text = capsys.readouterr().out
+    assert "formats (" in text
+    assert "objectives (" in text
+    assert (sys.argv, os.environ.get("HYDRA_FULL_ERROR")) == (argv, setting)
+
+
+def test_nothing_is_left_in_the_working_directory(tmp_path: Path) -> None:
+    assert cli.main(["list", "what=formats"]) == 0
+    assert cli.main(["inspect", "dataset=none.zarr"]) == 1
+    assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize("module", ["flowleap.scripts.cli list", "flowleap.scripts.list"])
+def test_modules_run_as_programs(module: str) -> None:
+    command = [sys.executable, "-m", *module.split()]
+    result = subprocess.run([*command, "what=formats"], capture_output=True, text=True, check=True)
+    assert "zarr v2 replay buffer" in result.stdout
+    assert subprocess.run([*command, "waht=formats"], capture_output=True, check=False).returncode == 2
+
+
+def test_a_closed_pipe_is_no_bug() -> None:
+    command = f"{sys.executable} -m flowleap.scripts.list | true"
+    result = subprocess.run(["sh", "-c", command], capture_output=True, text=True, check=True)
+    assert result.stderr == ""
+
+
+# Completion
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        ("flowleap insp", ["inspect "]),
+        ("flowleap nothing x", []),
+        ("flowleap inspect ", ["dataset="]),
+        ("flowleap inspect dataset=", []),
+        ("flowleap train obj", ["objective.", "objective="]),
+        ("flowleap train objective=flow", ["objective=flow_matching"]),
+        ("flowleap train trainer.dry_run=", ["trainer.dry_run=true", "trainer.dry_run=false"]),
+        ("flowleap train bad=1 trainer.warm", ["trainer.warmup_steps="]),
+        ("flowleap train task=pusht/", ["task=pusht/keypoints", "task=pusht/state"]),
+        ("flowleap train task=metaworld/door-o", ["task=metaworld/door-open-v3"]),
+    ],
+)
+def test_completion(line: str, expected: list[str]) -> None:
+    assert completion.candidates(line) == expected
+
+
+def test_verbs_complete() -> None:
+    assert completion.candidates("flowleap ") == [f"{verb} " for verb in cli.verbs()]
+
+
+@pytest.mark.skipif(shutil.which("bash") is None, reason="needs bash")
+@pytest.mark.parametrize(
+    ("line", "breaks", "expected"),
+    [
+        ("flowleap train objective=f", "=:", "flow_matching"),
+        ("flowleap train objective=f", "", "objective=flow_matching"),
+        ("flowleap insp", "=:", "inspect "),
+        ("flowleap train trainer.warm", "=:", "trainer.warmup_steps="),
+    ],
+)
+def test_completion_in_bash(
+    line: str, breaks: str, expected: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """`breaks` are the characters at which bash splits words: it replaces what follows the last of them."""
+    assert cli.main(["-sc", "install=bash"]) == 0
+    script = (
+        f'flowleap() {{ "{sys.executable}" -m flowleap.scripts.cli "$@"; }}\n{capsys.readouterr().out}\n'
+        f"COMP_WORDBREAKS='{breaks}' COMP_LINE='{line}' COMP_POINT={len(line)}\n"
+        "_flowleap_complete; printf '[%s]' \"${COMPREPLY[@]}\""
+    )
+    result = subprocess.run(["bash", "-c", script], capture_output=True, text=True, check=True)
+    assert result.stdout == f"[{expected}]"
+
+
+# list, inspect, convert, doctor
+
+
+def test_list_shows_every_choice_with_a_description(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["list"]) == 0
+    text = capsys.readouterr().out
+    for kind in ("tasks", "objectives", "backbones", "encoders", "formats"):
+        assert re.search(rf"^{kind} \(\d+\)$", text, re.MULTILINE)
+    for name in ("metaworld/door-open-v3", "pusht/keypoints", "isd", "flow_matching", "mlp", "lowdim"):
+        assert re.search(rf"^  {name} +\S.*$", text, re.MULTILINE), name
+    assert cli.main(["list", "what=tasks", "filter=door"]) == 0
+    filtered = [line.split()[0] for line in capsys.readouterr().out.splitlines() if line.startswith("  ")]
+    assert filtered
+    assert all("door" in name for name in filtered)
+
+
+def test_inspect_describes_a_dataset(dataset: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["inspect", f"dataset={dataset}"]) == 0
+    text = capsys.readouterr().out
+    for part in ("3, of 2 to 7 frames", "13 frames", "position[3]", "10 Hz", "sawyer", "1 of 1", "uint8"):
+        assert part in text, part
+
+
+def test_inspect_counts_what_is_not_finite(dataset: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(inspect_script, "_BLOCK_BYTES", 1)  # one block an episode
+    clean = EpisodeStore(dataset).read(["position"])["position"].astype(np.float64)
+    statistics = inspect_script.column_statistics(EpisodeStore(dataset), "position")
+    np.testing.assert_allclose(statistics.low, clean.min(axis=0))
+    np.testing.assert_allclose(statistics.high, clean.max(axis=0))
+    np.testing.assert_allclose([statistics.mean, statistics.std], [clean.mean(), clean.std()])
+    assert statistics.constant == []
+
+    column = zarr.open_group(dataset)["data/position"]
+    assert isinstance(column, zarr.Array)
+    column[5, 1] = np.inf
+    column[0, 0] = np.nan
+    statistics = inspect_script.column_statistics(EpisodeStore(dataset), "position")
+    assert statistics.not_finite == 2
+    kept = np.delete(clean.ravel(), [0, 5 * 3 + 1])
+    np.testing.assert_allclose(statistics.mean, kept.mean())
+    assert cli.main(["inspect", f"dataset={dataset}"]) == 0
+
+
+def test_convert_keeps_what_a_store_says(dataset: Path, tmp_path: Path) -> None:
+    assert cli.main(["convert", f"source={dataset}", "out=b.zarr"]) == 0
+    a, b = EpisodeStore(dataset), EpisodeStore(tmp_path / "b.zarr")
+    assert (b.spec, b.attrs, b.keys) == (a.spec, a.attrs, a.keys)
+    np.testing.assert_array_equal(a.episode_ends, b.episode_ends)
+    np.testing.assert_array_equal(a.episode_seeds, b.episode_seeds)
+    for key, values in a.read(a.keys).items():
+        np.testing.assert_array_equal(values, b.read([key])[key])
+
+
+def test_convert_makes_float_images_whole(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    group = zarr.create_group("old.zarr", zarr_format=2)
+    images = np.random.default_rng(0).integers(0, 256, (6, 16, 16, 3)).astype(np.float32)
+    group.create_array("data/img", data=images)
+    group.create_array("data/state", data=np.arange(6.0).reshape(6, 1))
+    group.create_array("data/done", data=np.zeros((6, 1)))  # zarr leaves chunks of zeros out
+    group.create_array("data/action", data=np.ones((6, 2), np.float32))
+    group.create_array("meta/episode_ends", data=np.array([2, 6]))
+    words = ["convert", "source=old.zarr", "out=new.zarr"]
+    assert "data/done/0.0; copy the dataset again, or" in fails(capsys, words, 1)
+    words.append("fill_missing=true")
+    assert cli.main([*words, "control_hz=5", "action_convention=delta"]) == 0
+    store = EpisodeStore("new.zarr")
+    assert store.dtype("img") == np.uint8
+    np.testing.assert_array_equal(store.read(["img"])["img"], images)
+    assert store.spec is not None
+    assert (store.spec.control_hz, store.spec.action_convention) == (5.0, "delta")
+    capsys.readouterr()
+
+    assert "exists already" in fails(capsys, words, 1)
+    assert cli.main([*words, "overwrite=true", "keys=[state]"]) == 0
+    assert EpisodeStore("new.zarr").keys == ["state", "action"]
+    capsys.readouterr()
+
+    group.create_array("data/img", data=images / 255, overwrite=True)
+    line = fails(capsys, [*words, "overwrite=true"], 1)
+    assert "episode 0: 'img' is an image with values other than whole numbers 0..255" in line
+    assert EpisodeStore("new.zarr").keys == ["state", "action"], "the old store must survive"
+    assert sorted(os.listdir(tmp_path)) == ["new.zarr", "old.zarr"]
+
+
+def test_convert_maps_a_recording_to_a_task(pusht_human: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["convert", f"source={pusht_human}", "out=k.zarr", "task=pusht/keypoints"]
+    assert "not both" in fails(capsys, [*words, "keys=[state]"], 1)
+    assert cli.main(words) == 0
+    store = EpisodeStore("k.zarr")
+    assert store.n_frames == 25650
+    assert "keypoints" in store.keys
+
+
+def test_an_interrupted_conversion_leaves_nothing(
+    dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read = EpisodeStore.episode
+
+    def interrupted(store: EpisodeStore, index: int, keys: list[str]) -> dict[str, np.ndarray]:
+        if index == 2:
+            raise KeyboardInterrupt
+        return read(store, index, keys)
+
+    monkeypatch.setattr(EpisodeStore, "episode", interrupted)
+    assert cli.main(["convert", f"source={dataset}", "out=b.zarr"]) == 130
+    assert os.listdir(tmp_path) == [dataset.name]
+
+
+def test_doctor(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    assert cli.main(["doctor", "gl=false"]) == 0
+    text = capsys.readouterr().out
+    for part in ("python", "torch", "[metaworld]", "onnxruntime", "device cpu", "writable", "GiB free"):
+        assert part in text, part
+    monkeypatch.setattr(doctor, "packages", lambda: [doctor.Check("torch", "gone", "pip", broken=True)])
+    assert cli.main(["doctor", "gl=false"]) == 1
+    assert "broken core packages: torch" in capsys.readouterr().err
+
+
+def test_doctor_says_how_to_get_what_is_missing() -> None:
+    assert doctor.core_package(Requirement("no-such-package>=1")).broken
+    assert doctor.core_package(Requirement("numpy>=1")).remedy == ""
+    old = doctor.core_package(Requirement("numpy>=999"))
+    assert old.broken
+    assert "needs >=999" in old.found
+    absent = doctor.optional_package(Requirement("no-such-package"), "robotics")
+    assert (absent.remedy, absent.broken) == ("pip install 'flowleap[robotics]'", False)
+    assert "needs >=999" in doctor.optional_package(Requirement("numpy>=999"), "x").found
+
+
+def test_doctor_notices_a_folder_that_cannot_be_written(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def refuse(dir: Path) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(doctor.tempfile, "TemporaryFile", refuse)
+    check, *_ = doctor.storage(tmp_path / "not" / "yet" / "there")
+    assert "Permission denied" in check.found
+    assert check.remedy

@@ -1,0 +1,88 @@
+"""The demo in miniature, and the arithmetic and bookkeeping of the benchmark."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from flowleap.scripts import benchmark, cli
+
+
+def test_demo_in_miniature(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Collect, train, eval, export, eval of the export: the folder holds what the page shows."""
+    pytest.importorskip("metaworld")
+    out = tmp_path / "demo"
+    words = [f"out={out}", "demonstrations=2", "train_steps=20", "batch_size=16", "episodes=2"]
+    assert cli.main(["demo", *words]) == 0
+    for name in (
+        "README.md",
+        "results.json",
+        "training.png",
+        "chunks.png",
+        "export/policy.onnx",
+        "data.zarr",
+    ):
+        assert (out / name).exists(), name
+    results = json.loads((out / "results.json").read_text())
+    assert results["torch"]["success"]["n"] == results["export"]["success"]["n"] == 2
+    assert results["torch"]["nfe"] == 1
+    page = (out / "README.md").read_text()
+    assert "| export | 1 |" in page
+    assert ".mp4" in page or "No video" in page  # the pictures depend on a GL backend, the scores do not
+    (out / ".flowleap-demo").unlink()
+    capsys.readouterr()
+    assert cli.main(["demo", *words]) == 1  # a folder that is no demo's is never replaced
+    assert "choose another one" in capsys.readouterr().err
+
+
+def evaluation(objective: str, nfe: int, seed: int, rewards: list[float]) -> dict[str, Any]:
+    rows = [{"seed": i, "max_reward": r, "success": r > 0.9} for i, r in enumerate(rewards)]
+    summary = {"latency_ms": {"p50": 1.0}}
+    return {
+        "objective": objective,
+        "nfe": nfe,
+        "seed": seed,
+        "train_minutes": 1.0,
+        "summary": summary,
+        "rows": rows,
+    }
+
+
+def test_benchmark_arithmetic() -> None:
+    evaluations = [
+        evaluation("isd", 1, 0, [1.0, 0.5]),
+        evaluation("isd", 1, 1, [0.8, 0.7]),
+        evaluation("regression", 1, 0, [0.5, 0.1]),
+        evaluation("regression", 1, 1, [0.3, 0.3]),
+    ]
+    isd, regression = benchmark._aggregate(evaluations, episodes=2)
+    assert isd["per_seed"] == pytest.approx([0.75, 0.75])
+    assert isd["seed_sd"] == pytest.approx(0.0)
+    assert isd["success"]["count"] == 1
+    assert isd["success"]["n"] == 4
+    assert regression["mean_max_reward"] == pytest.approx(0.3)
+    (difference,) = benchmark._differences(evaluations)
+    assert difference["mean"] == pytest.approx(0.45)  # paired by evaluation seed: +0.5 and +0.4
+    assert difference["interval"] == pytest.approx([0.4, 0.5])
+
+
+def test_benchmark_repeats_nothing_that_is_finished(pusht_human: Path, tmp_path: Path) -> None:
+    pytest.importorskip("gym_pusht")
+    words = [
+        f"dataset={pusht_human}",
+        f"out={tmp_path}/runs",
+        f"results={tmp_path}/results",
+        "objectives=[regression]",
+        "seeds=[0]",
+        "episodes=1",
+        'train="trainer.steps=2 trainer.warmup_steps=1 backbone.width=16"',
+    ]
+    assert cli.main(["benchmark", *words]) == 0
+    first = (tmp_path / "runs" / "regression_seed0" / benchmark.TIMING).stat().st_mtime_ns
+    assert cli.main(["benchmark", *words]) == 0
+    assert (tmp_path / "runs" / "regression_seed0" / benchmark.TIMING).stat().st_mtime_ns == first
+    result = json.loads((tmp_path / "results" / "pusht_keypoints.json").read_text())
+    assert [(row["objective"], row["nfe"]) for row in result["table"]] == [("regression", 1)]
