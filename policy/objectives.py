@@ -84,13 +84,15 @@ def total_derivative(
     pass when u(x,t,s) is given: accurate to 0.3 % in float32 at eps 1e-4 for moderate embedding frequencies,
     useless in bfloat16, hence the disabled autocast.
     """
+    if torch.is_autocast_enabled(x.device.type):
+        u = None  # computed in low precision: its rounding, divided by eps, would swamp the derivative
     with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
         if method == "jvp":
             return torch.func.jvp(
                 lambda x, t: flow_map.average_velocity(x, t, s), (x, t), (v, torch.ones_like(t))
             )[1]
         eps = 1e-4 if x.dtype == torch.float32 else 1e-6
-        if u is None or u.dtype != x.dtype:
+        if u is None:
             u = flow_map.average_velocity(x, t, s)
         return (flow_map.average_velocity(x + eps * v, t + eps, s) - u) / eps
 

@@ -91,6 +91,17 @@ def test_float32_difference_is_accurate(backbone: str) -> None:
     assert float((rough - exact).norm() / exact.norm()) < 0.02
 
 
+def test_mixed_precision_keeps_the_derivative_in_float32() -> None:
+    """Under bfloat16 autocast the distillation term stays what it is in float32 (the derivative is not rounded)."""
+    net, cond = small_net().float(), torch.randn(16, 3)
+    x, _, t, s = (value.float() for value in random_inputs())
+    batch = FlowBatch(a=x, z=torch.randn_like(x), t=t, s=s)
+    plain = isd(FlowMap(net, cond, 0.02), batch)["sd"].mean()
+    with torch.autocast("cpu", torch.bfloat16):
+        mixed = isd(FlowMap(net, cond, 0.02), batch)["sd"].mean()
+    assert abs(float(mixed / plain) - 1) < 0.1
+
+
 @pytest.mark.parametrize("derivative", ["jvp", "difference"])
 def test_no_gradient_through_the_target(derivative: str) -> None:
     """The gradient of the distillation term is that of |u(x,t,s) - constant|^2."""
