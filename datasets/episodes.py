@@ -1,7 +1,8 @@
 """EpisodeStore: demonstrations in a zarr group, `data/<key>` flat over all frames and `meta/episode_ends`.
 
 This is the layout of the Diffusion Policy replay buffers, and stores of that project (zarr v2) open as
-they are. Stores written by `EpisodeWriter` are zarr v3 and carry their Spec as a group attribute.
+they are, as folders and as `.zarr.zip`. Stores written by `EpisodeWriter` are zarr v3 and carry their Spec as a group
+attribute.
 
 zarr reads a missing chunk file as fill values, and the Blosc codec reads beyond a truncated one, both without
 a word. The store checks the files itself before it reads them.
@@ -18,30 +19,33 @@ from typing import Any
 
 import numpy as np
 import zarr
+import zarr.storage
 from numpy.typing import NDArray
 
-from flowleap.datasets.writer import ACTION, FORMAT_ATTRIBUTE, FORMAT_VERSION, SPEC_ATTRIBUTE, EpisodeWriter
-from flowleap.policy.spec import ActionConvention, FlowleapError, ObsKey, Spec, suggest
+from flowleap.datasets.columns import ACTION, infer_key
+from flowleap.datasets.store_files import Folder, Zip, open_files
+from flowleap.datasets.writer import FORMAT_ATTRIBUTE, FORMAT_VERSION, SPEC_ATTRIBUTE, EpisodeWriter
+from flowleap.policy.spec import ActionConvention, FlowleapError, Spec, suggest
 
 __all__ = ["EpisodeStore", "EpisodeWriter"]
 
 _LAYOUT = "a dataset is a zarr folder with data/<key> and meta/episode_ends"
-_MIN_IMAGE_SIDE = 16  # a column [N, H, W, 3] is taken for images from this height and width on
 
 
 class EpisodeStore:
     """Demonstrations opened for reading. Nothing is loaded but metadata and the episode ends.
 
     Attributes:
-        path: the folder.
+        path: the folder or zip file.
         spec: the Spec it was written with, or None (see `infer_spec`).
         attrs: the group's other attributes.
         keys: names of all columns, `action` among them.
         episode_ends: int64 [E], the frame after each episode's last one.
+        refused: columns that cannot be read, and why.
         episode_seeds: int64 [E], -1 where unknown; None if the store has none.
 
     Args:
-        path: the folder.
+        path: the folder or zip file.
         fill_missing: read chunk files that are not there as the fill value, as zarr does, instead of raising: some
             writers leave out chunks of zeros, but so does a broken copy.
 
@@ -52,7 +56,7 @@ class EpisodeStore:
     def __init__(self, path: str | os.PathLike[str], fill_missing: bool = False) -> None:
         self.path = Path(path).expanduser()
         self._fill_missing = fill_missing
-        group = _open_group(self.path)
+        group, self._files = _open_group(self.path)
         attrs = dict(group.attrs)
         self._format = attrs.pop(FORMAT_ATTRIBUTE, None)
         if self._format is not None and self._format != FORMAT_VERSION:
@@ -64,21 +68,26 @@ class EpisodeStore:
         self.spec = None if spec is None else Spec.from_dict(spec, f"dataset '{self.path}', {SPEC_ATTRIBUTE}")
         self.attrs: dict[str, Any] = attrs
         self._arrays: dict[str, zarr.Array] = {}
-        self._refused: dict[str, str] = {}  # column -> why it cannot be read
+        self.refused: dict[str, str] = {}
         self._intact: dict[str, tuple[int, int]] = {}  # column -> chunk rows whose files have been checked
         self._open_columns(group)
         self.episode_ends = self._read_meta(group, "episode_ends")
         self._check_lengths()
-        has_seeds = (self.path / "meta" / "episode_seeds").is_dir()
+        has_seeds = "episode_seeds" in self._files.folders("meta")
         self.episode_seeds = self._read_meta(group, "episode_seeds") if has_seeds else None
 
     @property
     def keys(self) -> list[str]:
         """Names of all columns: the Spec's order first, `action` last."""
-        names = [*self._arrays, *self._refused]
+        names = [*self._arrays, *self.refused]
         order = list(self.spec.observations) if self.spec else []
         rank = {key: i for i, key in enumerate(order)} | {ACTION: len(order) + len(names)}
         return sorted(names, key=lambda key: (rank.get(key, len(order)), key))
+
+    @property
+    def readable(self) -> list[str]:
+        """Names of the columns that can be read: the numeric ones."""
+        return [key for key in self.keys if key in self._arrays]
 
     @property
     def n_frames(self) -> int:
@@ -147,7 +156,7 @@ class EpisodeStore:
     ) -> Spec:
         """Read a Spec off the columns of a store that carries none.
 
-        Columns of uint8 or float [N, H, W, 3] with H, W >= 16 are images (`rgb`, uint8), all others `lowdim`.
+        Which columns are images is `columns.infer_key`'s to say.
 
         Args:
             keys: observation keys; all numeric columns but `action` by default.
@@ -158,19 +167,9 @@ class EpisodeStore:
             raise FlowleapError(
                 f"dataset '{self.path}': action has shape {action_shape} a frame, expected one axis"
             )
-        chosen = (
-            keys if keys is not None else [key for key in self.keys if key in self._arrays and key != ACTION]
-        )
-        observations = {}
-        for key in chosen:
-            shape, dtype = self.shape(key), self.dtype(key)
-            image = len(shape) == 3 and shape[2] == 3 and min(shape[:2]) >= _MIN_IMAGE_SIDE
-            if image and (dtype == np.uint8 or dtype.kind == "f"):
-                observations[key] = ObsKey(shape, "uint8", "rgb")
-            else:
-                observations[key] = ObsKey(shape, dtype.name)
+        chosen = keys if keys is not None else [key for key in self.readable if key != ACTION]
         return Spec(
-            observations=observations,
+            observations={key: infer_key(self.shape(key), self.dtype(key)) for key in chosen},
             action_dim=action_shape[0],
             n_obs_steps=n_obs_steps,
             horizon=horizon,
@@ -182,20 +181,19 @@ class EpisodeStore:
 
     def _open_columns(self, group: zarr.Group) -> None:
         """Open every array of `data/` on its own, so that one odd column does not hide the others."""
-        folder = self.path / "data"
-        names = sorted(p.name for p in folder.iterdir() if p.is_dir()) if folder.is_dir() else []
+        names = self._files.folders("data")
         for name in names:
             try:
                 node = group[f"data/{name}"]
             except Exception as error:  # zarr raises many kinds for metadata it cannot parse
-                self._refused[name] = str(error)
+                self.refused[name] = str(error)
                 continue
             if not isinstance(node, zarr.Array):
                 continue
             if np.dtype(node.dtype).kind not in "biuf":
-                self._refused[name] = f"dtype {node.dtype} is not numeric"
+                self.refused[name] = f"dtype {node.dtype} is not numeric"
             elif node.ndim == 0:
-                self._refused[name] = "it has no frame axis"
+                self.refused[name] = "it has no frame axis"
             else:
                 self._arrays[name] = node
         if not names:
@@ -234,8 +232,8 @@ class EpisodeStore:
 
     def _array(self, key: str) -> zarr.Array:
         """Return the column, or raise naming the nearest key."""
-        if key in self._refused:
-            raise FlowleapError(f"dataset '{self.path}': column '{key}' cannot be read: {self._refused[key]}")
+        if key in self.refused:
+            raise FlowleapError(f"dataset '{self.path}': column '{key}' cannot be read: {self.refused[key]}")
         if key not in self._arrays:
             raise FlowleapError(
                 f"dataset '{self.path}' has no column '{key}', only {', '.join(self.keys)}"
@@ -285,11 +283,11 @@ class EpisodeStore:
         missing = []
         for place in itertools.product(*grid):
             name = f"{array.path}/{array.metadata.encode_chunk_key(place)}"
-            file = self.path / name
-            if not file.is_file():
+            size = self._files.size(name)
+            if size is None:
                 if not self._fill_missing:
                     missing.append(name)
-            elif blosc and file.stat().st_size < _blosc_size(file):
+            elif blosc and size < _blosc_size(self._files.head(name, 16)):
                 raise FlowleapError(
                     f"dataset '{self.path}': chunk {name} is truncated; copy the dataset again"
                 )
@@ -303,7 +301,7 @@ class EpisodeStore:
         )
 
 
-def _open_group(path: Path) -> zarr.Group:
+def _open_group(path: Path) -> tuple[zarr.Group, Folder | Zip]:
     """Open a zarr group or say what is there instead."""
     if not path.exists():
         siblings = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
@@ -312,18 +310,18 @@ def _open_group(path: Path) -> zarr.Group:
         raise FlowleapError(
             f"dataset '{path}' does not exist{suggest(path.name, siblings)}{beside} ({_LAYOUT})"
         )
+    files = open_files(path)
     try:
-        return zarr.open_group(path, mode="r", use_consolidated=False)
+        store = zarr.storage.ZipStore(path, mode="r") if isinstance(files, Zip) else path
+        return zarr.open_group(store, mode="r", use_consolidated=False), files
     except Exception as error:  # FileNotFoundError, ContainsArrayError, JSON errors: all mean the same here
         inside = sorted(p.name for p in path.glob("*.zarr")) if path.is_dir() else []
         hint = f"; it contains {', '.join(inside[:8])}" if inside else ""
         raise FlowleapError(f"dataset '{path}' is not a zarr group: {_LAYOUT}{hint}") from error
 
 
-def _blosc_size(file: Path) -> int:
+def _blosc_size(header: bytes) -> int:
     """Return the compressed size that a Blosc chunk states in its 16-byte header."""
-    with file.open("rb") as stream:
-        header = stream.read(16)
     return int.from_bytes(header[12:16], "little") if len(header) == 16 else 16
 
 

@@ -4,45 +4,42 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
-import uuid
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import zarr
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 from zarr.codecs import ZstdCodec
 
-from flowleap.policy.spec import FlowleapError, Spec, suggest
+from flowleap.datasets.columns import ACTION, Episode, Layout, plain
+from flowleap.datasets.journal import Journal
+from flowleap.datasets.target import Target
+from flowleap.policy.spec import FlowleapError, ObsKey, Spec
 
-ACTION = "action"
 SPEC_ATTRIBUTE = "flowleap_spec"
 FORMAT_ATTRIBUTE = "flowleap_format"
 FORMAT_VERSION = 1
 NO_SEED = -1  # what `meta/episode_seeds` holds for an episode without a seed
 
-_CHUNK_BYTES = 2**20
-_BUFFER_BYTES = 32 * 2**20
-
-
-class _Episode(NamedTuple):
-    columns: dict[str, NDArray]
-    seed: int
+_CHUNK_BYTES = 2 * 2**20
+_BUFFER_BYTES = 64 * 2**20
 
 
 class EpisodeWriter:
     """Context manager that writes episodes into a new zarr v3 store.
 
-    Episodes are buffered up to 32 MiB and streamed into a hidden folder beside `path`, which takes the name
+    Episodes are buffered up to 64 MiB and streamed into a hidden folder beside `path`, which takes the name
     `path` when the block ends. Any exception removes the hidden folder, except `KeyboardInterrupt` after at
     least one episode: then what was recorded is kept, and the interrupt goes on.
 
     Every chunk carries a checksum and is written even where it is all zeros, so that a reader notices a
     damaged or missing file.
+
+    A writer with a `job` outlives `kill -9`: the next one with the same path and job begins with the episodes
+    that were streamed out (`n_episodes` says how many), and the caller goes on with the one after them.
 
     Args:
         path: the new store; by custom it ends in `.zarr`.
@@ -51,10 +48,12 @@ class EpisodeWriter:
             JSON does not know are written as lists or strings.
         overwrite: replace an existing store, once the new one is complete.
         keep_interrupted: False removes what was written on `KeyboardInterrupt` too: all episodes or none.
+        extra: columns that are no observations, see `columns.Layout`.
+        job: names the work, so that a killed process can be continued.
 
     Raises:
         FlowleapError: `path` exists, a key cannot be a column name, an episode does not fit the Spec, nothing
-            was added, or the file system refuses (full disk, permissions).
+            was added, the same job is running already, or the file system refuses (full disk, permissions).
     """
 
     def __init__(
@@ -64,24 +63,26 @@ class EpisodeWriter:
         attrs: Mapping[str, Any] | None = None,
         overwrite: bool = False,
         keep_interrupted: bool = True,
+        extra: Mapping[str, ObsKey] | None = None,
+        job: str | None = None,
     ) -> None:
-        self.path = Path(path).expanduser()
         self.spec = spec
         self.attrs: dict[str, Any] = dict(attrs or {})
-        self._overwrite = overwrite
         self._keep_interrupted = keep_interrupted
-        self._columns: dict[str, tuple[tuple[int, ...], np.dtype]] = {
-            key: (tuple(obs.shape), np.dtype(obs.dtype)) for key, obs in spec.observations.items()
-        }
-        self._columns[ACTION] = ((spec.action_dim,), np.dtype(np.float32))
-        for key in spec.observations:
-            _check_key(key)
-        self._check_target()
-        self._temporary = self.path.with_name(f".{self.path.name}.{uuid.uuid4().hex[:8]}.tmp")
-        self._pending: list[_Episode] = []
+        self._layout = Layout(spec, extra)
+        self._target = Target(path, overwrite, "zarr store", _is_store, job)
+        self.path = self._target.path
+        self._journal = Journal(self._target.temporary / "journal.jsonl", job) if job else None
         self._lengths: list[int] = []  # of the episodes already streamed out
-        self._arrays: dict[str, zarr.Array] = {}
         self._seeds: list[int] = []
+        self._streamed = 0  # frames
+        self._pending: list[tuple[int, int]] = []  # length and seed of the episodes in the block
+        self._filled = 0  # frames
+        widths = (dtype.itemsize * int(np.prod(shape)) for shape, dtype in self._layout.columns.values())
+        self._capacity = max(1, _BUFFER_BYTES // sum(widths))
+        self._buffer: Episode = {}
+        self._block: Episode = {}  # what the next flush writes: the buffer, or one episode too long for it
+        self._arrays: dict[str, zarr.Array] = {}
 
     @property
     def n_episodes(self) -> int:
@@ -91,32 +92,36 @@ class EpisodeWriter:
     @property
     def n_frames(self) -> int:
         """Frames added so far."""
-        return sum(self._lengths) + sum(len(e.columns[ACTION]) for e in self._pending)
+        return self._streamed + self._filled
 
     def add(self, episode: Mapping[str, ArrayLike], seed: int | None = None) -> None:
         """Append one episode: key -> [T, *shape], equal T >= 1 for every key of the Spec and `action`."""
-        columns = self._checked(episode)
-        self._pending.append(_Episode(columns, NO_SEED if seed is None else int(seed)))
-        if sum(c.nbytes for e in self._pending for c in e.columns.values()) >= _BUFFER_BYTES:
+        columns = self._layout.fit(episode, f"episode {self.n_episodes}")
+        length = len(columns[ACTION])
+        if self._filled + length > self._capacity:
+            self._flush()
+        if length <= self._capacity:
+            self._block = self._buffer = self._buffer or {
+                key: np.empty((self._capacity, *shape), dtype)
+                for key, (shape, dtype) in self._layout.columns.items()
+            }
+            for key, values in columns.items():
+                self._buffer[key][self._filled : self._filled + length] = values
+        else:
+            self._block = columns
+        self._pending.append((length, NO_SEED if seed is None else int(seed)))
+        self._filled += length
+        if self._filled >= self._capacity:
             self._flush()
 
     def __enter__(self) -> EpisodeWriter:
-        with self._file_errors():
+        with self._target.errors():
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            self._group = zarr.create_group(self._temporary, zarr_format=3)
-            data = self._group.create_group("data")
-            self._group.create_group("meta")
-            for key, (shape, dtype) in self._columns.items():
-                rows = max(1, _CHUNK_BYTES // max(1, dtype.itemsize * int(np.prod(shape))))
-                # Kept open: an array opened again has lost `write_empty_chunks` (it is no part of the format).
-                self._arrays[key] = data.create_array(
-                    key,
-                    shape=(0, *shape),
-                    chunks=(rows, *shape),
-                    dtype=dtype,
-                    compressors=ZstdCodec(level=3, checksum=True),
-                    config={"write_empty_chunks": True},
-                )
+            if self._journal is not None:
+                self._lengths, self._seeds = self._journal.open()
+                self._streamed = sum(self._lengths)
+            if not self._lengths or not self._reopen():
+                self._create()
         return self
 
     def __exit__(
@@ -126,58 +131,63 @@ class EpisodeWriter:
         keep = kind is None or (interrupted and self._keep_interrupted and self.n_episodes > 0)
         try:
             if keep:
-                with self._file_errors():
+                with self._target.errors():
                     self._finalise()
         finally:
-            shutil.rmtree(self._temporary, ignore_errors=True)
+            if self._journal is not None:
+                self._journal.close()
+            self._target.discard()
 
-    def _check_target(self) -> None:
-        """Raise unless `path` is free, or a store that may be replaced."""
-        if not self.path.name:
-            raise FlowleapError(f"'{self.path}' is no name for a dataset; use something like data/pusht.zarr")
-        if not self.path.exists():
-            return
-        if not self._overwrite:
-            raise FlowleapError(f"'{self.path}' exists already; choose another name or say overwrite=true")
-        if not any((self.path / marker).is_file() for marker in ("zarr.json", ".zgroup")):
-            raise FlowleapError(f"'{self.path}' is not a zarr store: it will not be overwritten")
+    def _create(self) -> None:
+        """Begin an empty store."""
+        if self._journal is not None:
+            self._journal.restart()
+        self._lengths, self._seeds, self._streamed = [], [], 0
+        self._group = zarr.open_group(self._target.temporary, mode="a", zarr_format=3)
+        data = self._group.require_group("data")
+        self._group.require_group("meta")
+        for key, (shape, dtype) in self._layout.columns.items():
+            rows = max(1, _CHUNK_BYTES // max(1, dtype.itemsize * int(np.prod(shape))))
+            # Kept open: an array opened again has lost `write_empty_chunks` (it is no part of the format).
+            self._arrays[key] = data.create_array(
+                key,
+                shape=(0, *shape),
+                chunks=(rows, *shape),
+                dtype=dtype,
+                compressors=ZstdCodec(level=3, checksum=True),
+                config={"write_empty_chunks": True},
+                overwrite=True,
+            )
 
-    def _checked(self, episode: Mapping[str, ArrayLike]) -> dict[str, NDArray]:
-        """Return the episode as arrays of the Spec's dtypes, or raise naming key, episode and frame."""
-        where = f"episode {self.n_episodes}"
-        for key in episode:
-            if key not in self._columns:
-                raise FlowleapError(f"{where}: '{key}' is not in the Spec{suggest(key, self._columns)}")
-        columns: dict[str, NDArray] = {}
-        for key, (shape, dtype) in self._columns.items():
-            if key not in episode:
-                raise FlowleapError(f"{where}: '{key}' is missing, the Spec requires it")
-            values = np.asarray(episode[key])
-            if values.shape[1:] != shape or values.ndim != len(shape) + 1:
-                expected = ", ".join(["frames", *map(str, shape)])
-                raise FlowleapError(f"{where}: '{key}' has shape {values.shape}, expected ({expected})")
-            columns[key] = _cast(values, dtype, f"{where}: '{key}'")
-        lengths = {key: len(column) for key, column in columns.items()}
-        if len(set(lengths.values())) != 1 or lengths[ACTION] < 1:
-            raise FlowleapError(f"{where}: every key needs the same number of frames >= 1, got {lengths}")
-        return columns
+    def _reopen(self) -> bool:
+        """Open what a killed process left, cut to the episodes of the journal; False where it does not fit."""
+        try:
+            self._group = zarr.open_group(self._target.temporary, mode="r+", zarr_format=3)
+            for key, (shape, dtype) in self._layout.columns.items():
+                array = self._group[f"data/{key}"]
+                assert isinstance(array, zarr.Array)
+                if array.shape[1:] != shape or array.shape[0] < self._streamed or array.dtype != dtype:
+                    return False
+                array.resize((self._streamed, *shape))
+                self._arrays[key] = array.with_config({"write_empty_chunks": True})
+        except (KeyError, ValueError, OSError):
+            return False
+        return True
 
     def _flush(self) -> None:
         """Stream the pending episodes out. May be repeated after an interruption: the rows are the same."""
         if not self._pending:
             return
-        start = sum(self._lengths)
-        stop = self.n_frames
-        with self._file_errors():
+        start, stop = self._streamed, self.n_frames
+        lengths, seeds = [length for length, _ in self._pending], [seed for _, seed in self._pending]
+        with self._target.errors():
             for key, array in self._arrays.items():
                 array.resize((stop, *array.shape[1:]))
-                array[start:stop] = np.concatenate([e.columns[key] for e in self._pending])
-        done = self._pending
-        self._pending, self._lengths, self._seeds = (
-            [],
-            self._lengths + [len(e.columns[ACTION]) for e in done],
-            self._seeds + [e.seed for e in done],
-        )
+                array[start:stop] = self._block[key][: stop - start]
+            if self._journal is not None:
+                self._journal.append(lengths, seeds)
+        self._lengths, self._seeds = self._lengths + lengths, self._seeds + seeds
+        self._streamed, self._pending, self._filled = stop, [], 0
 
     def _finalise(self) -> None:
         """Write what describes the episodes and give the store its name."""
@@ -194,54 +204,14 @@ class EpisodeWriter:
                 chunks=values.shape,
                 compressors=ZstdCodec(level=3, checksum=True),
                 config={"write_empty_chunks": True},
+                overwrite=True,
             )
         own = {SPEC_ATTRIBUTE: self.spec.to_dict(), FORMAT_ATTRIBUTE: FORMAT_VERSION}
-        self._group.attrs.update(json.loads(json.dumps({**self.attrs, **own}, default=_plain)))
-        if not self.path.exists():
-            os.rename(self._temporary, self.path)
-            return
-        self._check_target()
-        retired = self._temporary.with_suffix(".old")
-        os.rename(self.path, retired)
-        os.rename(self._temporary, self.path)
-        shutil.rmtree(retired, ignore_errors=True)
-
-    @contextmanager
-    def _file_errors(self) -> Iterator[None]:
-        """Turn what the file system refuses into an error that names the store."""
-        try:
-            yield
-        except OSError as error:
-            raise FlowleapError(f"cannot write dataset '{self.path}': {error.strerror or error}") from error
+        self._group.attrs.update(json.loads(json.dumps({**self.attrs, **own}, default=plain)))
+        if self._journal is not None:
+            self._journal.remove()
+        self._target.publish()
 
 
-def _check_key(key: str) -> None:
-    """Raise unless `key` can name a zarr array and a file."""
-    if key == ACTION:
-        raise FlowleapError(f"'{ACTION}' cannot be an observation key: it holds the actions")
-    bad = not key.isprintable() or any(c in key for c in "/\\") or key.startswith((".", "__"))
-    if not key or bad or len(key.encode()) > 200:
-        raise FlowleapError(
-            f"observation key {key!r} cannot name a column: use letters, digits and underscores"
-        )
-
-
-def _cast(values: NDArray, dtype: np.dtype, where: str) -> NDArray:
-    """Return a copy in `dtype`; raise if a whole number changes or a value is not finite."""
-    if values.dtype.kind not in "biuf" or not np.can_cast(values.dtype, dtype, "same_kind"):
-        raise FlowleapError(f"{where} has dtype {values.dtype}, which does not fit the Spec's {dtype}")
-    with np.errstate(over="ignore"):
-        cast = values.astype(dtype)
-    if dtype.kind == "f":
-        finite = np.isfinite(cast)
-        if not finite.all():
-            frame = int(np.argwhere(~finite)[0, 0])
-            raise FlowleapError(f"{where} is not finite at frame {frame}")
-    if values.dtype.kind in "iu" and values.dtype != dtype and not np.array_equal(cast, values):
-        raise FlowleapError(f"{where} has values of {values.dtype} that {dtype} cannot hold exactly")
-    return cast
-
-
-def _plain(value: Any) -> Any:
-    """Make an attribute JSON-ready: numpy scalars and arrays as numbers and lists, the rest as text."""
-    return value.tolist() if isinstance(value, np.generic | np.ndarray) else str(value)
+def _is_store(path: Path) -> bool:
+    return any((path / marker).is_file() for marker in ("zarr.json", ".zgroup"))

@@ -20,8 +20,8 @@ class ChunkEnv(gymnasium.Env[Observation, np.ndarray]):
     Observation: per key of `spec` the last To frames [To, *shape], the first frame repeated at the start.
     Action: Ta actions [Ta, A], each clipped to the environment's bounds. Execution stops where the episode
     ends, after `task.max_steps` actions at the latest; the info of that step is the episode's record:
-    `success` (any step), `max_reward`, `sum_reward`, `length`. Later steps change nothing, so that
-    environments without work can stay in a vectorised batch.
+    `success` (any step), `max_reward`, `sum_reward`, `length`, `mode` (the last step's; -1: none). Later
+    steps change nothing, so that environments without work can stay in a vectorised batch.
     """
 
     def __init__(
@@ -49,6 +49,7 @@ class ChunkEnv(gymnasium.Env[Observation, np.ndarray]):
         self._frames: deque[Observation] = deque(maxlen=spec.n_obs_steps)
         self._rewards: list[float] = []
         self._success = False
+        self._mode = -1
         self._finished = True
 
     def reset(
@@ -56,7 +57,7 @@ class ChunkEnv(gymnasium.Env[Observation, np.ndarray]):
     ) -> tuple[Observation, dict[str, Any]]:
         """Start the episode of `seed`."""
         obs, _ = self.env.reset(seed=seed)
-        self._rewards, self._success, self._finished = [], False, False
+        self._rewards, self._success, self._mode, self._finished = [], False, -1, False
         self._frames.extend([self._select(obs)] * self._n_obs_steps)
         if self._on_frame:
             self._on_frame()
@@ -70,6 +71,7 @@ class ChunkEnv(gymnasium.Env[Observation, np.ndarray]):
             obs, reward, terminated, truncated, info = self.env.step(single)
             self._rewards.append(float(reward))
             self._success |= bool(info["success"])
+            self._mode = int(info.get("mode", -1))
             self._finished = terminated or truncated or len(self._rewards) >= self._max_steps
             self._frames.append(self._select(obs))
             if self._on_frame:
@@ -96,6 +98,7 @@ class ChunkEnv(gymnasium.Env[Observation, np.ndarray]):
             "max_reward": max(self._rewards),
             "sum_reward": sum(self._rewards),
             "length": len(self._rewards),
+            "mode": self._mode,
         }
 
 

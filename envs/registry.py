@@ -20,12 +20,14 @@ import gymnasium
 import numpy as np
 
 from flowleap.policy.spec import FlowleapError, Spec, suggest
+from flowleap.policy.spec import optional_import as optional_import
 
 Metric = Literal["success", "max_reward"]
 Observation = dict[str, np.ndarray]
 
 FAMILIES = {
     "metaworld": "flowleap.envs.metaworld",
+    "probe": "flowleap.envs.slalom",
     "pusht": "flowleap.envs.pusht",
 }
 
@@ -62,6 +64,9 @@ class Task:
         from_recorded: maps the columns `recorded_keys` of a foreign store, each [N, ...] over all frames, to
             this task's observation keys and `action`; None where stores hold those keys already.
         recorded_keys: the columns that `from_recorded` reads.
+        modes: names of the equally good ways to succeed, two or more, of which the expert draws one uniformly
+            at random; `info["mode"]` is then the index of the way taken, -1 while that is open. Empty where
+            the task tells none apart.
     """
 
     name: str
@@ -73,6 +78,7 @@ class Task:
     expert: Callable[[gymnasium.Env[Any, Any], int], Expert] | None = None
     from_recorded: Callable[[Mapping[str, np.ndarray]], Observation] | None = None
     recorded_keys: tuple[str, ...] = ()
+    modes: tuple[str, ...] = ()
 
 
 def list_tasks() -> list[str]:
@@ -98,16 +104,6 @@ def make_task(name: str, **kwargs: Any) -> Task:
             raise FlowleapError(f"task {name}: unknown option {key!r}{suggest(key, known)} (known: {known})")
     task: Task = make(short, **kwargs)
     return task
-
-
-def optional_import(module: str, extra: str) -> ModuleType:
-    """Import an optional dependency, or raise `FlowleapError` naming the pip extra that brings it."""
-    try:
-        return importlib.import_module(module)
-    except ModuleNotFoundError as error:
-        raise FlowleapError(
-            f"{error.name or module} is not installed: pip install 'flowleap[{extra}]'"
-        ) from error
 
 
 def package_versions(*packages: str) -> dict[str, str | None]:

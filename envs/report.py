@@ -56,13 +56,66 @@ def bootstrap_mean(values: Sequence[float] | np.ndarray, seed: int = 0) -> tuple
     return float(low), float(high)
 
 
+def entropy(counts: Sequence[int] | np.ndarray) -> np.ndarray:
+    """Plug-in entropy, bits, of `counts` [..., K] over their last axis: 0 where it sums to 0."""
+    data = np.asarray(counts, np.float64)
+    share = data / np.maximum(data.sum(axis=-1, keepdims=True), 1.0)
+    log_share = np.log2(share, out=np.zeros_like(share), where=share > 0)
+    return 0.0 - (share * log_share).sum(axis=-1)  # never -0.0
+
+
+def expected_uniform_entropy(k: int, n: int) -> float:
+    """Expected plug-in entropy, bits, of `n` >= 1 uniform draws from `k` >= 2 values; exact."""
+    log_factorial = np.concatenate([[0.0], np.cumsum(np.log(np.arange(1, n + 1)))])
+    m = np.arange(1, n + 1)  # how often one value is drawn: Binomial(n, 1/k), alike for all k of them
+    log_p = log_factorial[n] - log_factorial[m] - log_factorial[n - m] - m * math.log(k)
+    p = np.exp(log_p + (n - m) * math.log1p(-1 / k))
+    return math.log2(n) - k / n * float(np.sum(p * m * np.log2(m)))
+
+
+def mode_coverage(episodes: Sequence[Episode], modes: Sequence[str], seed: int = 0) -> dict[str, Any]:
+    """How evenly the successful episodes spread over a task's modes, against an expert that draws uniformly.
+
+    The plug-in entropy of n episodes is biased downwards, the expert's as well: `entropy_share` divides by
+    the expectation of the expert's own in as many episodes, so that a policy as diverse as the expert scores
+    1 on average, and single results may exceed it. Its 95 % bootstrap interval (multinomial, 10,000 draws,
+    seeded) is centred on the estimate, because resampling adds the same bias once more.
+
+    Returns:
+        `episodes` and `successes` {mode: count}; `open`: episodes that completed no mode; `entropy_bits` of
+        the successes, as counted; `max_bits` = log2(K); `expert_bits`, the expectation above; `entropy_share`
+        and its `interval`. The last three are None below 2 successes.
+    """
+    taken = [e.mode for e in episodes if e.mode is not None]
+    successes = [e.mode for e in episodes if e.mode is not None and e.success]
+    every, counts = (np.bincount(np.array(m, int), minlength=len(modes)) for m in (taken, successes))
+    n, bits, expert, share, interval = len(successes), float(entropy(counts)), None, None, None
+    if n >= 2:
+        expert = expected_uniform_entropy(len(modes), n)
+        share = bits / expert
+        resampled = np.random.default_rng(seed).multinomial(n, counts / n, size=_BOOTSTRAP_DRAWS)
+        draws = entropy(resampled) / expert
+        low, high = np.quantile(draws - draws.mean(), [0.025, 0.975])
+        interval = [max(0.0, share + float(low)), share + float(high)]
+    return {
+        "episodes": dict(zip(modes, every.tolist(), strict=True)),
+        "successes": dict(zip(modes, counts.tolist(), strict=True)),
+        "open": len(episodes) - len(taken),
+        "entropy_bits": bits,
+        "max_bits": math.log2(len(modes)),
+        "expert_bits": expert,
+        "entropy_share": share,
+        "interval": interval,
+    }
+
+
 def summary(rollout: Rollout, task: Task) -> dict[str, Any]:
     """Describe a rollout in JSON-ready numbers.
 
     Returns:
         `task`, `seed_note`, `episodes`; `success` {count, n, rate, interval}; `max_reward` {mean, interval};
         `headline` {metric, value, interval}; `mean_length`; `latency_ms` {p50, p95, mean} per actor call;
-        `seconds` {policy, env, wall}; `n_envs`, `batched`.
+        `seconds` {policy, env, wall}; `n_envs`, `batched`; for a task with modes, `modes`: `mode_coverage`.
     """
     episodes = rollout.episodes
     n, count = len(episodes), sum(e.success for e in episodes)
@@ -71,7 +124,7 @@ def summary(rollout: Rollout, task: Task) -> dict[str, Any]:
     max_reward = {"mean": float(np.mean(rewards)), "interval": list(bootstrap_mean(rewards))}
     headline = (success["rate"], success) if task.metric == "success" else (max_reward["mean"], max_reward)
     latency = np.asarray(rollout.latencies) * 1e3
-    return {
+    report = {
         "task": task.name,
         "seed_note": task.seed_note,
         "episodes": n,
@@ -92,6 +145,9 @@ def summary(rollout: Rollout, task: Task) -> dict[str, Any]:
         "n_envs": rollout.n_envs,
         "batched": rollout.batched,
     }
+    if task.modes:
+        report["modes"] = mode_coverage(episodes, task.modes)
+    return report
 
 
 def episode_rows(rollout: Rollout) -> list[dict[str, Any]]:
@@ -135,6 +191,16 @@ def format_line(report: Mapping[str, Any]) -> str:
         f"latency p50 {latency['p50']:.2f} ms, p95 {latency['p95']:.2f} ms | "
         f"{seconds['wall']:.1f} s (policy {seconds['policy']:.1f}, env {seconds['env']:.1f})"
     )
+
+
+def format_modes(modes: Mapping[str, Any]) -> str:
+    """One line for people out of `mode_coverage`'s numbers."""
+    counts = " ".join(f"{name} {count}" for name, count in modes["successes"].items())
+    bits = f"entropy {modes['entropy_bits']:.2f} of {modes['max_bits']:.2f} bits"
+    share = "too few successes for a share of the expert's"
+    if modes["entropy_share"] is not None:
+        share = f"{_with_interval(modes['entropy_share'], modes)} of the expert's"
+    return f"modes of the successes: {counts} | {bits}, {share} | {modes['open']} episodes completed no mode"
 
 
 def write_results(path: str | os.PathLike[str], results: Mapping[str, Any]) -> Path:

@@ -37,13 +37,18 @@ class Actor(Protocol):
 
 @dataclass(frozen=True)
 class Episode:
-    """Outcome of one episode. `success`: any step succeeded. `length`: actions executed."""
+    """Outcome of one episode.
+
+    `success`: any step succeeded. `length`: actions executed. `mode`: index in the task's `modes` of the way
+    taken, None where it stayed open or the task tells none apart.
+    """
 
     seed: int
     success: bool
     max_reward: float
     sum_reward: float
     length: int
+    mode: int | None = None
 
 
 @dataclass
@@ -227,6 +232,7 @@ def _episode(seed: int, info: dict[str, Any]) -> Episode:
         max_reward=float(info["max_reward"]),
         sum_reward=float(info["sum_reward"]),
         length=int(info["length"]),
+        mode=int(info["mode"]) if info["mode"] >= 0 else None,
     )
 
 

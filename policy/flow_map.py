@@ -7,19 +7,17 @@ The network outputs the average velocity `u(x_t, t, s)` of the flow from t down 
     u(x, t, t)                                    the instantaneous velocity
     a = z - u(z, 1, 0)                            the one-step action
 
-Samplers are free functions of (flow map, x, time grid); the number of leaps is the NFE.
+`samplers.py` composes leaps over a time grid; the number of leaps is the NFE.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from itertools import pairwise
 
 import torch
 from torch import Tensor
 
 Network = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
-Sampler = Callable[["FlowMap", Tensor, Tensor], Tensor]
 
 
 def over_chunk(t: Tensor) -> Tensor:
@@ -56,11 +54,28 @@ class FlowMap:
         self.cond = cond
         self.sigma = sigma
 
+    def __getitem__(self, rows: Tensor) -> FlowMap:
+        """The flow map of the samples `rows` (indices [n])."""
+        return FlowMap(self.net, self.cond[rows], self.sigma)
+
+    def without_observation(self) -> FlowMap:
+        """The flow map that sees no observation: a zero conditioning vector stands for it."""
+        return FlowMap(self.net, torch.zeros_like(self.cond), self.sigma)
+
+    def keep_observation(self, keep: Tensor) -> FlowMap:
+        """The flow map that sees the observation of the samples `keep` (bool [B]) alone."""
+        return FlowMap(self.net, self.cond * keep[:, None], self.sigma)
+
+    def network(self, x: Tensor, t: Tensor, s: Tensor) -> Tensor:
+        """The network's raw output [B,H,A]: for objectives that are no flow maps."""
+        return self.net(x, t, s, self.cond)
+
     def average_velocity(self, x: Tensor, t: Tensor, s: Tensor) -> Tensor:
         """u(x, t, s): average velocity of the flow from t down to s; [B,H,A]."""
-        return self._u(x, t, s, self.cond)
+        return self.average_velocity_under(x, t, s, self.cond)
 
-    def _u(self, x: Tensor, t: Tensor, s: Tensor, cond: Tensor) -> Tensor:
+    def average_velocity_under(self, x: Tensor, t: Tensor, s: Tensor, cond: Tensor) -> Tensor:
+        """u(x, t, s) under other observations cond [B, C] than the flow map's own; [B,H,A]."""
         out = self.net(x, t, s, cond)
         if not self.sigma:
             return out
@@ -75,37 +90,11 @@ class FlowMap:
         """X_{t->s}(x) = x - (t - s) u(x, t, s); [B,H,A]."""
         return x - over_chunk(t - s) * self.average_velocity(x, t, s)
 
-    def velocity_and_average(self, x: Tensor, t: Tensor, s: Tensor) -> tuple[Tensor, Tensor]:
-        """Return (u(x,t,t), u(x,t,s)) from one forward pass on the stacked halves: cheaper than two passes."""
-        joint = self._u(
-            torch.cat([x, x]), torch.cat([t, t]), torch.cat([t, s]), torch.cat([self.cond, self.cond])
-        )
-        on_diagonal, off_diagonal = joint.chunk(2)
-        return on_diagonal, off_diagonal
+    def clean(self, x: Tensor, t: Tensor) -> Tensor:
+        """X_{t->0}(x), the clean chunk; of the Gaussian head only the mean m(x, t, 0); [B,H,A].
 
-
-def time_grid(steps: int, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> Tensor:
-    """Uniform times 1 = t_0 > t_1 > ... > t_steps = 0; shape [steps + 1]. `steps` is the NFE."""
-    return torch.linspace(1.0, 0.0, steps + 1, device=device, dtype=dtype)
-
-
-def leap_sampler(flow_map: FlowMap, x: Tensor, grid: Tensor) -> Tensor:
-    """Compose flow-map leaps over `grid`: exact at any grid for the true map. NFE = len(grid) - 1."""
-    for t, s in pairwise(grid.unbind()):
-        x = flow_map.leap(x, t.expand(len(x)), s.expand(len(x)))
-    return x
-
-
-def euler_sampler(flow_map: FlowMap, x: Tensor, grid: Tensor) -> Tensor:
-    """Euler steps along the instantaneous velocity: the flow-matching sampler. NFE = len(grid) - 1."""
-    for t, s in pairwise(grid.unbind()):
-        x = x - (t - s) * flow_map.velocity(x, t.expand(len(x)))
-    return x
-
-
-def mean_sampler(flow_map: FlowMap, x: Tensor, grid: Tensor) -> Tensor:
-    """One leap from zero noise: the deterministic prediction of a regression policy. NFE = 1."""
-    return leap_sampler(flow_map, torch.zeros_like(x), grid)
-
-
-SAMPLERS: dict[str, Sampler] = {"leap": leap_sampler, "euler": euler_sampler, "mean": mean_sampler}
+        sigma is a smoothing for training. The data are not known to have that spread, so the last leap leaves out
+        the residual noise that X_{t->0} would carry, as the last step of a diffusion sampler does.
+        """
+        zero = torch.zeros_like(t)
+        return self.network(x, t, zero) if self.sigma else self.leap(x, t, zero)

@@ -9,7 +9,9 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
+import torch
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from torch import Tensor
 
 
 class MetricsLog:
@@ -47,6 +49,45 @@ class MetricsLog:
         """Flush both logs."""
         self._file.close()
         self._board.close()
+
+
+class Meter:
+    """Means of the scalars of the steps since the last reading, and how fast these steps went."""
+
+    def __init__(self) -> None:
+        self._reset()
+
+    def _reset(self) -> None:
+        self._sums: dict[str, Tensor] = {}
+        self._steps, self._waited, self._start = 0, 0.0, time.perf_counter()
+
+    def add(self, scalars: Mapping[str, Tensor], waited: float) -> None:
+        """Take a step's scalars (on any device, without waiting for it) and its seconds spent on the batch."""
+        for key, value in scalars.items():
+            self._sums[key] = self._sums[key] + value if key in self._sums else value
+        self._steps += 1
+        self._waited += waited
+
+    @contextmanager
+    def pause(self) -> Iterator[None]:
+        """Leave what happens inside out of the speed."""
+        start = time.perf_counter()
+        yield
+        self._start += time.perf_counter() - start
+
+    def read(self, batch_size: int, average: Callable[[Tensor], Tensor]) -> dict[str, float]:
+        """Means over the steps, `samples_per_s` and `data_share`; starts afresh.
+
+        Args:
+            batch_size: samples a step.
+            average: takes the vector of means to its average over processes.
+        """
+        means = average(torch.stack(list(self._sums.values())) / self._steps).tolist()
+        elapsed = time.perf_counter() - self._start
+        row = dict(zip(self._sums, means, strict=True))
+        row |= {"samples_per_s": self._steps * batch_size / elapsed, "data_share": self._waited / elapsed}
+        self._reset()
+        return row
 
 
 @contextmanager

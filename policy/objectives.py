@@ -1,62 +1,32 @@
-"""Training objectives, side by side: pure functions (flow map, batch) -> per-sample loss terms [B].
+"""Training objectives, side by side: pure functions (flow map u, batch) -> per-sample loss terms [B].
 
-Notation as in `flow_map.py`. `sg` is `.detach()`. Every term is a mean over the chunk, `|.|^2 = mean_{H,A}`;
-`adaptive_weight` then turns the summed terms into the scalar loss.
+Notation as in `flow_map.py`: t = 1 is noise, t = 0 is data, s <= t, x_t = (1 - t) a + t z, v = z - a, and the
+network gives u(x_t, t, s). `sg` is `.detach()`. Every term is a mean over the chunk, `|.|^2 = mean_{H,A}`;
+`adaptive_weight` then turns the summed terms into the scalar loss. Where an objective has a term for s < t, it
+covers the rows `batch.off`; the other rows have s = t.
 
-Sources: flow matching arXiv 2210.02747; iSD arXiv 2601.22679 (improved self-distillation); the adaptive weight
-is that of MeanFlow, arXiv 2505.13447.
+Each function names its paper; docs/math.md tells them apart. The adaptive weight is that of MeanFlow.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from flowleap.policy.flow_map import SAMPLERS, FlowMap, Sampler, over_chunk
+from flowleap.policy.derivatives import Derivative, self_distilled, total_derivative
+from flowleap.policy.draws import Draw, DrawConfig, FlowBatch
+from flowleap.policy.flow_map import FlowMap, over_chunk
 from flowleap.policy.registry import Registry, require_number
+from flowleap.policy.samplers import NOISE_LEVELS, SAMPLERS, Sampler, noise_schedule
 from flowleap.policy.spec import FlowleapError
 
 Terms = dict[str, Tensor]
-
-
-@dataclass(frozen=True)
-class Draw:
-    """The randomness of one training batch: noise z [B,H,A] and times s <= t [B], all in [0, 1]."""
-
-    noise: Tensor
-    t: Tensor
-    s: Tensor
-
-    def __getitem__(self, rows: slice) -> Draw:
-        return Draw(self.noise[rows], self.t[rows], self.s[rows])
-
-    def to(self, device: torch.device) -> Draw:
-        """Return the draw on `device`."""
-        return Draw(self.noise.to(device), self.t.to(device), self.s.to(device))
-
-
-@dataclass(frozen=True)
-class FlowBatch:
-    """Clean action chunks a [B,H,A] (normalised) with one `Draw`."""
-
-    a: Tensor
-    z: Tensor
-    t: Tensor
-    s: Tensor
-
-    @property
-    def x_t(self) -> Tensor:
-        """(1 - t) a + t z; [B,H,A]."""
-        return (1 - over_chunk(self.t)) * self.a + over_chunk(self.t) * self.z
-
-    @property
-    def v(self) -> Tensor:
-        """Conditional velocity z - a; [B,H,A]."""
-        return self.z - self.a
+Stop = Literal["none", "derivative"]
 
 
 def squared_error(prediction: Tensor, target: Tensor) -> Tensor:
@@ -64,78 +34,225 @@ def squared_error(prediction: Tensor, target: Tensor) -> Tensor:
     return (prediction - target).square().mean(dim=(1, 2))
 
 
-def draw_times(batch: int, alpha: float, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
-    """Sorted pair of Beta(alpha, 1) draws, t >= s; two tensors [B] on the CPU. Beta(alpha, 1) = U^(1/alpha)."""
-    pair = torch.rand(2, batch, generator=generator) ** (1.0 / alpha)
-    return pair.amax(0), pair.amin(0)
-
-
 def adaptive_weight(loss: Tensor, p: float, c: float = 0.01) -> Tensor:
     """mean_b l_b / sg[l_b + c]^p: p = 0 is the plain mean, p = 1 close to the mean of log l. Scalar."""
     return (loss / (loss.detach() + c) ** p).mean()
 
 
-def total_derivative(
-    flow_map: FlowMap, x: Tensor, t: Tensor, s: Tensor, v: Tensor, method: str, u: Tensor | None = None
+def off_diagonal(term: Tensor, batch: FlowBatch) -> Tensor:
+    """Spread a term of the rows `batch.off` over the batch, 0 elsewhere; [B]."""
+    return term if batch.off is None else torch.zeros_like(batch.t).index_copy(0, batch.off, term)
+
+
+def off_rows(u: FlowMap, batch: FlowBatch) -> tuple[FlowMap, FlowBatch]:
+    """The flow map and the batch, restricted to the rows `batch.off`."""
+    if batch.off is None:
+        return u, batch
+    tensors = {name: getattr(batch, name)[batch.off] for name in ("a", "z", "t", "s", "v", "uniform")}
+    return u[batch.off], replace(batch, off=None, **tensors)
+
+
+def anchor(u: FlowMap, batch: FlowBatch) -> Tensor:
+    """|u(x_t,t,t) - v|^2 [B], the boundary condition that flow matching and self-distillation share."""
+    return squared_error(u.velocity(batch.x_t, batch.t), batch.v)
+
+
+def flow_matching(u: FlowMap, batch: FlowBatch) -> Terms:
+    """Flow matching (arXiv 2210.02747): |u(x_t,t,t) - v|^2."""
+    return {"fm": anchor(u, batch)}
+
+
+def isd(
+    u: FlowMap, batch: FlowBatch, *, derivative: Derivative = "tangent", anchor_weight: float = 1.0
+) -> Terms:
+    """Improved self-distillation (arXiv 2601.22679), the default: the whole Eulerian target is stopped.
+
+    |u(x_t,t,t) - v|^2 + |u(x_t,t,s) - sg[vbar - (t - s) D_vbar u]|^2,   vbar = sg[u(x_t,t,t)]
+    `anchor_weight` multiplies the first term; 0 shows what it is for (the second alone has degenerate solutions).
+    """
+    u_tt, vbar, u_ts, du, gap = self_distilled(u, batch, derivative)
+    sd = squared_error(u_ts, vbar.detach() - gap * du)
+    return {"fm": anchor_weight * squared_error(u_tt, batch.v), "sd": off_diagonal(sd, batch)}
+
+
+def esd(u: FlowMap, batch: FlowBatch, *, stop: Stop = "none") -> Terms:
+    """Eulerian self-distillation (arXiv 2505.18825): iSD's residual with the gradient let through.
+
+    |u(x_t,t,t) - v|^2 + |u(x_t,t,s) - u(x_t,t,t) + (t - s) D_u u|^2; `stop=derivative` stops D_u u alone.
+    """
+    u_tt, v_theta, u_ts, du, gap = self_distilled(u, batch, "tangent", differentiable=stop == "none")
+    return {
+        "fm": squared_error(u_tt, batch.v),
+        "esd": off_diagonal(squared_error(u_ts, v_theta - gap * du), batch),
+    }
+
+
+def lsd(u: FlowMap, batch: FlowBatch) -> Terms:
+    """Lagrangian self-distillation (arXiv 2505.18825).
+
+    |u(x_t,t,t) - v|^2 + |d_s X - sg[u(X,s,s)]|^2,   X = x_t - (t - s) u(x_t,t,s),   d_s X = u - (t - s) d_s u
+    """
+    off, rows = off_rows(u, batch)
+    tangents = (None, None, torch.ones_like(rows.s))
+    u_ts, ds_u = total_derivative(off, (rows.x_t, rows.t, rows.s), tangents, "tangent", differentiable=True)
+    gap = over_chunk(rows.t - rows.s)
+    with torch.no_grad():
+        target = off.velocity(rows.x_t - gap * u_ts, rows.s)
+    return {
+        "fm": anchor(u, batch),
+        "lsd": off_diagonal(squared_error(u_ts - gap * ds_u, target), batch),
+    }
+
+
+def psd(u: FlowMap, batch: FlowBatch, *, midpoint: Literal["uniform", "half"] = "uniform") -> Terms:
+    """Progressive self-distillation (arXiv 2505.18825); `midpoint=half` is the shortcut model (2410.12557).
+
+    |u(x_t,t,t) - v|^2 + |u(x_t,t,s) - sg[(1 - g) u(x_t,t,m) + g u(X_{t->m},m,s)]|^2,   g = (m - s) / (t - s)
+    """
+    off, rows = off_rows(u, batch)
+    x, t, s = rows.x_t, rows.t, rows.s
+    g = rows.uniform if midpoint == "uniform" else torch.full_like(t, 0.5)
+    m = s + g * (t - s)
+    with torch.no_grad():
+        u_tm = off.average_velocity(x, t, m)
+        u_ms = off.average_velocity(x - over_chunk(t - m) * u_tm, m, s)
+        target = over_chunk(1 - g) * u_tm + over_chunk(g) * u_ms
+    term = squared_error(off.average_velocity(x, t, s), target)
+    return {"fm": anchor(u, batch), "psd": off_diagonal(term, batch)}
+
+
+def meanflow(u: FlowMap, batch: FlowBatch, *, derivative: Derivative = "tangent") -> Terms:
+    """MeanFlow (arXiv 2505.13447): |u(x_t,t,s) - sg[v - (t - s) D_v u]|^2; rows with s = t are flow matching."""
+    return {"mf": _mean_flow(u, batch, derivative, lambda off, rows: rows.v)}
+
+
+def improved_meanflow(u: FlowMap, batch: FlowBatch, *, derivative: Derivative = "tangent") -> Terms:
+    """Improved MeanFlow (arXiv 2512.02012): |V - v|^2, V = u(x_t,t,s) + (t - s) sg[D_{v_theta} u].
+
+    The tangent is the model's own v_theta = u(x_t,t,t), so that the derivative no longer sees the noise of v.
+    """
+    return {"imf": _mean_flow(u, batch, derivative, lambda off, rows: off.velocity(rows.x_t, rows.t))}
+
+
+def _mean_flow(
+    u: FlowMap,
+    batch: FlowBatch,
+    derivative: Derivative,
+    tangent: Callable[[FlowMap, FlowBatch], Tensor],
 ) -> Tensor:
-    """D_v u = (d_x u) v + d_t u, the derivative of u(x, t, s) along the flow at fixed s; [B,H,A], no gradient.
+    """|u(x_t,t,s) + (t - s) sg[D u] - v|^2 [B] with D along `tangent` on the off-diagonal rows."""
+    average = u.average_velocity(batch.x_t, batch.t, batch.s)
+    off, rows = off_rows(u, batch)
+    with torch.no_grad():
+        x, gap = rows.x_t, over_chunk(rows.t - rows.s)
+        known = average.detach() if batch.off is None else average.detach()[batch.off]
+        tangents = (tangent(off, rows), torch.ones_like(rows.t), None)
+        _, du = total_derivative(off, (x, rows.t, rows.s), tangents, derivative, known)
+        correction = gap * du
+    if batch.off is not None:
+        correction = torch.zeros_like(average).index_copy(0, batch.off, correction)
+    return squared_error(average, batch.v - correction)
 
-    `jvp` is exact (forward-mode AD, tangent (v, 1, 0)). `difference` is one-sided and needs one more forward
-    pass when u(x,t,s) is given: accurate to 0.3 % in float32 at eps 1e-4 for moderate embedding frequencies,
-    useless in bfloat16, hence the disabled autocast.
+
+def alpha_flow(
+    u: FlowMap,
+    batch: FlowBatch,
+    *,
+    start: float = 0.0,
+    end: float = 0.8,
+    floor: float = 0.005,
+    derivative: Derivative = "tangent",
+) -> Terms:
+    """alpha-Flow (arXiv 2510.20771): from flow matching (al = 1) to MeanFlow (al -> 0) as training goes on.
+
+    (1 / al) |u(x_t,t,s) - sg[al v + (1 - al) u(x_m,m,s)]|^2,   m = al s + (1 - al) t,   x_m on the straight line.
+    al falls along a sigmoid between the shares `start` and `end` of the training; below `floor` it is MeanFlow.
     """
-    if torch.is_autocast_enabled(x.device.type):
-        u = None  # computed in low precision: its rounding, divided by eps, would swamp the derivative
-    with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
-        if method == "jvp":
-            return torch.func.jvp(
-                lambda x, t: flow_map.average_velocity(x, t, s), (x, t), (v, torch.ones_like(t))
-            )[1]
-        eps = 1e-4 if x.dtype == torch.float32 else 1e-6
-        if u is None:
-            u = flow_map.average_velocity(x, t, s)
-        return (flow_map.average_velocity(x + eps * v, t + eps, s) - u) / eps
+    al = annealed(batch.progress, start, end)
+    if al < floor:
+        return {"af": meanflow(u, batch, derivative=derivative)["mf"]}
+    m = al * batch.s + (1 - al) * batch.t
+    with torch.no_grad():
+        target = al * batch.v + (1 - al) * u.average_velocity(batch.x(m), m, batch.s)
+    return {"af": squared_error(u.average_velocity(batch.x_t, batch.t, batch.s), target) / al}
 
 
-def isd(flow_map: FlowMap, batch: FlowBatch, *, derivative: str = "difference") -> Terms:
-    """Improved self-distillation (arXiv 2601.22679), the default: anchor + stop-gradiented Eulerian target.
+def annealed(progress: float, start: float, end: float) -> float:
+    """1 before `start`, 0 after `end`, a sigmoid of slope 25 / 4 (in units of end - start) between."""
+    place = (progress - start) / max(end - start, 1e-9) - 0.5
+    return 1.0 / (1.0 + math.exp(min(25.0 * place, 700.0)))
 
-    L_FM = |u(x_t,t,t) - v|^2
-    L_SD = |u(x_t,t,s) - sg[vbar - (t - s) D_vbar u]|^2,   vbar = sg[u(x_t,t,t)]
+
+def consistency_training(u: FlowMap, batch: FlowBatch, *, halvings: int = 8) -> Terms:
+    """Consistency training (arXiv 2303.01469): |f(x_t,t) - sg f(x_r,r)|^2 / (t - r),   f = x - t u(x,t,0).
+
+    r = t (1 - 2^-k) on the same straight line; k grows from 0 (r = 0: f is the clean action) to `halvings`.
     """
-    x, t, s = batch.x_t, batch.t, batch.s
-    u_tt, u_ts = flow_map.velocity_and_average(x, t, s)
-    vbar = u_tt.detach()
-    du = total_derivative(flow_map, x, t, s, vbar, derivative, u=u_ts.detach())
-    target = vbar - over_chunk(t - s) * du
-    return {"fm": squared_error(u_tt, batch.v), "sd": squared_error(u_ts, target)}
+    gap = batch.t * 0.5 ** math.floor(batch.progress * (halvings + 1))
+    r, zero = batch.t - gap, torch.zeros_like(batch.t)
+    with torch.no_grad():
+        target = u.leap(batch.x(r), r, zero)
+    return {"ct": squared_error(u.leap(batch.x_t, batch.t, zero), target) / gap.clamp(min=1e-3)}
 
 
-def flow_matching(flow_map: FlowMap, batch: FlowBatch) -> Terms:
-    """Flow matching (arXiv 2210.02747): L = |u(x_t,t,t) - v|^2."""
-    return {"fm": squared_error(flow_map.velocity(batch.x_t, batch.t), batch.v)}
-
-
-def regression(flow_map: FlowMap, batch: FlowBatch) -> Terms:
-    """Behaviour cloning by regression: L = |p(o) - a|^2 with p(o) = X_{1->0}(0), the leap from zero noise."""
+def regression(u: FlowMap, batch: FlowBatch) -> Terms:
+    """Behaviour cloning by regression: |p(o) - a|^2 with p(o) = X_{1->0}(0), the leap from zero noise."""
     one, zero = torch.ones_like(batch.t), torch.zeros_like(batch.t)
-    return {"mse": squared_error(flow_map.leap(torch.zeros_like(batch.a), one, zero), batch.a)}
+    return {"mse": squared_error(u.leap(torch.zeros_like(batch.a), one, zero), batch.a)}
+
+
+def mip(u: FlowMap, batch: FlowBatch, *, tau: float = 0.1, balance: bool = True) -> Terms:
+    """Minimal iterative policy (arXiv 2512.01809): |p(o,0,1) - a|^2 + |p(o,a + tau z,tau) - a|^2.
+
+    p is the network itself. `balance` divides each term by the square of its interval (1 - tau and tau).
+    """
+    one, small = torch.ones_like(batch.t), torch.full_like(batch.t, tau)
+    first = squared_error(u.network(torch.zeros_like(batch.a), one, one), batch.a)
+    second = squared_error(u.network(batch.a + tau * batch.z, small, small), batch.a)
+    w_first, w_second = ((1 - tau) ** -2, tau**-2) if balance else (1.0, 1.0)
+    return {"first": w_first * first, "second": w_second * second}
+
+
+def ddpm(u: FlowMap, batch: FlowBatch) -> Terms:
+    """Diffusion Policy (arXiv 2303.04137): |eps(x_k,k) - z|^2 at 100 noise levels, cosine schedule.
+
+    The network sees the level as a time (k + 1) / 100; training and sampling use diffusers' schedulers.
+    """
+    level = (batch.uniform * NOISE_LEVELS).long().clamp(max=NOISE_LEVELS - 1)
+    noisy = noise_schedule("ddpm").add_noise(batch.a, batch.z, level)
+    time = (level + 1) / NOISE_LEVELS
+    return {"eps": squared_error(u.network(noisy, time, time), batch.z)}
 
 
 @dataclass(frozen=True)
 class ObjectiveInfo:
-    """What an objective trains (`terms`), how it is sampled, and at which NFE."""
+    """What an objective trains (`terms`), how it is sampled, and at which NFE.
+
+    `guided`: whether it regresses on the velocity, so that guidance has a meaning.
+    """
 
     terms: Callable[..., Terms]
     sampler: Sampler
-    default_steps: int
+    default_steps: int = 1
+    min_steps: int = 1
     max_steps: int | None = None
+    guided: bool = True
 
 
+_LEAP, _EULER = SAMPLERS["leap"], SAMPLERS["euler"]
 OBJECTIVES = {
-    "isd": ObjectiveInfo(isd, SAMPLERS["leap"], default_steps=1),
-    "flow_matching": ObjectiveInfo(flow_matching, SAMPLERS["euler"], default_steps=10),
-    "regression": ObjectiveInfo(regression, SAMPLERS["mean"], default_steps=1, max_steps=1),
+    "isd": ObjectiveInfo(isd, _LEAP),
+    "flow_matching": ObjectiveInfo(flow_matching, _EULER, default_steps=10),
+    "meanflow": ObjectiveInfo(meanflow, _LEAP),
+    "improved_meanflow": ObjectiveInfo(improved_meanflow, _LEAP),
+    "esd": ObjectiveInfo(esd, _LEAP),
+    "lsd": ObjectiveInfo(lsd, _LEAP),
+    "psd": ObjectiveInfo(psd, _LEAP),
+    "alpha_flow": ObjectiveInfo(alpha_flow, _LEAP),
+    "consistency_training": ObjectiveInfo(consistency_training, SAMPLERS["consistency"], guided=False),
+    "mip": ObjectiveInfo(mip, SAMPLERS["mip"], 2, min_steps=2, max_steps=2, guided=False),
+    "regression": ObjectiveInfo(regression, SAMPLERS["mean"], max_steps=1, guided=False),
+    "ddpm": ObjectiveInfo(ddpm, SAMPLERS["diffusion"], NOISE_LEVELS, max_steps=NOISE_LEVELS, guided=False),
 }
 _TERMS: Registry[Callable[..., Terms]] = Registry("objective")
 for _name, _info in OBJECTIVES.items():
@@ -146,44 +263,58 @@ class Objective:
     """A named objective with its options: draws the randomness of a batch and computes the scalar loss.
 
     Args:
-        config: `name`, the options of that objective's function, and the shared ones: `p` and `c` (adaptive
-            weight), `alpha` (times are a sorted pair of Beta(alpha, 1) draws; 1 is uniform).
+        config: `name`, the options of that objective's function, and the shared ones: those of `DrawConfig`
+            (times, share of s = t, observation dropout), `p` and `c` (adaptive weight) and `guidance`: the
+            weight w of the guided velocity w v + (1 - w) u(x_t,t,t|no observation), 1 is off.
 
     Raises:
         FlowleapError: unknown name or option, value out of range.
     """
 
-    SHARED: Mapping[str, float] = {"p": 1.0, "c": 0.01, "alpha": 0.8}
-
     def __init__(self, config: Mapping[str, Any]) -> None:
-        shared = {**self.SHARED, **{key: value for key, value in config.items() if key in self.SHARED}}
-        self.p = require_number("objective.p", shared["p"], 0.0, 10.0)
-        self.c = require_number("objective.c", shared["c"], 1e-12, 1e6)
-        self.alpha = require_number("objective.alpha", shared["alpha"], 1e-3, 1e3)
-        own = {key: value for key, value in config.items() if key not in self.SHARED}
+        self.draws, own = DrawConfig.take(config)
+        self.p = require_number("objective.p", own.pop("p", 1.0), 0.0, 10.0)
+        self.c = require_number("objective.c", own.pop("c", 0.01), 1e-12, 1e6)
+        self.guidance = require_number("objective.guidance", own.pop("guidance", 1.0), 0.0, 100.0)
         self.options = _TERMS.options(own)
         self.name: str = own["name"]
         self.info = OBJECTIVES[self.name]
-        if self.options.get("derivative", "jvp") not in ("jvp", "difference"):
+        if self.guidance != 1.0 and not (self.info.guided and self.draws.obs_dropout):
             raise FlowleapError(
-                f"objective.derivative must be 'jvp' or 'difference', got {self.options['derivative']!r}"
+                "objective.guidance needs objective.obs_dropout > 0 and an objective that regresses on the "
+                f"velocity, got guidance={self.guidance:g} with '{self.name}'"
             )
 
     @property
     def config(self) -> dict[str, Any]:
         """Plain data from which the objective can be rebuilt."""
-        return {"name": self.name, **self.options, "p": self.p, "c": self.c, "alpha": self.alpha}
+        shared = {"p": self.p, "c": self.c, "guidance": self.guidance, **asdict(self.draws)}
+        return {"name": self.name, **self.options, **shared}
 
     def draw(
-        self, batch: int, horizon: int, action_dim: int, generator: torch.Generator | None = None
+        self,
+        batch: int,
+        horizon: int,
+        action_dim: int,
+        generator: torch.Generator | None = None,
+        progress: float = 0.0,
     ) -> Draw:
-        """Noise [B,H,A] and times [B] for one batch, on the CPU (so that one seed means one draw anywhere)."""
-        noise = torch.randn(batch, horizon, action_dim, generator=generator)
-        return Draw(noise, *draw_times(batch, self.alpha, generator))
+        """Noise, times and the rest of one batch's randomness, on the CPU; `progress` in [0, 1)."""
+        return self.draws.draw(batch, horizon, action_dim, generator, progress)
 
     def loss(self, flow_map: FlowMap, actions: Tensor, draw: Draw) -> tuple[Tensor, dict[str, Tensor]]:
         """Return (scalar loss, detached mean of each term) for normalised action chunks [B,H,A]."""
-        terms = self.info.terms(flow_map, FlowBatch(actions, draw.noise, draw.t, draw.s), **self.options)
+        batch = FlowBatch.of(actions, draw)
+        if self.draws.obs_dropout:
+            blind = flow_map.without_observation()
+            flow_map = flow_map.keep_observation(draw.keep)
+            if self.guidance != 1.0:
+                with torch.no_grad():
+                    guided = self.guidance * batch.v + (1 - self.guidance) * blind.velocity(
+                        batch.x_t, batch.t
+                    )
+                batch = replace(batch, v=torch.where(over_chunk(draw.keep), guided, batch.v))
+        terms = self.info.terms(flow_map, batch, **self.options)
         total = torch.stack(list(terms.values())).sum(0)
         return adaptive_weight(total, self.p, self.c), {k: v.detach().mean() for k, v in terms.items()}
 
@@ -191,8 +322,8 @@ class Objective:
         """Return the NFE to use (`None`: the objective's default); raise `FlowleapError` where unsupported."""
         if steps is None:
             return self.info.default_steps
-        limit = self.info.max_steps
-        if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1 or (limit and steps > limit):
-            allowed = f"steps from 1 to {limit}" if limit else "steps >= 1"
+        low, high = self.info.min_steps, self.info.max_steps
+        if isinstance(steps, bool) or not isinstance(steps, int) or not low <= steps <= (high or math.inf):
+            allowed = f"steps from {low} to {high}" if high else f"steps >= {low}"
             raise FlowleapError(f"objective '{self.name}' supports {allowed}, got {steps!r}")
         return steps

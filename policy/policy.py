@@ -11,11 +11,13 @@ from torch import Tensor, nn
 
 from flowleap.policy.backbones import build_backbone
 from flowleap.policy.checkpoint import read_policy, write_policy
+from flowleap.policy.draws import Draw
 from flowleap.policy.encoders import build_encoder
-from flowleap.policy.flow_map import FlowMap, time_grid
+from flowleap.policy.flow_map import FlowMap
 from flowleap.policy.normalizer import ACTION, Normalizer
-from flowleap.policy.objectives import Draw, Objective
+from flowleap.policy.objectives import Objective
 from flowleap.policy.registry import require_number
+from flowleap.policy.samplers import time_grid
 from flowleap.policy.spec import FlowleapError, Spec, suggest
 
 Batch = Mapping[str, Any]
@@ -59,7 +61,7 @@ class Policy(nn.Module):
         self.net, backbone = build_backbone(config["backbone"], spec.action_dim, spec.horizon, cond_dim)
         if self.objective.options.get("derivative") == "difference" and backbone.get("dropout"):
             raise FlowleapError(
-                "backbone.dropout > 0 needs objective.derivative=jvp: a finite difference would subtract two "
+                "backbone.dropout > 0 needs objective.derivative=tangent: a finite difference would subtract two "
                 "different dropout masks"
             )
         self.head_sigma = require_number("head_sigma", config.get("head_sigma", 0.0), 0.0, 100.0)
@@ -95,9 +97,9 @@ class Policy(nn.Module):
         """The flow map conditioned on raw observations."""
         return FlowMap(self.net, self.encode(obs), self.head_sigma)
 
-    def draw(self, batch: int, generator: torch.Generator | None = None) -> Draw:
-        """Noise and times for one training batch (on the CPU)."""
-        return self.objective.draw(batch, self.spec.horizon, self.spec.action_dim, generator)
+    def draw(self, batch: int, generator: torch.Generator | None = None, progress: float = 0.0) -> Draw:
+        """The randomness of one training batch (on the CPU); `progress` is the share of training done."""
+        return self.objective.draw(batch, self.spec.horizon, self.spec.action_dim, generator, progress)
 
     def loss(self, batch: Batch, draw: Draw | None = None) -> tuple[Tensor, dict[str, Tensor]]:
         """Training loss of a batch {"obs": {key: [B,To,...]}, "action": [B,H,A]} in real units.

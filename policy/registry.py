@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Literal, TypeVar, get_args, get_origin
 
 from flowleap.policy.spec import FlowleapError, suggest
 
@@ -40,12 +40,18 @@ class Registry(Generic[T]):
         return self._entries[name]
 
     def options(self, config: Mapping[str, Any]) -> dict[str, Any]:
-        """Return `config` without its `name`, filled with defaults; raise `FlowleapError` on unknown options."""
+        """Return `config` without its `name`, filled with defaults.
+
+        Raises:
+            FlowleapError: an unknown option, or a value that is none of a `Literal`'s, no flag or no finite number
+                where the parameter is one.
+        """
         name = config.get("name")
         if not isinstance(name, str):
             raise FlowleapError(f"{self.kind}: 'name' is missing; known: {', '.join(self)}")
-        parameters = inspect.signature(self[name]).parameters.values()
-        known = {p.name: p.default for p in parameters if p.kind is inspect.Parameter.KEYWORD_ONLY}
+        parameters = inspect.signature(self[name], eval_str=True).parameters.values()
+        kinds = {p.name: p.annotation for p in parameters if p.kind is inspect.Parameter.KEYWORD_ONLY}
+        known = {p.name: p.default for p in parameters if p.name in kinds}
         given = {key: value for key, value in config.items() if key != "name"}
         for key in given:
             if key not in known:
@@ -53,7 +59,18 @@ class Registry(Generic[T]):
                     f"{self.kind} {name!r} has no option {key!r}; it has: {', '.join(known) or 'none'}"
                     f"{suggest(str(key), known)}"
                 )
+            _require_kind(f"{self.kind}.{key}", given[key], kinds[key])
         return known | given
+
+
+def _require_kind(name: str, value: Any, kind: Any) -> None:
+    """Check a value against a parameter's annotation, where that is a `Literal`, `bool` or `float`."""
+    if get_origin(kind) is Literal and value not in get_args(kind):
+        raise FlowleapError(f"{name} must be one of {', '.join(map(repr, get_args(kind)))}, got {value!r}")
+    if kind is bool and not isinstance(value, bool):
+        raise FlowleapError(f"{name} must be true or false, got {value!r}")
+    if kind is float:
+        require_number(name, value, -1e9, 1e9)
 
 
 def require_int(name: str, value: Any, low: int, high: int) -> int:

@@ -7,10 +7,12 @@ checkpoint. Two Specs are compared by `Spec.require_match`, which names the firs
 from __future__ import annotations
 
 import difflib
+import importlib
 import json
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
+from types import ModuleType
 from typing import Any, Literal, get_args
 
 ObsKind = Literal["lowdim", "rgb"]
@@ -32,6 +34,16 @@ def suggest(name: str, known: Iterable[str]) -> str:
     """Return `"; did you mean 'x'?"` for the nearest known name, or an empty string."""
     close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
     return f"; did you mean {close[0]!r}?" if close else ""
+
+
+def optional_import(module: str, extra: str) -> ModuleType:
+    """Import an optional dependency, or raise `FlowleapError` naming the pip extra that brings it."""
+    try:
+        return importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        raise FlowleapError(
+            f"{error.name or module} is not installed: pip install 'flowleap[{extra}]'"
+        ) from error
 
 
 @dataclass(frozen=True)

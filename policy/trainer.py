@@ -1,129 +1,70 @@
 """The one training loop: Accelerate, AdamW, warm-up + cosine, EMA, checkpoints, exact resume.
 
 All randomness of a step is a function of (seed, step): noise and times come from a generator seeded with both,
-and batches from a counter-based sampler. So a resumed run repeats an uninterrupted one bit for bit on the CPU,
-and several processes train on the very numbers that one process would use.
+batches from a counter-based sampler, and what the modules draw themselves (observation noise, dropout) from
+torch's generator, seeded with both and the process. So a resumed run repeats an uninterrupted one bit for bit on
+the CPU, and several processes or micro-batches train on the very numbers that one pass would use.
 """
 
 from __future__ import annotations
 
-import math
-import signal
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
+from dataclasses import asdict
+from datetime import timedelta
+from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from accelerate.utils import (
+    DistributedDataParallelKwargs,
+    DistributedType,
+    InitProcessGroupKwargs,
+    broadcast_object_list,
+)
 from diffusers.optimization import get_scheduler
+from safetensors.torch import save_file
 from torch import Tensor
 from torch.optim.swa_utils import AveragedModel
 
+from flowleap.policy.batches import (
+    Batch,
+    Sampler,
+    Windows,
+    as_tensors,
+    describe_bad,
+    rows_of,
+    seed_generators,
+    seed_of,
+    to_device,
+)
 from flowleap.policy.checkpoint import (
     TRAINER_STATE,
     point_last,
     read_trainer_state,
     resolve,
+    write_directory,
     write_policy,
 )
-from flowleap.policy.metrics import MetricsLog, progress_bar
+from flowleap.policy.compiling import compile_failure, compile_modules
+from flowleap.policy.draws import Draw
+from flowleap.policy.guards import NEVER, EarlyStopping, FiniteGuard, interruptible
+from flowleap.policy.metrics import Meter, MetricsLog, progress_bar
 from flowleap.policy.policy import Policy
-from flowleap.policy.registry import require_int, require_number
+from flowleap.policy.sharding import WholeWeights, load_optimizer, load_weights, whole
 from flowleap.policy.spec import FlowleapError
+from flowleap.policy.trainer_config import TrainerConfig
 
 Evaluate = Callable[[Policy, int], Mapping[str, float]]
 
-
-class Windows(Protocol):
-    """Training windows: `gather(index [B])` -> {"obs": {key: [B,To,...]}, "action": [B,H,A]} as numpy arrays."""
-
-    def __len__(self) -> int: ...
-
-    def gather(self, index: np.ndarray) -> dict[str, Any]: ...
-
-
-class Sampler(Protocol):
-    """An endless, resumable source of window indices, the global batch at a time."""
-
-    def next(self) -> np.ndarray: ...
-
-    def state_dict(self) -> dict[str, int]: ...
-
-    def load_state_dict(self, state: Mapping[str, int]) -> None: ...
-
-
-@dataclass(frozen=True)
-class TrainerConfig:
-    """Options of the training loop.
-
-    Attributes:
-        steps: gradient steps.
-        batch_size: windows a step, over all processes.
-        lr: peak learning rate. weight_decay: AdamW's. betas: AdamW's.
-        warmup_steps: linear warm-up, then `schedule` (a name of diffusers' get_scheduler) to the last step.
-        grad_clip: largest gradient norm.
-        ema_decay: of the averaged weights, with warm-up min(decay, (1 + n) / (10 + n)).
-        mixed_precision: `no`, `bf16` or `fp16`.
-        device: `auto` or `cpu`. threads: CPU threads of torch, 0 leaves the default.
-        seed: of weights, noise, times and batch order.
-        log_every, checkpoint_every, eval_every: in steps; 0 switches it off (the last step always checkpoints).
-        keep_checkpoints: newest ones kept.
-        stop_at: stop and checkpoint after this step although the schedule spans `steps`; 0 is off.
-        dry_run: print the plan and one timed step instead of training.
-        progress: show a progress bar.
-    """
-
-    steps: int = 20_000
-    batch_size: int = 128
-    lr: float = 1e-3
-    weight_decay: float = 1e-6
-    betas: tuple[float, float] = (0.9, 0.999)
-    warmup_steps: int = 500
-    schedule: str = "cosine"
-    grad_clip: float = 1.0
-    ema_decay: float = 0.999
-    mixed_precision: str = "no"
-    device: str = "auto"
-    threads: int = 0
-    seed: int = 0
-    log_every: int = 100
-    checkpoint_every: int = 5_000
-    eval_every: int = 0
-    keep_checkpoints: int = 2
-    stop_at: int = 0
-    dry_run: bool = False
-    progress: bool = True
-
-    def __post_init__(self) -> None:
-        require_int("trainer.steps", self.steps, 1, 10**9)
-        require_int("trainer.batch_size", self.batch_size, 1, 10**6)
-        require_int("trainer.warmup_steps", self.warmup_steps, 0, 10**9)
-        require_int("trainer.log_every", self.log_every, 1, 10**9)
-        require_int("trainer.keep_checkpoints", self.keep_checkpoints, 1, 10**6)
-        require_number("trainer.lr", self.lr, 0.0, 10.0)
-        require_number("trainer.weight_decay", self.weight_decay, 0.0, 10.0)
-        require_number("trainer.grad_clip", self.grad_clip, 1e-6, 1e9)
-        require_number("trainer.ema_decay", self.ema_decay, 0.0, 1.0)
-        if self.device not in ("auto", "cpu"):
-            raise FlowleapError(f"trainer.device must be 'auto' or 'cpu', got {self.device!r}")
-        if self.mixed_precision not in ("no", "bf16", "fp16"):
-            raise FlowleapError(
-                f"trainer.mixed_precision must be 'no', 'bf16' or 'fp16', got {self.mixed_precision!r}"
-            )
-
-    @classmethod
-    def from_mapping(cls, options: Mapping[str, Any]) -> TrainerConfig:
-        """Build from a config group; unknown keys are an error."""
-        known = {field.name for field in fields(cls)}
-        for key in options:
-            if key not in known:
-                raise FlowleapError(f"trainer has no option {key!r}; it has: {', '.join(sorted(known))}")
-        values: dict[str, Any] = {k: tuple(v) if k == "betas" else v for k, v in options.items()}
-        return cls(**values)
+BAD_BATCH = "batch.safetensors"
+LOOK_EVERY = 100  # steps after which a GPU, or several processes, are asked how they fare
+LONGEST_EVALUATION = timedelta(hours=6)  # the other processes wait for the one that evaluates
 
 
 def ema_with_warmup(decay: float) -> Callable[[Any, Any, Any], None]:
@@ -137,29 +78,6 @@ def ema_with_warmup(decay: float) -> Callable[[Any, Any, Any], None]:
     return update
 
 
-@contextmanager
-def interruptible() -> Iterator[Callable[[], bool]]:
-    """Turn the first Ctrl-C or SIGTERM into a flag, so that a step is never cut in half; the second one raises."""
-    caught: list[int] = []
-
-    def handler(signum: int, frame: Any) -> None:
-        caught.append(signum)
-        if len(caught) > 1:
-            raise KeyboardInterrupt
-
-    previous: dict[signal.Signals, Any] = {}
-    try:
-        for number in (signal.SIGINT, signal.SIGTERM):
-            previous[number] = signal.signal(number, handler)
-    except ValueError:  # not the main thread: nobody sends us signals there
-        pass
-    try:
-        yield lambda: bool(caught)
-    finally:
-        for restored, old in previous.items():
-            signal.signal(restored, old)
-
-
 class Trainer:
     """Trains a policy on windows of demonstrations.
 
@@ -169,8 +87,12 @@ class Trainer:
         sampler: yields the indices of each global batch.
         config: options.
         run_dir: metrics, TensorBoard events and checkpoints go there.
-        evaluate: called with (EMA policy, step) every `eval_every` steps; returns numbers to log.
+        evaluate: called with (EMA policy, step) every `eval_every` steps; returns numbers to log. `patience`
+            watches its `score`, higher is better.
         info: JSON notes stored in each checkpoint (task, dataset, ...).
+
+    Attributes:
+        stop_reason: why `fit` ended before the last step, else None.
     """
 
     def __init__(
@@ -185,14 +107,24 @@ class Trainer:
     ) -> None:
         if config.threads:
             torch.set_num_threads(config.threads)
+        if config.patience and evaluate is None:
+            raise FlowleapError(f"trainer.patience={config.patience} needs a task to evaluate the policy on")
         self.config, self.windows, self.sampler = config, windows, sampler
         self.run_dir, self.evaluate, self.info = Path(run_dir), evaluate, dict(info or {})
-        self.accelerator = Accelerator(cpu=config.device == "cpu", mixed_precision=config.mixed_precision)
-        if config.batch_size % self.accelerator.num_processes:
+        AcceleratorState._reset_state()  # else a second trainer of this process inherits the first one's precision
+        parallel = DistributedDataParallelKwargs()
+        self.accelerator = Accelerator(
+            cpu=config.device == "cpu",
+            mixed_precision=config.mixed_precision,
+            kwargs_handlers=[parallel, InitProcessGroupKwargs(timeout=LONGEST_EVALUATION)],
+        )
+        if self.accelerator.distributed_type is DistributedType.FSDP and config.mixed_precision != "no":
             raise FlowleapError(
-                f"trainer.batch_size={config.batch_size} does not divide among "
-                f"{self.accelerator.num_processes} processes"
+                "FSDP keeps low-precision weights, and derivatives need float32 ones: set trainer.mixed_precision=no, "
+                "or train without FSDP"
             )
+        self.processes, self.main = self.accelerator.num_processes, self.accelerator.is_main_process
+        self.micro_batch = config.micro_batch(self.processes)
         self.policy = policy.train().to(self.accelerator.device)
         self.ema = AveragedModel(self.policy, multi_avg_fn=ema_with_warmup(config.ema_decay)).eval()
         self.optimizer = torch.optim.AdamW(
@@ -204,127 +136,219 @@ class Trainer:
             num_warmup_steps=config.warmup_steps,
             num_training_steps=config.steps,
         )
-        self.model, self.prepared_optimizer = self.accelerator.prepare(self.policy, self.optimizer)
+        self.guard, self.stopping = FiniteGuard(), EarlyStopping(config.patience)
+        self.stop_reason: str | None = None
         self.step = 0
+        alone_on_cpu = self.processes == 1 and self.accelerator.device.type == "cpu"
+        self.look_every = 1 if alone_on_cpu else min(LOOK_EVERY, config.log_every)
+        if self.processes > 1:
+            parallel.find_unused_parameters = self._leaves_parameters_unused()
+        if config.compile:
+            compile_modules(self.policy)
+        self.model, self.prepared_optimizer = self.accelerator.prepare(self.policy, self.optimizer)
 
     @property
     def ema_policy(self) -> Policy:
         """The policy with averaged weights, in eval mode."""
         return self.ema.module  # type: ignore[return-value]
 
-    def batch(self) -> tuple[dict[str, Any], Any]:
+    def batch(self) -> tuple[Batch, Draw]:
         """Next batch and its draw: this process's rows of the global batch, on the device."""
-        rank, size = self.accelerator.process_index, self.config.batch_size // self.accelerator.num_processes
-        rows = slice(rank * size, (rank + 1) * size)
-        arrays = self.windows.gather(self.sampler.next()[rows])
-        device = self.accelerator.device
+        indices = self.sampler.next()
+        self.guard.start(self.step, indices)
+        size = self.micro_batch * self.config.accumulate
+        first = self.accelerator.process_index * size
+        rows = slice(first, first + size)
+        return to_device(self.windows.gather(indices[rows]), self.accelerator.device), self._draw(self.step)[
+            rows
+        ]
 
-        def move(array: np.ndarray) -> Tensor:
-            return torch.from_numpy(array).to(device, non_blocking=True)
+    def _draw(self, step: int) -> Draw:
+        """The draw of a step's global batch."""
+        generator = torch.Generator().manual_seed(seed_of(self.config.seed, step))
+        return self.policy.draw(self.config.batch_size, generator, progress=step / self.config.steps)
 
-        batch = {"obs": {key: move(x) for key, x in arrays["obs"].items()}, "action": move(arrays["action"])}
-        seed = int(np.random.SeedSequence([self.config.seed, self.step]).generate_state(1, np.uint64)[0])
-        generator = torch.Generator().manual_seed(seed & (2**63 - 1))
-        return batch, self.policy.draw(self.config.batch_size, generator)[rows]
-
-    def train_step(self, batch: dict[str, Any], draw: Any) -> dict[str, Tensor]:
-        """One gradient step; returns detached scalars."""
-        loss, terms = self.model(batch, draw)
+    def train_step(self, batch: Batch, draw: Draw) -> dict[str, Tensor]:
+        """One gradient step; returns detached scalars, means over this process's rows."""
+        seed_generators(
+            self.accelerator.device, seed_of(self.config.seed, self.step, self.accelerator.process_index)
+        )
         self.prepared_optimizer.zero_grad(set_to_none=True)
-        self.accelerator.backward(loss)
+        scalars: dict[str, Tensor] = {}
+        parts = self.config.accumulate
+        for part in range(parts):
+            rows = slice(part * self.micro_batch, (part + 1) * self.micro_batch)
+            # Gradients cross processes once a step, with the last micro-batch.
+            waiting = part < parts - 1
+            with self.accelerator.no_sync(self.model) if waiting else nullcontext():
+                loss, terms = self._forward(rows_of(batch, rows), draw[rows])
+                self.accelerator.backward(loss / parts)
+            for key, value in {"loss": loss.detach(), **terms}.items():
+                scalars[key] = scalars.get(key, 0) + value / parts
         norm = self.accelerator.clip_grad_norm_(self.policy.parameters(), self.config.grad_clip)
-        if self.accelerator.device.type == "cpu" and not math.isfinite(float(norm)):
-            raise FlowleapError(self._not_finite(self.step))
+        scalars["grad_norm"] = whole(norm.detach())
+        # With fp16, gradients overflow now and then: the loss scaler skips such steps.
+        watched = ("loss",) if self.accelerator.scaler else ("loss", "grad_norm")
+        self.guard.end(self.step, *(scalars[key] for key in watched))
+        if self.look_every == 1:
+            self._look()
         self.prepared_optimizer.step()
         self.scheduler.step()
-        self.ema.update_parameters(self.policy)
-        return {"loss": loss.detach(), "grad_norm": norm.detach(), **terms}
+        self.ema.update_parameters(WholeWeights(self.policy))  # type: ignore[arg-type]
+        return scalars
+
+    def _forward(self, batch: Batch, draw: Draw) -> tuple[Tensor, dict[str, Tensor]]:
+        try:
+            return self.model(batch, draw)
+        except RuntimeError as error:
+            if self.config.compile and (failure := compile_failure(error)):
+                raise failure from error
+            raise
+
+    def _leaves_parameters_unused(self) -> bool:
+        """Whether some parameter gets no gradient: DDP would wait for it forever unless told to search the graph."""
+        indices = np.arange(self.micro_batch) % len(self.windows)
+        loss, _ = self.policy(
+            to_device(self.windows.gather(indices), self.accelerator.device),
+            self._draw(0)[: self.micro_batch],
+        )
+        loss.backward()
+        unused = any(p.grad is None for p in self.policy.parameters() if p.requires_grad)
+        self.policy.zero_grad(set_to_none=True)
+        return unused
 
     def fit(self) -> Path:
-        """Train to `steps` (or `stop_at`); return the last checkpoint's directory.
+        """Train to `steps` (or `stop_at`, or until `patience` ends); return the last checkpoint's directory.
 
         Raises:
-            KeyboardInterrupt: after a checkpoint of the last whole step has been written.
-            FlowleapError: the loss became NaN (the previous checkpoint stays), or the disk is full.
+            KeyboardInterrupt: after a checkpoint of the last whole step has been written. Several processes
+                agree on that step, at the next multiple of min(log_every, 100).
+            FlowleapError: the loss or its gradient became NaN (its batch is saved, the previous checkpoint
+                stays), or the disk is full.
         """
         config, last = self.config, self.config.stop_at or self.config.steps
-        main = self.accelerator.is_main_process
         if self.step >= last:
             raise FlowleapError(f"nothing to do: the run has {self.step} steps already, trainer.steps={last}")
-        log = MetricsLog(self.run_dir, self.step) if main else None
-        sums: dict[str, Tensor] = {}
-        count, data_seconds, mark = 0, 0.0, time.perf_counter()
-        bar = progress_bar(self.step, config.steps, "train", config.progress and main)
-        with interruptible() as interrupted, bar as advance:
-            while self.step < last and not interrupted():
+        log = MetricsLog(self.run_dir, self.step) if self.main else None
+        meter, interrupted = Meter(), False
+        bar = progress_bar(self.step, config.steps, "train", config.progress and self.main)
+        with interruptible() as asked_to_stop, bar as advance:
+            while self.step < last and not interrupted and not self.stop_reason:
                 start = time.perf_counter()
                 batch, draw = self.batch()
-                data_seconds += time.perf_counter() - start
-                for key, value in self.train_step(batch, draw).items():
-                    sums[key] = sums[key] + value if key in sums else value
+                waited = time.perf_counter() - start
+                meter.add(self.train_step(batch, draw), waited)
                 self.step += 1
-                count += 1
+                if self.processes == 1:
+                    interrupted = asked_to_stop()
+                if self.step % self.look_every == 0:
+                    interrupted = self._look(asked_to_stop())
                 if self.step % config.log_every == 0 or self.step == last:
-                    row: dict[str, float] = {key: float(value) / count for key, value in sums.items()}
-                    if not all(math.isfinite(value) for value in row.values()):
-                        raise FlowleapError(self._not_finite(self.step))
-                    elapsed = time.perf_counter() - mark
-                    row |= {
-                        "lr": float(self.scheduler.get_last_lr()[0]),
-                        "samples_per_s": count * config.batch_size / elapsed,
-                        "data_share": data_seconds / elapsed,
-                    }
+                    self._look()
+                    row = meter.read(config.batch_size, partial(self.accelerator.reduce, reduction="mean"))
+                    row["lr"] = float(self.scheduler.get_last_lr()[0])
                     if log:
                         log.write(self.step, row)
                     advance(self.step, f"loss {row['loss']:.3f}")
-                    sums, count, data_seconds, mark = {}, 0, 0.0, time.perf_counter()
+                if config.eval_every and self.evaluate and self.step % config.eval_every == 0:
+                    with meter.pause():
+                        self.stop_reason = self._evaluate(log)
                 if config.checkpoint_every and self.step % config.checkpoint_every == 0 and self.step < last:
                     self.save()
-                if config.eval_every and self.evaluate and main and self.step % config.eval_every == 0:
-                    result = dict(self.evaluate(self.ema_policy, self.step))
-                    if log:
-                        log.write(self.step, {f"eval/{key}": value for key, value in result.items()})
-                    mark = time.perf_counter()
             path = self.save()
             if log:
                 log.close()
-            if interrupted():
+            if interrupted:
                 raise KeyboardInterrupt
         return path
 
-    def _not_finite(self, step: int) -> str:
+    def _evaluate(self, log: MetricsLog | None) -> str | None:
+        """Score the EMA policy on the main process; all learn the reason to stop, if there is one."""
+        self._look()
+        reason = None
+        # A mishap of the simulator must not cost the steps since the last checkpoint.
+        state = whole(self.policy.state_dict()), whole(self.optimizer.state_dict())
+        if self.main and self.evaluate:
+            try:
+                result = dict(self.evaluate(self.ema_policy, self.step))
+            except Exception:
+                self._write(*state)
+                raise
+            if log:
+                log.write(self.step, {f"eval/{key}": value for key, value in result.items()})
+            if self.config.patience and self.stopping.update(result["score"]):
+                reason = (
+                    f"stopped early at step {self.step}: the evaluation's score has not risen above "
+                    f"{self.stopping.best:.3f} for {self.stopping.stale} evaluations (trainer.patience)"
+                )
+        return broadcast_object_list([reason])[0]
+
+    def _look(self, interrupted: bool = False) -> bool:
+        """Let all processes agree on how they fare; return whether any of them was asked to stop.
+
+        Raises:
+            FlowleapError: on all processes, if a step since the last look was not finite on any.
+        """
+        bad = self.guard.first_bad()
+        if self.processes > 1:
+            mine = torch.tensor([[bad, -int(interrupted)]], device=self.accelerator.device)
+            bad, minus_interrupted = self.accelerator.gather(mine).amin(0).tolist()
+            interrupted = minus_interrupted < 0
+        if bad < NEVER:
+            raise FlowleapError(self._report_bad(bad))
+        return interrupted
+
+    def _report_bad(self, step: int) -> str:
+        """Save the global batch of a step that was not finite and say where."""
+        folder = self.run_dir / "nan" / f"step_{step:08d}"
+        windows = self.guard.windows(step)
+        arrays = self.windows.gather(windows)
+        if self.main:
+            tensors = as_tensors(windows, arrays, self._draw(step))
+            write_directory(folder, lambda path: save_file(tensors, path / BAD_BATCH))
+        self.accelerator.wait_for_everyone()  # or a launcher ends the writer because its neighbour has failed
+        checkpoints = self.run_dir / "checkpoints"
+        kept = f"; the last checkpoint in {checkpoints} is intact" if (checkpoints / "last").exists() else ""
         return (
-            f"the loss is NaN or infinite at step {step}; the last checkpoint in {self.run_dir / 'checkpoints'} is "
-            "intact. Lower trainer.lr, or look at the data with `flowleap inspect`"
+            f"the loss is NaN or infinite at step {step}; its batch is in {folder / BAD_BATCH}: "
+            f"{describe_bad(windows, arrays)}{kept}"
         )
 
     def save(self) -> Path:
         """Write `checkpoints/step_N` and let `last` name it; returns the directory."""
+        self._look()
+        path = self._write(whole(self.policy.state_dict()), whole(self.optimizer.state_dict()))
+        self.accelerator.wait_for_everyone()
+        return path
+
+    def _write(self, weights: Mapping[str, Tensor], optimizer: Mapping[str, Any]) -> Path:
+        """The part of `save` in which only the main process acts."""
         checkpoints = self.run_dir / "checkpoints"
         path = checkpoints / f"step_{self.step:08d}"
-        if self.accelerator.is_main_process:
+        if self.main:
+            scaler = self.accelerator.scaler
             state = {
                 "step": self.step,
-                "optimizer": self.optimizer.state_dict(),
+                "optimizer": optimizer,
                 "scheduler": self.scheduler.state_dict(),
                 "sampler": self.sampler.state_dict(),
                 "n_averaged": self.ema.n_averaged.cpu(),
-                "torch_rng": torch.get_rng_state(),
+                "stopping": self.stopping.state_dict(),
+                "scaler": scaler.state_dict() if scaler else {},
             }
             write_policy(
                 path,
-                {"raw": self.policy.state_dict(), "ema": self.ema_policy.state_dict()},
+                {"raw": weights, "ema": self.ema_policy.state_dict()},
                 self.policy.spec,
                 self.policy.config,
                 {**self.info, "step": self.step, "trainer": asdict(self.config)},
                 extra=lambda folder: torch.save(state, folder / TRAINER_STATE),
             )
             point_last(checkpoints, path, self.config.keep_checkpoints)
-        self.accelerator.wait_for_everyone()
         return path
 
     def resume(self, run_dir: str | Path) -> None:
-        """Continue from the last checkpoint of `run_dir`: weights, EMA, optimiser, schedule, RNG, sampler.
+        """Continue from the last checkpoint of `run_dir`: weights, EMA, optimiser, schedule, sampler, patience.
 
         Raises:
             FlowleapError: no checkpoint, a damaged one, or one of another architecture.
@@ -338,13 +362,15 @@ class Trainer:
                 f"{path} holds another policy than this configuration describes; drop the overrides"
             )
         try:
-            self.policy.load_state_dict(raw.state_dict())
+            load_weights(self.policy, raw.state_dict())
             self.ema_policy.load_state_dict(ema.state_dict())
-            self.optimizer.load_state_dict(state["optimizer"])
+            load_optimizer(self.optimizer, state["optimizer"])
             self.scheduler.load_state_dict(state["scheduler"])
             self.sampler.load_state_dict(state["sampler"])
             self.ema.n_averaged.copy_(state["n_averaged"])
-            torch.set_rng_state(state["torch_rng"])
+            self.stopping.load_state_dict(state.get("stopping", self.stopping.state_dict()))
+            if self.accelerator.scaler and state.get("scaler"):
+                self.accelerator.scaler.load_state_dict(state["scaler"])
             self.step = int(state["step"])
         except (KeyError, ValueError, TypeError, RuntimeError) as error:
             raise FlowleapError(f"{path / TRAINER_STATE}: {error}; the file is damaged") from error

@@ -42,7 +42,7 @@ VERBS = {
         "flowleap collect task=metaworld/door-open-v3 episodes=100",
     ),
     "convert": Verb(
-        "rewrite a dataset as a flowleap store",
+        "rewrite a dataset in another format, by default as a flowleap store",
         "flowleap convert source=pusht_cchi_v7_replay.zarr out=data/pusht.zarr",
     ),
     "inspect": Verb(
@@ -60,6 +60,14 @@ VERBS = {
     "benchmark": Verb(
         "compare objectives on equal terms, over training seeds",
         "flowleap benchmark task=pusht/keypoints dataset=data/pusht.zarr",
+    ),
+    "gradients": Verb(
+        "gradient norms of objectives over training, as a plot",
+        "flowleap gradients task=pusht/keypoints dataset=data/pusht.zarr",
+    ),
+    "toy": Verb(
+        "train an objective on a 2-D density and draw what it samples",
+        "flowleap toy objective=isd",
     ),
     "speed": Verb(
         "time training steps and the loader on this machine",

@@ -1,63 +1,110 @@
-"""Rewrite a dataset as a flowleap store: zarr v3, compressed, with checksums and its Spec.
+"""Rewrite a dataset in another format; by default as a flowleap store: zarr v3, compressed, with checksums.
 
-Reads whatever flowleap reads, episode by episode. Float images that hold whole numbers from 0 to 255 become
-uint8, a quarter of the memory. `keys=[...]` keeps some of the observation columns; `task=pusht/keypoints`
-maps the recorded columns to that task's observations instead.
+Reads every format that `flowleap list what=formats` shows, episode by episode. Float images that hold whole
+numbers from 0 to 255 become uint8, a quarter of the memory. `keys=[...]` keeps some of the columns;
+`task=pusht/keypoints` maps the recorded columns to that task's observations instead. A conversion to zarr that was
+killed goes on where it stopped when the same command is given again.
 """
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from rich.progress import track
 
-from flowleap.datasets.episodes import EpisodeStore
-from flowleap.datasets.writer import ACTION, NO_SEED, EpisodeWriter
+from flowleap.datasets.columns import ACTION, Episode
+from flowleap.datasets.formats import format_module, open_source, writable_formats
+from flowleap.datasets.rotations import Rotations
+from flowleap.datasets.source import Source
 from flowleap.envs.registry import make_task
-from flowleap.policy.spec import FlowleapError, Spec
-from flowleap.scripts.cli import run_verb
+from flowleap.policy.spec import FlowleapError, ObsKey, Spec, suggest
+from flowleap.scripts.cli import UsageError, run_verb
 
-Columns = dict[str, NDArray]
+_SUFFIXES = {".hdf5": "robomimic", ".h5": "robomimic"}
+
+
+class Plan(NamedTuple):
+    """What to read of each episode, what to make of it, and what to call the result."""
+
+    keys: list[str]
+    transform: Callable[[Mapping[str, NDArray]], Episode]
+    spec: Spec
+    extra: dict[str, ObsKey]
 
 
 def main(cfg: DictConfig) -> None:
     """Write `cfg.source` to `cfg.out`."""
-    store = EpisodeStore(cfg.source, fill_missing=cfg.fill_missing)
-    spec, keys, transform = _plan(store, cfg)
-    if cfg.control_hz:
-        spec = replace(spec, control_hz=float(cfg.control_hz))
-    if cfg.action_convention:
-        spec = replace(spec, action_convention=cfg.action_convention)
+    to = _target_format(cfg)
+    options = {"filter": cfg.filter, "actions": cfg.actions, "fill_missing": cfg.fill_missing or None}
+    with open_source(cfg.source, cfg.format, **options) as source:
+        plan = _with_rotations(_plan(source, cfg), cfg.rotation)
+        spec = plan.spec
+        if cfg.control_hz:
+            spec = replace(spec, control_hz=float(cfg.control_hz))
+        if cfg.action_convention:
+            spec = replace(spec, action_convention=cfg.action_convention)
+        settings: dict[str, Any] = {}
+        if to == "zarr":
+            asked = OmegaConf.to_container(cfg, resolve=True)
+            assert isinstance(asked, dict)
+            asked.pop("overwrite")
+            settings = {"keep_interrupted": False, "job": json.dumps([source.fingerprint(), asked])}
+        elif to == "lerobot":
+            settings = {"video": cfg.video}
+        writer = format_module(to).Writer(
+            cfg.out, spec, source.attrs, cfg.overwrite, extra=plan.extra, **settings
+        )
+        with writer:
+            _copy(source, plan, writer)
+    print(f"{writer.path}: {writer.n_episodes} episodes, {writer.n_frames} frames")
+    print(spec.summary())
+
+
+def _copy(source: Source, plan: Plan, writer: Any) -> None:
+    """Write the episodes that the writer does not have yet."""
     console = Console(stderr=True)
+    if writer.n_episodes:
+        print(f"going on after {writer.n_episodes} episodes that are converted already", file=sys.stderr)
     episodes = track(
-        range(store.n_episodes),
+        range(writer.n_episodes, source.n_episodes),
         "converting",
         console=console,
         transient=True,
         disable=not console.is_terminal,
     )
-    with EpisodeWriter(cfg.out, spec, store.attrs, cfg.overwrite, keep_interrupted=False) as writer:
-        for index in episodes:
-            columns = transform(store.episode(index, [*keys, ACTION]))
-            for key, obs in spec.observations.items():
-                if obs.kind == "rgb":
-                    columns[key] = to_uint8(columns[key], f"episode {index}: '{key}'")
-            seed = NO_SEED if store.episode_seeds is None else int(store.episode_seeds[index])
-            writer.add(columns, None if seed == NO_SEED else seed)
-    print(f"{writer.path}: {writer.n_episodes} episodes, {writer.n_frames} frames")
-    print(spec.summary())
+    for index in episodes:
+        columns = plan.transform(source.episode(index, plan.keys))
+        for key, obs in plan.spec.observations.items():
+            if obs.kind == "rgb":
+                columns[key] = to_uint8(columns[key], f"episode {index}: '{key}'")
+        try:
+            writer.add(columns, source.seed(index))
+        except FlowleapError as error:
+            raise FlowleapError(f"'{source.path}', {source.label(index)}: {error}") from error
 
 
-def _plan(
-    store: EpisodeStore, cfg: DictConfig
-) -> tuple[Spec, list[str], Callable[[Mapping[str, NDArray]], Columns]]:
-    """Return the Spec to write, the observation columns to read, and what maps them to the Spec's keys."""
+def _target_format(cfg: DictConfig) -> str:
+    """The format to write: as asked, else by the suffix of the new path."""
+    to: str = cfg.to or _SUFFIXES.get(Path(cfg.out).suffix, "zarr")
+    known = writable_formats()
+    if to not in known:
+        raise UsageError(f"to={to} is none of {', '.join(known)}{suggest(to, known)}")
+    if cfg.video and to != "lerobot":
+        raise UsageError("video=true is for to=lerobot only")
+    return to
+
+
+def _plan(source: Source, cfg: DictConfig) -> Plan:
+    """Return what to do with the columns, before rotations."""
     if cfg.task:
         if cfg["keys"] is not None:
             raise FlowleapError(
@@ -65,18 +112,42 @@ def _plan(
             )
         task = make_task(cfg.task.name, **cfg.task.get("kwargs", {}))
         if task.from_recorded is not None:
-            return task.spec, [key for key in task.recorded_keys if key != ACTION], task.from_recorded
-        return task.spec, list(task.spec.observations), dict
-    keys = None if cfg["keys"] is None else list(cfg["keys"])
-    spec = store.infer_spec(keys)
-    if store.spec is not None:
-        known = {key: obs for key, obs in store.spec.observations.items() if key in spec.observations}
-        spec = replace(store.spec, observations=spec.observations | known)
-    return spec, list(spec.observations), dict
+            keys = [key for key in task.recorded_keys if key != ACTION]
+            return Plan([*keys, ACTION], task.from_recorded, task.spec, {})
+        return Plan([*task.spec.observations, ACTION], dict, task.spec, {})
+    if cfg["keys"] is None:
+        return Plan(list(source.columns), dict, source.spec, source.extra)
+    columns = source.columns
+    for key in cfg["keys"]:
+        if key not in columns or key == ACTION:
+            raise FlowleapError(
+                f"'{source.path}' has no observation '{key}', only {', '.join(columns)}{suggest(key, columns)}"
+            )
+    spec = replace(source.spec, observations={key: columns[key] for key in cfg["keys"]})
+    extra = {ACTION: source.extra[ACTION]} if ACTION in source.extra else {}
+    return Plan([*cfg["keys"], ACTION], dict, spec, extra)
+
+
+def _with_rotations(plan: Plan, rotation: str | None) -> Plan:
+    """Add the change of the actions' rotations to a plan."""
+    if rotation is None:
+        return plan
+    rotations = Rotations(plan.spec, rotation)
+
+    def transform(columns: Mapping[str, NDArray]) -> Episode:
+        episode = plan.transform(columns)
+        return episode | {ACTION: rotations(episode[ACTION])}
+
+    extra = dict(plan.extra)
+    if ACTION in extra:
+        extra[ACTION] = replace(extra[ACTION], shape=(rotations.spec.action_dim,))
+    return Plan(plan.keys, transform, rotations.spec, extra)
 
 
 def to_uint8(images: NDArray, where: str) -> NDArray[np.uint8]:
     """Return images as uint8; raise unless every value is a whole number from 0 to 255."""
+    if images.dtype == np.uint8:
+        return images
     with np.errstate(invalid="ignore"):
         cast = images.astype(np.uint8)
     if not np.array_equal(cast, images):

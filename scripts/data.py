@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
+from flowleap.datasets.columns import ACTION, Episode
 from flowleap.datasets.episodes import EpisodeStore
+from flowleap.datasets.formats import detect, open_source
+from flowleap.datasets.source import read_columns
 from flowleap.envs.registry import Task
 from flowleap.policy.spec import FlowleapError, Spec, suggest
 
-ACTION = "action"
 
-
-def load_columns(task: Task | None, dataset: str | Path) -> tuple[dict[str, np.ndarray], np.ndarray, Spec]:
+def load_columns(task: Task | None, dataset: str | Path) -> tuple[Episode, NDArray[np.int64], Spec]:
     """Read the columns that a policy for `task` trains on (without a task: all that the store's Spec names).
 
     A store that holds the task's own keys is read as it is; a foreign one goes through `task.from_recorded`.
+    Other formats than zarr are read in place, less their images.
 
     Returns:
         columns {key: [N, *shape]} with `action`, episode ends [E], and the Spec (To, H, Ta still 1).
@@ -24,19 +29,46 @@ def load_columns(task: Task | None, dataset: str | Path) -> tuple[dict[str, np.n
     Raises:
         FlowleapError: the store is missing or damaged, or does not fit the task; the message names the key.
     """
-    store = EpisodeStore(dataset)
+    store = EpisodeStore(dataset) if detect(dataset) == "zarr" else _InPlace(dataset)
     if task is None:
-        spec = store.spec or store.infer_spec()
-        return store.read([*spec.observations, ACTION]), store.episode_ends, spec
+        spec = store.spec or EpisodeStore(dataset).infer_spec()
+        return *_read(store, [*spec.observations, ACTION]), spec
     keys = [*task.spec.observations, ACTION]
     if set(keys) <= set(store.keys):
         if store.spec is not None:
             task.spec.require_match(store.spec, f"task {task.name}", f"dataset {dataset}")
-        return store.read(keys), store.episode_ends, task.spec
+        return *_read(store, keys), task.spec
     if task.from_recorded is not None and set(task.recorded_keys) <= set(store.keys):
-        return task.from_recorded(store.read(list(task.recorded_keys))), store.episode_ends, task.spec
+        columns, ends = _read(store, list(task.recorded_keys))
+        return task.from_recorded(columns), ends, task.spec
     missing = next(key for key in keys if key not in store.keys)
     raise FlowleapError(
         f"task {task.name} needs column '{missing}', but dataset {dataset} offers only {store.keys}"
         f"{suggest(missing, store.keys)}"
     )
+
+
+class _InPlace:
+    """A dataset of another format than zarr: what `load_columns` asks of it before it reads.
+
+    Images are left out, which would fill the memory: they are for `flowleap convert`.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = path
+        with open_source(path) as source:
+            spec, self.keys = source.spec, list(source.columns)
+        lowdim = {key: obs for key, obs in spec.observations.items() if obs.kind == "lowdim"}
+        if not lowdim:
+            raise FlowleapError(
+                f"dataset '{path}' holds images only: `flowleap convert source={path} out=NAME.zarr` first"
+            )
+        self.spec: Spec = replace(spec, observations=lowdim)
+
+
+def _read(store: EpisodeStore | _InPlace, keys: Sequence[str]) -> tuple[Episode, NDArray[np.int64]]:
+    """Return columns of all episodes and the episode ends."""
+    if isinstance(store, EpisodeStore):
+        return store.read(keys), store.episode_ends
+    with open_source(store.path) as source:
+        return read_columns(source, keys)

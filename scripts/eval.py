@@ -15,7 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
 from flowleap.envs.registry import Task, make_task
-from flowleap.envs.report import episode_rows, format_line, summary, write_results
+from flowleap.envs.report import episode_rows, format_line, format_modes, summary, write_results
 from flowleap.envs.rollout import record_episode, rollout, save_video
 from flowleap.policy.metrics import progress_bar
 from flowleap.policy.spec import FlowleapError
@@ -42,6 +42,8 @@ def main(cfg: DictConfig) -> dict[str, Any]:
     out = Path(cfg.out) if cfg.out else _default_out(actor, task)
     console = Console()
     console.print(f"NFE {actor.nfe} | {format_line(report)}", highlight=False, soft_wrap=True)
+    if "modes" in report:
+        console.print(format_modes(report["modes"]), highlight=False, soft_wrap=True)
     console.print(f"seeds {seeds.start}..{seeds.stop - 1}: {task.seed_note}", highlight=False, soft_wrap=True)
     results = {
         "nfe": actor.nfe,

@@ -10,6 +10,7 @@ import importlib
 import os
 import re
 import sys
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -17,6 +18,8 @@ from typing import Any
 import hydra
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import (
     CompactHydraException,
     ConfigCompositionException,
@@ -42,6 +45,11 @@ _QUIET = (
 )
 
 
+def given_overrides() -> list[str]:
+    """The words of the running command line, to be stored beside its results; empty outside of hydra."""
+    return list(HydraConfig.get().overrides.task) if HydraConfig.initialized() else []
+
+
 def register_tasks() -> None:
     """Make `task=metaworld/<name>` a choice for all fifty tasks, without fifty files."""
     for name in metaworld.TASKS:
@@ -53,6 +61,21 @@ def register_tasks() -> None:
             "n_action_steps": 8,
         }
         ConfigStore.instance().store(group="task/metaworld", name=name, node=node)
+
+
+def sweep_settings(overrides: Sequence[str]) -> list[str]:
+    """Settings of hydra for a sweep: one folder for all of it, and runs named after the options that vary.
+
+    The folder is `run_dir` if given, else `runs/sweeps/<date>`; hydra's own `multirun.yaml` goes there, too.
+    """
+    parsed = OverridesParser.create().parse_overrides(list(overrides))
+    fixed = {o.key_or_group: o.value() for o in parsed if not o.is_sweep_override()}
+    folder = fixed.get("run_dir") or f"runs/sweeps/{time.strftime('%Y-%m-%d_%H-%M-%S')}"
+    return [
+        f"hydra.sweep.dir={str(folder)!r}",
+        "hydra.sweep.subdir=.",
+        f"hydra.job.config.override_dirname.exclude_keys=[{','.join(fixed)}]",
+    ]
 
 
 def compose(verb: str, overrides: Sequence[str] = ()) -> DictConfig:
@@ -86,12 +109,15 @@ def run(verb: str, overrides: Sequence[str], flags: Sequence[str] = ()) -> None:
             importlib.import_module(f"flowleap.scripts.{verb}").main(config)
         except Exception as error:
             failures.append(error)
-            if multirun:  # hydra names the failing combination
+            if multirun:  # the other jobs go on, and hydra names only the first that failed
+                combination = HydraConfig.get().job.override_dirname
+                print(f"error: {combination}: {' '.join(str(error).split())}", file=sys.stderr)
                 raise
 
     given = {word.partition("=")[0] for word in overrides}
-    defaults = [word for word in (*_QUIET, f"hydra.job.name={verb}") if word.partition("=")[0] not in given]
     try:
+        settings = [*_QUIET, f"hydra.job.name={verb}", *(sweep_settings(overrides) if multirun else ())]
+        defaults = [word for word in settings if word.partition("=")[0] not in given]
         with _hydra_process(f"flowleap {verb}", [*overrides, *defaults, *flags]):
             hydra.main(config_path=f"pkg://{CONFIG_MODULE}", config_name=verb, version_base=VERSION_BASE)(
                 job

@@ -1,14 +1,14 @@
-"""Show what a dataset holds: its Spec, its episodes, and statistics of every column.
+"""Show what a dataset holds: its Spec, its episodes, statistics of every column, and what is suspicious.
 
-NaN and infinity are counted here, where training would stop at them. A dimension is constant if it has one
-value in all frames.
+Reads every format that `flowleap list what=formats` shows. NaN and infinity are counted here, where training would
+stop at them. A dimension is constant if it has one value in all frames. Suspicious are NaN, constant dimensions,
+actions that are clipped or jump, gaps between time stamps, and episodes that are there twice.
 """
 
 from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,11 +17,10 @@ from omegaconf import DictConfig
 from rich.console import Console
 from rich.table import Table
 
-from flowleap.datasets.episodes import EpisodeStore
-from flowleap.policy.spec import FlowleapError
+from flowleap.datasets.formats import detect, open_source
+from flowleap.datasets.source import Source
 from flowleap.scripts.cli import run_verb
-
-_BLOCK_BYTES = 64 * 2**20
+from flowleap.scripts.data_checks import Checks
 
 
 @dataclass
@@ -42,61 +41,69 @@ class Statistics:
 
 def main(cfg: DictConfig) -> None:
     """Print the description of `cfg.dataset`."""
-    store = EpisodeStore(cfg.dataset)
+    name = detect(cfg.dataset)
     console = Console(soft_wrap=True, highlight=False)
     console.width = max(console.width, 110)
-    lengths = np.diff(store.episode_ends, prepend=0)
-    spec = store.spec
-    console.print(f"dataset   {store.path}", markup=False)
-    console.print(
-        f"spec      {spec.summary() if spec else 'none stored (read off the columns)'}", markup=False
-    )
-    if spec and spec.source:
-        console.print(f"source    {json.dumps(spec.source)}", markup=False)
-    for key, value in store.attrs.items():
-        console.print(f"{key:<9} {value}", markup=False)
-    console.print(
-        f"episodes  {store.n_episodes}, of {lengths.min()} to {lengths.max()} frames "
-        f"(median {np.median(lengths):g}), {store.n_frames} frames"
-    )
-    if store.episode_seeds is not None:
-        console.print(f"seeds     {store.episode_seeds.min()} to {store.episode_seeds.max()}")
-    table = Table("key", "frame", "dtype", "min", "max", "mean", "std", "constant", "NaN/inf", box=None)
-    for key in store.keys:
-        table.add_row(*_row(store, key))
+    with open_source(cfg.dataset, name, allow_nan=True if name == "zarr" else None) as source:
+        checks = Checks(source)
+        console.print(f"dataset   {source.path} ({name})", markup=False)
+        _describe(console, source, checks.lengths)
+        table = Table("key", "frame", "dtype", "min", "max", "mean", "std", "constant", "NaN/inf", box=None)
+        for key in source.columns:
+            table.add_row(*_row(source, key))
+        for key, reason in source.refused.items():
+            table.add_row(key, reason)
     console.print()
     console.print(table)
+    console.print()
+    console.print("nothing suspicious" if not checks.findings else "suspicious:")
+    for finding in checks.findings:
+        console.print(f"  {finding}", markup=False)
 
 
-def _row(store: EpisodeStore, key: str) -> list[str]:
-    """One line of the table, or why the column cannot be read."""
-    try:
-        stats = column_statistics(store, key)
-    except FlowleapError as error:
-        return [key, str(error).partition(": ")[2]]
+def _describe(console: Console, source: Source, lengths: NDArray[np.int64]) -> None:
+    """Print what is known of the dataset as a whole."""
+    console.print(f"spec      {source.spec.summary()}", markup=False)
+    if source.spec.source:
+        console.print(f"source    {json.dumps(source.spec.source)}", markup=False)
+    for key, value in source.attrs.items():
+        console.print(f"{key:<9} {value}", markup=False)
+    console.print(
+        f"episodes  {source.n_episodes}, of {lengths.min()} to {lengths.max()} frames "
+        f"(median {np.median(lengths):g}), {lengths.sum()} frames"
+    )
+    seeds = [seed for seed in map(source.seed, range(source.n_episodes)) if seed is not None]
+    if seeds:
+        console.print(f"seeds     {min(seeds)} to {max(seeds)}")
+
+
+def _row(source: Source, key: str) -> list[str]:
+    """One line of the table."""
+    stats = column_statistics(source, key)
     size = stats.low.size
     constant = f"{len(stats.constant)} of {size}" if stats.constant else "-"
     if 0 < len(stats.constant) <= 8 and size > 1:
         constant += f" {stats.constant}"
     numbers = [float(np.min(stats.low)), float(np.max(stats.high)), stats.mean, stats.std]
+    column = source.columns[key]
     return [
         key,
-        str(list(store.shape(key))),
-        str(store.dtype(key)),
+        str(list(column.shape)),
+        column.dtype,
         *(f"{number:.4g}" for number in numbers),
         constant,
         str(stats.not_finite or "-"),
     ]
 
 
-def column_statistics(store: EpisodeStore, key: str) -> Statistics:
-    """Read a column in blocks of episodes; values that are not finite are counted and left out."""
-    shape = store.shape(key)
+def column_statistics(source: Source, key: str) -> Statistics:
+    """Read a column episode by episode; values that are not finite are counted and left out."""
+    shape = source.columns[key].shape
     low, high = np.full(shape, np.inf), np.full(shape, -np.inf)
     total = squares = 0.0
     count = not_finite = 0
-    for episodes in _blocks(store, key):
-        values = store.read([key], episodes, allow_nan=True)[key].astype(np.float64)
+    for index in range(source.n_episodes):
+        values = source.episode(index, [key])[key].astype(np.float64)
         finite = np.isfinite(values)
         not_finite += int(values.size - finite.sum())
         low = np.minimum(low, values.min(axis=0, where=finite, initial=np.inf))
@@ -107,14 +114,6 @@ def column_statistics(store: EpisodeStore, key: str) -> Statistics:
     mean = total / max(count, 1)
     std = float(np.sqrt(max(squares / max(count, 1) - mean**2, 0.0)))
     return Statistics(low, high, mean, std, not_finite)
-
-
-def _blocks(store: EpisodeStore, key: str) -> Iterator[slice]:
-    """Yield slices of episodes that need about 64 MiB each."""
-    frame_bytes = 8 * max(1, int(np.prod(store.shape(key))))
-    step = max(1, int(_BLOCK_BYTES / frame_bytes / (store.n_frames / store.n_episodes)))
-    for first in range(0, store.n_episodes, step):
-        yield slice(first, min(first + step, store.n_episodes))
 
 
 if __name__ == "__main__":

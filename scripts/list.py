@@ -13,15 +13,11 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
+from flowleap.datasets.formats import describe_formats
 from flowleap.envs.registry import list_tasks, make_task
 from flowleap.policy.spec import suggest
 from flowleap.scripts.cli import UsageError, run_verb
 from flowleap.scripts.options import CONFIG_DIR, file_comment
-
-FORMATS = {
-    "flowleap": "zarr v3 with its Spec, written by `flowleap collect` and `flowleap convert`",
-    "diffusion-policy": "zarr v2 replay buffer: data/<key>, meta/episode_ends; opens as it is",
-}
 
 
 def main(cfg: DictConfig) -> None:
@@ -31,7 +27,7 @@ def main(cfg: DictConfig) -> None:
         "objectives": lambda: describe_group("objective"),
         "backbones": lambda: describe_group("backbone"),
         "encoders": lambda: describe_group("encoder"),
-        "formats": lambda: FORMATS,
+        "formats": describe_formats,
     }
     if cfg.what != "all" and cfg.what not in kinds:
         raise UsageError(f"what={cfg.what} is none of all, {', '.join(kinds)}{suggest(cfg.what, kinds)}")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -81,4 +81,58 @@ def action_chunks(
             if dim == dims - 1:
                 axis.set_xlabel("step of the chunk")
     figure.suptitle("one observation: sampled chunks (blue), demonstrated (dashed), executed part shaded")
+    return _save(figure, out)
+
+
+def toy_samples(
+    noise: np.ndarray, drawn: Mapping[int, np.ndarray], truth: np.ndarray, out: Path, title: str
+) -> Path:
+    """Scatter 2-D samples [N, 2] per NFE, coloured by the angle of the noise they came from, beside the data."""
+    figure, axes = _figure(1, len(drawn) + 1, 2.6 * (len(drawn) + 1), 2.8)
+    angle = np.arctan2(noise[:, 1], noise[:, 0])
+    for axis, (nfe, samples) in zip(axes[0], drawn.items(), strict=False):
+        axis.scatter(*samples.T, s=1, c=angle, cmap="twilight", rasterized=True)
+        axis.set_title(f"{title}, NFE {nfe}")
+    axes[0, -1].scatter(*truth.T, s=1, color="0.5", rasterized=True)
+    axes[0, -1].set_title("data")
+    for axis in axes[0]:
+        axis.set(xlim=(-1.6, 1.6), ylim=(-1.6, 1.6), aspect="equal", xticks=[], yticks=[])
+    return _save(figure, out)
+
+
+def score_curves(rows: Sequence[Mapping[str, Any]], metric: str, out: Path, title: str) -> Path:
+    """Draw score against NFE and score against training time, one line or point an objective.
+
+    Args:
+        rows: the `table` of a benchmark: `objective`, `nfe`, `score`, `interval`, `train_minutes`.
+        metric: what the score is.
+        out: image file.
+        title: above both.
+    """
+    figure, axes = _figure(1, 2, 9, 3.8)
+    left, right = axes[0]
+    for name in dict.fromkeys(str(row["objective"]) for row in rows):
+        own = sorted((row for row in rows if row["objective"] == name), key=lambda row: int(row["nfe"]))
+        scores = [row["score"] for row in own]
+        errors = np.abs(np.array([row["interval"] for row in own]).T - scores)
+        (line,) = left.plot([row["nfe"] for row in own], scores, "o-", ms=4, lw=1.2, label=name)
+        left.errorbar([row["nfe"] for row in own], scores, errors, fmt="none", color=line.get_color(), lw=0.7)
+        minutes = [float(np.mean(row["train_minutes"])) for row in own]
+        right.scatter(minutes, scores, color=line.get_color(), s=14)
+        right.annotate(name, (minutes[0], max(scores)), fontsize=7, xytext=(3, 2), textcoords="offset points")
+    left.set(xscale="log", xlabel="NFE", ylabel=metric)
+    right.set(xlabel="training, minutes of one core", ylabel=metric)
+    left.legend(frameon=False, fontsize=7)
+    figure.suptitle(title)
+    return _save(figure, out)
+
+
+def gradient_norms(curves: Mapping[str, Sequence[Mapping[str, float]]], out: Path) -> Path:
+    """Draw gradient norms over training (rows with `step` and `grad_norm`), one curve a case, logarithmic."""
+    figure, axes = _figure(1, 1, 7.5, 4.2)
+    axis = axes[0, 0]
+    for name, rows in curves.items():
+        axis.plot([r["step"] for r in rows], [r["grad_norm"] for r in rows], lw=0.9, label=name)
+    axis.set(xlabel="gradient steps", ylabel="gradient norm before clipping", yscale="log")
+    axis.legend(frameon=False, fontsize=7, ncols=2)
     return _save(figure, out)

@@ -2,6 +2,7 @@
 
     flowleap speed
     flowleap speed backbone=mlp batch_size=128 results=docs/results
+    flowleap speed what=convert megabytes=10000          the conversion of datasets instead
 
 The arrays are random with a task's shapes: speed does not depend on their values.
 """
@@ -27,18 +28,31 @@ from flowleap.datasets.windows import ShuffledIndices, Windows
 from flowleap.envs.registry import make_task
 from flowleap.envs.report import write_results
 from flowleap.policy.spec import Spec
+from flowleap.scripts.cli import UsageError
+from flowleap.scripts.hydra_app import given_overrides
 
 BASELINE = "flow_matching"
 CASES: dict[str, dict[str, Any]] = {
     BASELINE: {"name": "flow_matching"},
+    "isd, tangent": {"name": "isd", "derivative": "tangent"},
+    "isd, tangent, a quarter of the batch": {"name": "isd", "derivative": "tangent", "diagonal": 0.75},
     "isd, difference": {"name": "isd", "derivative": "difference"},
     "isd, jvp": {"name": "isd", "derivative": "jvp"},
+    "meanflow": {"name": "meanflow", "times": "logit_normal", "diagonal": 0.75},
+    "lsd": {"name": "lsd"},
+    "psd": {"name": "psd"},
+    "mip": {"name": "mip"},
+    "ddpm": {"name": "ddpm"},
     "regression": {"name": "regression"},
 }
 
 
 def main(cfg: DictConfig) -> dict[str, Any]:
     """Measure, print, optionally write `speed.json`; return the numbers."""
+    if cfg.what == "convert":
+        return _convert(cfg)
+    if cfg.what != "training":
+        raise UsageError(f"what={cfg.what} is none of training, convert")
     import torch
 
     torch.set_num_threads(cfg.threads)
@@ -59,7 +73,7 @@ def main(cfg: DictConfig) -> dict[str, Any]:
     medians = {name: statistics.median(values) for name, values in seconds.items()}
     loader = _loader_rate(windows, cfg.batch_size)
     results = {
-        "command": "flowleap speed " + shlex.join(_given()),
+        "command": "flowleap speed " + shlex.join(given_overrides()),
         "config": OmegaConf.to_container(cfg, resolve=True),
         "processor": platform.processor() or platform.machine(),
         "parameters": parameters,
@@ -77,10 +91,14 @@ def main(cfg: DictConfig) -> dict[str, Any]:
     return results
 
 
-def _given() -> list[str]:
-    from hydra.core.hydra_config import HydraConfig
+def _convert(cfg: DictConfig) -> dict[str, Any]:
+    from flowleap.scripts.convert_speed import measure
 
-    return list(HydraConfig.get().overrides.task) if HydraConfig.initialized() else []
+    results = {"command": "flowleap speed " + shlex.join(given_overrides()), **measure(cfg)}
+    if cfg.results:
+        place = write_results(Path(cfg.results) / "convert_speed.json", results)
+        Console().print(f"results: {place}", highlight=False)
+    return results
 
 
 def _random_windows(spec: Spec, frames: int) -> Windows:

@@ -5,12 +5,14 @@ flowleap train task=pusht/keypoints dataset=PATH objective=flow_matching trainer
 flowleap train dataset=PATH                        your own data, no simulator
 flowleap train ... trainer.dry_run=true            print the plan and one timed step
 flowleap train resume=RUN_DIR                      continue exactly where a run stopped
-accelerate launch -m flowleap.scripts.train task=... dataset=...
+flowleap train -m trainer.seed=0,1,2 objective=isd,flow_matching task=... dataset=...    a sweep
+accelerate launch -m flowleap.scripts.train task=... dataset=...                         several GPUs
 """
 
 from __future__ import annotations
 
 import os
+import re
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -37,7 +39,8 @@ def main(cfg: DictConfig) -> Path:
     import torch
 
     from flowleap.policy.policy import PARTS, Policy
-    from flowleap.policy.trainer import Trainer, TrainerConfig
+    from flowleap.policy.trainer import Trainer
+    from flowleap.policy.trainer_config import TrainerConfig
 
     if cfg.dataset is None:
         raise FlowleapError("no dataset given: add dataset=PATH (or resume=RUN_DIR to continue a run)")
@@ -72,7 +75,10 @@ def main(cfg: DictConfig) -> Path:
         Console().print(
             f"[bold]{run_dir}[/] | {spec.summary()} | {len(windows)} windows, {len(ends)} episodes"
         )
-    return trainer.fit()
+    last = trainer.fit()
+    if trainer.accelerator.is_main_process and trainer.stop_reason:
+        Console().print(trainer.stop_reason)
+    return last
 
 
 class Evaluation:
@@ -82,7 +88,7 @@ class Evaluation:
         self.task, self.options = task, options
 
     def __call__(self, policy: Any, step: int) -> Mapping[str, float]:
-        """Return headline, success rate and mean max reward."""
+        """Return the task's headline `score`, success rate, mean max reward and NFE."""
         from flowleap.envs.report import summary
         from flowleap.envs.rollout import rollout
         from flowleap.scripts.actors import policy_actor
@@ -93,6 +99,7 @@ class Evaluation:
             rollout(self.task, policy_actor(policy, o.steps), policy.spec, seeds, n_envs=o.n_envs), self.task
         )
         return {
+            "score": report["headline"]["value"],
             "success": report["success"]["rate"],
             "max_reward": report["max_reward"]["mean"],
             "nfe": policy.objective.check_steps(o.steps),
@@ -111,11 +118,14 @@ def _window(cfg: DictConfig, name: str) -> int:
 
 def _new_run_dir(cfg: DictConfig) -> Path:
     """The directory of a new run; never one that holds another run already."""
-    name = cfg.task.name if cfg.get("task") else Path(cfg.dataset or "run").stem
-    run_dir = Path(cfg.run_dir or f"runs/{name}/{time.strftime('%Y-%m-%d_%H-%M-%S')}")
     if HydraConfig.initialized() and HydraConfig.get().mode is RunMode.MULTIRUN:
         job = HydraConfig.get().job
-        run_dir = run_dir / f"{job.num}_{job.override_dirname.replace('/', '-')}"
+        # Only characters that need no quotes when the path is given to another verb.
+        varied = re.sub(r"[^\w.+-]+", "-", job.override_dirname.replace(",", "_"))
+        run_dir = Path(cfg.run_dir or HydraConfig.get().sweep.dir) / f"{job.num}_{varied}".rstrip("_")[:200]
+    else:
+        name = cfg.task.name if cfg.get("task") else Path(cfg.dataset or "run").stem
+        run_dir = Path(cfg.run_dir or f"runs/{name}/{time.strftime('%Y-%m-%d_%H-%M-%S')}")
     if (run_dir / "checkpoints").exists():
         raise FlowleapError(
             f"{run_dir} holds a run already: continue it with resume={run_dir} or choose another run_dir"

@@ -11,11 +11,13 @@ from typing import Any
 from torch import nn
 
 from flowleap.policy.backbones.mlp import MLPBackbone
+from flowleap.policy.backbones.transformer import TransformerBackbone
 from flowleap.policy.backbones.unet1d import UNet1dBackbone
 from flowleap.policy.registry import Registry
 
 BACKBONES: Registry[type[nn.Module]] = Registry("backbone")
 BACKBONES.register("mlp")(MLPBackbone)
+BACKBONES.register("transformer")(TransformerBackbone)
 BACKBONES.register("unet1d")(UNet1dBackbone)
 
 

@@ -39,8 +39,8 @@ class MLPBackbone(nn.Module):
         width: channels of the residual stream.
         depth: number of residual blocks.
         expansion: hidden width of a block over `width`.
-        dropout: inside the blocks, in training only; needs the exact derivative (`objective.derivative=jvp`),
-            because a finite difference would subtract two different masks.
+        dropout: inside the blocks, in training only; needs an exact derivative (`tangent` or `jvp`), because a
+            finite difference would subtract two different masks.
         max_frequency: of the time embedding, rad (see `TimeEmbedding`).
     """
 

@@ -15,8 +15,8 @@ from flowleap.policy.spec import FlowleapError
 
 def test_lists_every_family():
     names = list_tasks()
-    assert {"pusht/state", "pusht/keypoints", "metaworld/door-open-v3"} <= set(names)
-    assert len(names) == len(set(names)) == 52
+    assert {"pusht/state", "pusht/keypoints", "metaworld/door-open-v3", "probe/slalom"} <= set(names)
+    assert len(names) == len(set(names)) == 53
 
 
 def test_unknown_names_suggest_the_nearest():
@@ -40,7 +40,11 @@ def test_listing_and_making_tasks_loads_no_simulator_and_no_torch():
 
 @pytest.mark.parametrize(
     ("name", "module", "extra"),
-    [("pusht/state", "gym_pusht", "pusht"), ("metaworld/reach-v3", "metaworld", "metaworld")],
+    [
+        ("pusht/state", "gym_pusht", "pusht"),
+        ("metaworld/reach-v3", "metaworld", "metaworld"),
+        ("probe/slalom", "mujoco", "probe"),
+    ],
 )
 def test_a_missing_package_names_its_extra(monkeypatch, name, module, extra):
     for loaded in [m for m in sys.modules if m.split(".")[0] == module]:
@@ -58,10 +62,11 @@ def test_the_static_names_are_those_of_the_installed_metaworld():
     assert sorted(TASKS) == sorted(env_dict.ALL_V3_ENVIRONMENTS) == sorted(policies.ENV_POLICY_MAP)
 
 
-@pytest.mark.parametrize("name", ["pusht/state", "pusht/keypoints", "metaworld/door-open-v3"])
+@pytest.mark.parametrize("name", ["pusht/state", "pusht/keypoints", "metaworld/door-open-v3", "probe/slalom"])
 def test_a_task_keeps_its_word(name):
     """Spaces equal the Spec, observations lie in the space, `info["success"]` is there, factories pickle."""
-    pytest.importorskip({"pusht": "gym_pusht", "metaworld": "metaworld"}[name.split("/")[0]])
+    modules = {"pusht": "gym_pusht", "metaworld": "metaworld", "probe": "mujoco"}
+    pytest.importorskip(modules[name.split("/")[0]])
     task = pickle.loads(pickle.dumps(make_task(name)))
     env = task.make_env()
     spaces = env.observation_space.spaces

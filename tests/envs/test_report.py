@@ -10,8 +10,12 @@ import pytest
 from flowleap.envs.registry import make_task
 from flowleap.envs.report import (
     bootstrap_mean,
+    entropy,
     episode_rows,
+    expected_uniform_entropy,
     format_line,
+    format_modes,
+    mode_coverage,
     paired_difference,
     summary,
     wilson,
@@ -65,6 +69,53 @@ def test_summary_headline_follows_the_metric(task, value):
     line = format_line(report)
     assert "1/2" in line
     assert "\n" not in line
+    assert "modes" not in report  # neither task tells any apart
+
+
+def test_entropy_in_closed_form_and_what_an_expert_scores_in_few_episodes():
+    np.testing.assert_allclose(entropy([[1, 1, 2], [0, 5, 0], [0, 0, 0]]), [1.5, 0.0, 0.0])
+    assert expected_uniform_entropy(2, 1) == pytest.approx(0.0)
+    # Three fair coins: 6 of 8 throws are two against one, the others are all alike.
+    assert expected_uniform_entropy(2, 3) == pytest.approx(0.75 * float(entropy([1, 2])))
+    draws = np.random.default_rng(0).multinomial(50, np.full(8, 1 / 8), size=20_000)
+    assert expected_uniform_entropy(8, 50) == pytest.approx(float(entropy(draws).mean()), abs=2e-3)
+    assert expected_uniform_entropy(8, 100_000) == pytest.approx(3.0, abs=1e-4)
+
+
+def with_modes(taken, success=True):
+    return [Episode(i, success, 1.0, 1.0, 10, mode) for i, mode in enumerate(taken)]
+
+
+def test_mode_coverage_counts_and_compares_with_the_expert():
+    modes = ("L", "R", "over", "under")
+    uniform = mode_coverage(with_modes(np.random.default_rng(0).integers(0, 4, 400).tolist()), modes)
+    assert uniform["entropy_share"] == pytest.approx(1.0, abs=0.01)
+    half = mode_coverage(with_modes([0, 2] * 50) + with_modes([1, 3, None], success=False), modes)
+    assert half["successes"] == {"L": 50, "R": 0, "over": 50, "under": 0}
+    assert half["episodes"] == {"L": 50, "R": 1, "over": 50, "under": 1}
+    assert (half["open"], half["entropy_bits"], half["max_bits"]) == (1, 1.0, 2.0)
+    assert half["entropy_share"] == 1.0 / half["expert_bits"] == pytest.approx(0.5, abs=0.01)
+    low, high = half["interval"]
+    assert low <= half["entropy_share"] <= high < 0.6
+    assert "L 50 R 0 over 50 under 0 | entropy 1.00 of 2.00 bits, 0.506 [" in format_modes(half)
+
+
+def test_the_interval_covers_what_a_skewed_policy_would_score_in_the_long_run():
+    p = np.array([0.4, 0.3, 0.2, 0.1])
+    truth = float(entropy(p)) / 2
+    rng = np.random.default_rng(0)
+    intervals = [mode_coverage(with_modes(rng.choice(4, 100, p=p)), "abcd")["interval"] for _ in range(100)]
+    covered = sum(low <= truth <= high for low, high in intervals)
+    assert covered >= 88  # nominally 95; five standard deviations below is 84
+
+
+@pytest.mark.parametrize("episodes", [with_modes([None, 1], success=False), with_modes([1])])
+def test_too_few_successes_have_no_share(episodes):
+    modes = mode_coverage(episodes, ("L", "R"))
+    assert (modes["entropy_bits"], modes["entropy_share"], modes["interval"]) == (0.0, None, None)
+    json.dumps(modes, allow_nan=False)
+    assert "entropy 0.00 of 1.00 bits" in format_modes(modes)
+    assert "too few successes" in format_modes(modes)
 
 
 def test_paired_difference():
@@ -87,6 +138,7 @@ def test_results_file(tmp_path):
         "max_reward": 0.5,
         "sum_reward": 1.0,
         "length": 10,
+        "mode": None,
     }
     assert {"versions", "python", "platform", "date"} == set(written["origin"])
     assert "numpy" in written["origin"]["versions"]

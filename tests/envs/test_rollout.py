@@ -91,6 +91,7 @@ def test_chunk_env_history_clipping_and_end():
     assert info["success"] is True
     assert info["length"] == len(env.env.actions)
     assert info["max_reward"] == env.env.x
+    assert info["mode"] == -1  # the task tells no modes apart
     before = list(env.env.actions)
     again, _, ended, _, same = env.step(np.ones((4, 1)))  # nothing happens after the end
     assert (ended, same, env.env.actions) == (True, info, before)
@@ -100,6 +101,7 @@ def test_chunk_env_history_clipping_and_end():
 def test_time_limit_inside_a_chunk_and_any_step_success():
     result = rollout(line_task(max_steps=6), constant(-0.1), SPEC, [0])
     assert (result.episodes[0].length, result.episodes[0].success) == (6, False)
+    assert result.episodes[0].mode is None
 
 
 @pytest.mark.parametrize("n_envs", [2, 3])

@@ -9,16 +9,18 @@ import torch
 from gaussian import GaussianMap
 from torch import Tensor
 
-from flowleap.policy.flow_map import (
-    FlowMap,
+from flowleap.policy.derivatives import total_derivative
+from flowleap.policy.flow_map import FlowMap, over_chunk
+from flowleap.policy.samplers import (
     Sampler,
+    consistency_sampler,
+    diffusion_sampler,
     euler_sampler,
     leap_sampler,
     mean_sampler,
-    over_chunk,
+    mip_sampler,
     time_grid,
 )
-from flowleap.policy.objectives import total_derivative
 
 B = 64
 
@@ -74,7 +76,7 @@ def test_eulerian_identity(
     t, _, s = triple
     u, x = exact.flow_map(B), points()
     v = u.velocity(x, t)
-    du = total_derivative(u, x, t, s, v, method)
+    du = total_derivative(u, (x, t, s), (v, torch.ones_like(t), None), method)[1]
     assert torch.allclose(u.average_velocity(x, t, s), v - over_chunk(t - s) * du, atol=tolerance)
 
 
@@ -110,7 +112,7 @@ def test_a_constant_mean_is_the_exact_map_of_its_gaussian(sigma: float) -> None:
     assert torch.allclose(u.leap(x, t, s), truth, atol=1e-12)
     velocity = over_chunk((t - (1 - t) * sigma**2) / deviation_t**2) * centred - m
     assert torch.allclose(u.velocity(x, t), velocity, atol=1e-10)
-    du = total_derivative(u, x, t, s, velocity, "jvp")
+    du = total_derivative(u, (x, t, s), (velocity, torch.ones_like(t), None), "jvp")[1]
     assert torch.allclose(u.average_velocity(x, t, s), velocity - over_chunk(t - s) * du, atol=1e-8)
 
 
@@ -126,10 +128,21 @@ def test_euler_converges_with_order_one(exact: GaussianMap) -> None:
     assert all(0.9 < order < 1.1 for order in orders), orders
 
 
+@pytest.mark.parametrize("sigma", [0.0, 0.02])
 @pytest.mark.parametrize(
-    ("sampler", "grid"), [(leap_sampler, 1), (leap_sampler, 7), (euler_sampler, 4), (mean_sampler, 1)]
+    ("sampler", "grid"),
+    [
+        (leap_sampler, 1),
+        (leap_sampler, 7),
+        (euler_sampler, 4),
+        (consistency_sampler, 3),
+        (mean_sampler, 1),
+        (mip_sampler, 2),
+        (diffusion_sampler, 8),
+        (diffusion_sampler, 100),
+    ],
 )
-def test_nfe_is_the_number_of_network_calls(sampler: Sampler, grid: int) -> None:
+def test_nfe_is_the_number_of_network_calls(sampler: Sampler, grid: int, sigma: float) -> None:
     calls: list[int] = []
 
     def net(x: Tensor, t: Tensor, s: Tensor, cond: Tensor) -> Tensor:
@@ -137,19 +150,29 @@ def test_nfe_is_the_number_of_network_calls(sampler: Sampler, grid: int) -> None
         calls.append(len(x))
         return x
 
-    sampler(FlowMap(net, torch.zeros(2, 1)), torch.randn(2, 3, 2), time_grid(grid))
+    sampler(FlowMap(net, torch.zeros(2, 1), sigma), torch.randn(2, 3, 2), time_grid(grid))
     assert len(calls) == grid
+
+
+def test_ancestral_noise_depends_on_the_sample_alone() -> None:
+    """DDPM's hundred noises are a function of z: the rest of the batch and the moment do not matter."""
+    net: Callable[..., Tensor] = lambda x, t, s, cond: 0.3 * x  # noqa: E731
+    z = torch.randn(3, 3, 2, generator=torch.Generator().manual_seed(5))
+    together = diffusion_sampler(FlowMap(net, torch.zeros(3, 1)), z, time_grid(100))
+    alone = diffusion_sampler(FlowMap(net, torch.zeros(1, 1)), z[1:2], time_grid(100))
+    assert torch.equal(together[1:2], alone)
+    assert not torch.allclose(together[0], together[1])
+
+
+def test_the_last_leap_leaves_out_the_residual_noise_of_the_head() -> None:
+    """With the constant output m, every grid ends at m, not at m + sigma z."""
+    m = torch.tensor([0.3, -0.7])
+    u = FlowMap(lambda x, t, s, cond: m.expand_as(x), torch.zeros(2, 1), 0.1)
+    for steps in (1, 3):
+        assert torch.equal(leap_sampler(u, torch.randn(2, 3, 2), time_grid(steps)), m.expand(2, 3, 2))
 
 
 def test_mean_sampler_ignores_the_noise() -> None:
     net: Callable[..., Tensor] = lambda x, t, s, cond: x - 1.0  # noqa: E731
     out = mean_sampler(FlowMap(net, torch.zeros(2, 1)), torch.randn(2, 3, 2), time_grid(1))
     assert torch.equal(out, torch.ones(2, 3, 2))
-
-
-def test_joint_forward_equals_two_forwards(exact: GaussianMap, triple: tuple[Tensor, Tensor, Tensor]) -> None:
-    t, _, s = triple
-    u, x = exact.flow_map(B), points()
-    on_diagonal, off_diagonal = u.velocity_and_average(x, t, s)
-    assert torch.allclose(on_diagonal, u.velocity(x, t), atol=1e-14)
-    assert torch.allclose(off_diagonal, u.average_velocity(x, t, s), atol=1e-14)

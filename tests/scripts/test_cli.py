@@ -15,6 +15,8 @@ import zarr
 from packaging.requirements import Requirement
 
 from flowleap.datasets.episodes import EpisodeStore, EpisodeWriter
+from flowleap.datasets.formats import open_source
+from flowleap.datasets.source import Source
 from flowleap.policy.spec import FlowleapError, ObsKey, Spec
 from flowleap.scripts import cli, completion, doctor, hydra_app, options
 from flowleap.scripts import inspect as inspect_script
@@ -137,7 +139,7 @@ def test_comments_of_yaml_files_become_help(tmp_path: Path) -> None:
         (["-sc", "install=tcsh"], "-sc takes one of install=bash"),
         (["train", "trainer.lrr=1"], "unknown option 'trainer.lrr'; did you mean 'trainer.lr'?"),
         (["train", "lr=1"], "unknown option 'lr'; did you mean 'trainer.lr'?"),
-        (["train", "objective=isdd"], "unknown objective 'isdd'; did you mean 'isd'? (flow_matching, isd"),
+        (["train", "objective=isdd"], "unknown objective 'isdd'; did you mean 'isd'? ("),
         (["train", "objective=3"], "override must be a string or a list. Got int (given: objective=3)"),
         (["train", "task=metaworld/dor-open-v3"], "did you mean 'metaworld/door-open-v3'?"),
         (["train", "--cfg", "job", "-m"], "Only one of"),
@@ -289,10 +291,9 @@ def test_inspect_describes_a_dataset(dataset: Path, capsys: pytest.CaptureFixtur
         assert part in text, part
 
 
-def test_inspect_counts_what_is_not_finite(dataset: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(inspect_script, "_BLOCK_BYTES", 1)  # one block an episode
+def test_inspect_counts_what_is_not_finite(dataset: Path, capsys: pytest.CaptureFixture[str]) -> None:
     clean = EpisodeStore(dataset).read(["position"])["position"].astype(np.float64)
-    statistics = inspect_script.column_statistics(EpisodeStore(dataset), "position")
+    statistics = inspect_script.column_statistics(open_source(dataset, allow_nan=True), "position")
     np.testing.assert_allclose(statistics.low, clean.min(axis=0))
     np.testing.assert_allclose(statistics.high, clean.max(axis=0))
     np.testing.assert_allclose([statistics.mean, statistics.std], [clean.mean(), clean.std()])
@@ -302,11 +303,14 @@ def test_inspect_counts_what_is_not_finite(dataset: Path, monkeypatch: pytest.Mo
     assert isinstance(column, zarr.Array)
     column[5, 1] = np.inf
     column[0, 0] = np.nan
-    statistics = inspect_script.column_statistics(EpisodeStore(dataset), "position")
+    statistics = inspect_script.column_statistics(open_source(dataset, allow_nan=True), "position")
     assert statistics.not_finite == 2
     kept = np.delete(clean.ravel(), [0, 5 * 3 + 1])
     np.testing.assert_allclose(statistics.mean, kept.mean())
     assert cli.main(["inspect", f"dataset={dataset}"]) == 0
+    text = capsys.readouterr().out
+    assert "'position' has 2 NaN or infinite numbers, the first in episode 0" in text
+    assert "'mass' is constant" in text
 
 
 def test_convert_keeps_what_a_store_says(dataset: Path, tmp_path: Path) -> None:
@@ -362,14 +366,14 @@ def test_convert_maps_a_recording_to_a_task(pusht_human: Path, capsys: pytest.Ca
 def test_an_interrupted_conversion_leaves_nothing(
     dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    read = EpisodeStore.episode
+    read = Source.episode
 
-    def interrupted(store: EpisodeStore, index: int, keys: list[str]) -> dict[str, np.ndarray]:
+    def interrupted(source: Source, index: int, keys: list[str]) -> dict[str, np.ndarray]:
         if index == 2:
             raise KeyboardInterrupt
-        return read(store, index, keys)
+        return read(source, index, keys)
 
-    monkeypatch.setattr(EpisodeStore, "episode", interrupted)
+    monkeypatch.setattr(Source, "episode", interrupted)
     assert cli.main(["convert", f"source={dataset}", "out=b.zarr"]) == 130
     assert os.listdir(tmp_path) == [dataset.name]
 

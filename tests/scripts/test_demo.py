@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from flowleap.scripts import benchmark, cli
+from flowleap.scripts import benchmark, benchmark_tables, cli
 
 
 def test_demo_in_miniature(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -40,12 +40,13 @@ def test_demo_in_miniature(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
 
 def evaluation(objective: str, nfe: int, seed: int, rewards: list[float]) -> dict[str, Any]:
     rows = [{"seed": i, "max_reward": r, "success": r > 0.9} for i, r in enumerate(rewards)]
-    summary = {"latency_ms": {"p50": 1.0}}
+    summary = {"latency_ms": {"p50": 1.0}, "modes": {"entropy_share": 0.5 + seed}}
     return {
         "objective": objective,
         "nfe": nfe,
         "seed": seed,
         "train_minutes": 1.0,
+        "train_steps": 10,
         "summary": summary,
         "rows": rows,
     }
@@ -58,13 +59,18 @@ def test_benchmark_arithmetic() -> None:
         evaluation("regression", 1, 0, [0.5, 0.1]),
         evaluation("regression", 1, 1, [0.3, 0.3]),
     ]
-    isd, regression = benchmark._aggregate(evaluations, episodes=2)
+    isd, regression = benchmark_tables.aggregate(evaluations, 2, "max_reward")
     assert isd["per_seed"] == pytest.approx([0.75, 0.75])
     assert isd["seed_sd"] == pytest.approx(0.0)
     assert isd["success"]["count"] == 1
     assert isd["success"]["n"] == 4
     assert regression["mean_max_reward"] == pytest.approx(0.3)
-    (difference,) = benchmark._differences(evaluations)
+    assert isd["score"] == pytest.approx(0.75)
+    assert isd["entropy_share"] == pytest.approx(1.0)
+    by_success, _ = benchmark_tables.aggregate(evaluations, 2, "success")
+    assert by_success["score"] == pytest.approx(0.25)
+    assert by_success["interval"] == pytest.approx(by_success["success"]["interval"])
+    (difference,) = benchmark_tables.differences(evaluations, "max_reward")
     assert difference["mean"] == pytest.approx(0.45)  # paired by evaluation seed: +0.5 and +0.4
     assert difference["interval"] == pytest.approx([0.4, 0.5])
 
@@ -76,6 +82,7 @@ def test_benchmark_repeats_nothing_that_is_finished(pusht_human: Path, tmp_path:
         f"out={tmp_path}/runs",
         f"results={tmp_path}/results",
         "objectives=[regression]",
+        "budget=[steps,time]",
         "seeds=[0]",
         "episodes=1",
         'train="trainer.steps=2 trainer.warmup_steps=1 backbone.width=16"',
@@ -85,4 +92,8 @@ def test_benchmark_repeats_nothing_that_is_finished(pusht_human: Path, tmp_path:
     assert cli.main(["benchmark", *words]) == 0
     assert (tmp_path / "runs" / "regression_seed0" / benchmark.TIMING).stat().st_mtime_ns == first
     result = json.loads((tmp_path / "results" / "pusht_keypoints.json").read_text())
-    assert [(row["objective"], row["nfe"]) for row in result["table"]] == [("regression", 1)]
+    for table in ("table", "table_equal_time"):
+        assert [(row["objective"], row["nfe"]) for row in result[table]] == [("regression", 1)]
+        assert result[table][0]["train_steps"] == [2]
+    assert "| regression | 1 |" in (tmp_path / "results" / "pusht_keypoints.md").read_text()
+    assert (tmp_path / "results" / "pusht_keypoints.png").stat().st_size > 1000
