@@ -22,7 +22,7 @@ from flowleap.policy.derivatives import Derivative, self_distilled, total_deriva
 from flowleap.policy.draws import Draw, DrawConfig, FlowBatch
 from flowleap.policy.flow_map import FlowMap, over_chunk
 from flowleap.policy.registry import Registry, require_number
-from flowleap.policy.samplers import NOISE_LEVELS, SAMPLERS, Sampler, noise_schedule
+from flowleap.policy.samplers import NOISE_LEVELS, SAMPLERS, Prediction, Sampler, noise_schedule
 from flowleap.policy.spec import FlowleapError
 
 Terms = dict[str, Tensor]
@@ -213,22 +213,27 @@ def mip(u: FlowMap, batch: FlowBatch, *, tau: float = 0.1, balance: bool = True)
     return {"first": w_first * first, "second": w_second * second}
 
 
-def ddpm(u: FlowMap, batch: FlowBatch) -> Terms:
+def ddpm(u: FlowMap, batch: FlowBatch, *, prediction: Prediction = "epsilon") -> Terms:
     """Diffusion Policy (arXiv 2303.04137): |eps(x_k,k) - z|^2 at 100 noise levels, cosine schedule.
 
-    The network sees the level as a time (k + 1) / 100; training and sampling use diffusers' schedulers.
+    The network sees the level as a time (k + 1) / 100; training and sampling use diffusers' schedulers, so that
+    `prediction=sample` (the clean chunk) and `v_prediction` mean what they mean there.
     """
+    scheduler = noise_schedule("ddpm", prediction)
     level = (batch.uniform * NOISE_LEVELS).long().clamp(max=NOISE_LEVELS - 1)
-    noisy = noise_schedule("ddpm").add_noise(batch.a, batch.z, level)
+    noisy = scheduler.add_noise(batch.a, batch.z, level)
     time = (level + 1) / NOISE_LEVELS
-    return {"eps": squared_error(u.network(noisy, time, time), batch.z)}
+    targets = {"epsilon": lambda: batch.z, "sample": lambda: batch.a}
+    target = targets.get(prediction, lambda: scheduler.get_velocity(batch.a, batch.z, level))()
+    return {"ddpm": squared_error(u.network(noisy, time, time), target)}
 
 
 @dataclass(frozen=True)
 class ObjectiveInfo:
     """What an objective trains (`terms`), how it is sampled, and at which NFE.
 
-    `guided`: whether it regresses on the velocity, so that guidance has a meaning.
+    `guided`: whether it regresses on the velocity, so that guidance has a meaning. `sampler_options`: the options
+    of the objective that its sampler takes too.
     """
 
     terms: Callable[..., Terms]
@@ -237,6 +242,7 @@ class ObjectiveInfo:
     min_steps: int = 1
     max_steps: int | None = None
     guided: bool = True
+    sampler_options: tuple[str, ...] = ()
 
 
 _LEAP, _EULER = SAMPLERS["leap"], SAMPLERS["euler"]
@@ -250,9 +256,18 @@ OBJECTIVES = {
     "psd": ObjectiveInfo(psd, _LEAP),
     "alpha_flow": ObjectiveInfo(alpha_flow, _LEAP),
     "consistency_training": ObjectiveInfo(consistency_training, SAMPLERS["consistency"], guided=False),
-    "mip": ObjectiveInfo(mip, SAMPLERS["mip"], 2, min_steps=2, max_steps=2, guided=False),
+    "mip": ObjectiveInfo(
+        mip, SAMPLERS["mip"], 2, min_steps=2, max_steps=2, guided=False, sampler_options=("tau",)
+    ),
     "regression": ObjectiveInfo(regression, SAMPLERS["mean"], max_steps=1, guided=False),
-    "ddpm": ObjectiveInfo(ddpm, SAMPLERS["diffusion"], NOISE_LEVELS, max_steps=NOISE_LEVELS, guided=False),
+    "ddpm": ObjectiveInfo(
+        ddpm,
+        SAMPLERS["diffusion"],
+        NOISE_LEVELS,
+        max_steps=NOISE_LEVELS,
+        guided=False,
+        sampler_options=("prediction",),
+    ),
 }
 _TERMS: Registry[Callable[..., Terms]] = Registry("objective")
 for _name, _info in OBJECTIVES.items():
@@ -317,6 +332,11 @@ class Objective:
         terms = self.info.terms(flow_map, batch, **self.options)
         total = torch.stack(list(terms.values())).sum(0)
         return adaptive_weight(total, self.p, self.c), {k: v.detach().mean() for k, v in terms.items()}
+
+    def sample(self, flow_map: FlowMap, noise: Tensor, grid: Tensor) -> Tensor:
+        """Normalised action chunks [B,H,A] from noise [B,H,A] over a time grid, NFE = len(grid) - 1."""
+        own = {name: self.options[name] for name in self.info.sampler_options}
+        return self.info.sampler(flow_map, noise, grid, **own)
 
     def check_steps(self, steps: int | None) -> int:
         """Return the NFE to use (`None`: the objective's default); raise `FlowleapError` where unsupported."""

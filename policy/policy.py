@@ -147,7 +147,7 @@ class Policy(nn.Module):
         elif not torch.jit.is_tracing() and tuple(noise.shape) != shape:
             raise FlowleapError(f"noise: expected {list(shape)} = [batch, H, A], got {list(noise.shape)}")
         grid = time_grid(steps, device=noise.device)
-        return self.normalizer.unnormalize(ACTION, self.objective.info.sampler(flow_map, noise, grid))
+        return self.normalizer.unnormalize(ACTION, self.objective.sample(flow_map, noise, grid))
 
     def save(
         self, path: str | Path, ema: Policy | None = None, info: Mapping[str, Any] | None = None

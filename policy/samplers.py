@@ -17,7 +17,8 @@ from torch import Tensor
 
 from flowleap.policy.flow_map import FlowMap
 
-Sampler = Callable[[FlowMap, Tensor, Tensor], Tensor]
+Sampler = Callable[..., Tensor]  # (flow map, noise x, time grid, options of its own)
+Prediction = Literal["epsilon", "sample", "v_prediction"]
 NOISE_LEVELS = 100  # of Diffusion Policy
 
 
@@ -65,23 +66,30 @@ def mip_sampler(flow_map: FlowMap, x: Tensor, grid: Tensor, tau: float = 0.1) ->
 
 
 @cache
-def noise_schedule(kind: Literal["ddpm", "ddim"]) -> Any:
+def noise_schedule(kind: Literal["ddpm", "ddim"], prediction: Prediction) -> Any:
     """The scheduler of diffusers with Diffusion Policy's settings: 100 levels, cosine, samples clipped to [-1, 1]."""
     from diffusers.schedulers.scheduling_ddim import DDIMScheduler
     from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 
-    options = {"num_train_timesteps": NOISE_LEVELS, "beta_schedule": "squaredcos_cap_v2", "clip_sample": True}
+    options = {
+        "num_train_timesteps": NOISE_LEVELS,
+        "beta_schedule": "squaredcos_cap_v2",
+        "clip_sample": True,
+        "prediction_type": prediction,
+    }
     return DDPMScheduler(**options) if kind == "ddpm" else DDIMScheduler(**options)
 
 
-def diffusion_sampler(flow_map: FlowMap, x: Tensor, grid: Tensor) -> Tensor:
+def diffusion_sampler(
+    flow_map: FlowMap, x: Tensor, grid: Tensor, prediction: Prediction = "epsilon"
+) -> Tensor:
     """DDPM at 100 steps (ancestral), DDIM below; NFE = len(grid) - 1.
 
     The ancestral noise is seeded with x, sample by sample: one x, one chunk, whatever else is in the batch.
     """
     steps = len(grid) - 1
     kind: Literal["ddpm", "ddim"] = "ddpm" if steps == NOISE_LEVELS else "ddim"
-    scheduler = noise_schedule(kind)
+    scheduler = noise_schedule(kind, prediction)
     scheduler.set_timesteps(steps)
     generators = None
     if kind == "ddpm":
@@ -89,8 +97,8 @@ def diffusion_sampler(flow_map: FlowMap, x: Tensor, grid: Tensor) -> Tensor:
         generators = [torch.Generator().manual_seed(seed) for seed in seeds]
     for level in scheduler.timesteps.tolist():
         time = torch.full_like(x[:, 0, 0], (level + 1) / NOISE_LEVELS)
-        eps = flow_map.network(x, time, time)
-        x = scheduler.step(eps, level, x, **({"generator": generators} if generators else {})).prev_sample
+        predicted = flow_map.network(x, time, time)
+        x = scheduler.step(predicted, level, x, **({"generator": generators} if generators else {})).prev_sample
     return x
 
 

@@ -75,7 +75,7 @@ def main(cfg: DictConfig) -> dict[str, Any]:
     for nfe in cfg.nfe:
         if _supports(objective, nfe):
             with torch.no_grad():
-                drawn[nfe] = objective.info.sampler(flow_map, noise, time_grid(nfe))[:, 0].numpy()
+                drawn[nfe] = objective.sample(flow_map, noise, time_grid(nfe))[:, 0].numpy()
     rows = [{"nfe": nfe, **describe(samples, truth, centres)} for nfe, samples in drawn.items()]
     out = Path(cfg.out) / f"{cfg.density}_{objective.name}"
     picture = toy_samples(noise[:, 0].numpy(), drawn, truth, out.with_suffix(".png"), objective.name)

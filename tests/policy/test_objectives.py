@@ -324,7 +324,7 @@ def test_every_objective_trains_every_backbone(name: str, backbone: str) -> None
     assert all(parameter.grad is not None for parameter in net.parameters())
     with torch.no_grad():
         steps = min(objective.check_steps(None), 4) if name == "ddpm" else objective.check_steps(None)
-        sample = objective.info.sampler(FlowMap(net, cond), torch.randn(16, 4, 2), time_grid(steps))
+        sample = objective.sample(FlowMap(net, cond), torch.randn(16, 4, 2), time_grid(steps))
     assert sample.shape == (16, 4, 2)
     assert bool(torch.isfinite(sample).all())
 
