@@ -26,6 +26,7 @@ MAX_STEPS = 300
 CONTROL_HZ = 10.0
 RENDER_SIZE = 384
 
+BOARD = 512.0  # px, side of the board
 GOAL_POSE = (256.0, 256.0, math.pi / 4)  # px, px, rad
 # The T in its own frame is two boxes that share an edge, bar and stem: x0, y0, x1, y1.
 BOXES = ((-60.0, 0.0, 60.0, 30.0), (-15.0, 30.0, 15.0, 120.0))
@@ -34,6 +35,10 @@ AREA = sum((x1 - x0) * (y1 - y0) for x0, y0, x1, y1 in BOXES)
 CORNERS = np.array(
     [(-60, 0), (60, 0), (60, 30), (-60, 30), (-15, 30), (15, 30), (15, 120), (-15, 120)], dtype=np.float64
 )
+
+# The T is symmetric about its stem, and the goal's stem lies on a diagonal of the square board, so the reflection
+# (x, y) -> (512 - y, 512 - x) maps board, goal and T to themselves; the T's corners change places pairwise.
+MIRRORED_CORNERS = [1, 0, 3, 2, 5, 4, 7, 6]
 
 _SEED_NOTE = (
     "gym-pusht's own seeding: the seed draws finger, block position and block angle; the goal is fixed. "
@@ -121,6 +126,20 @@ def keypoints_observation(state: np.ndarray) -> Observation:
     return {key: value.astype(np.float32) for key, value in observation.items()}
 
 
+def mirror(columns: Mapping[str, np.ndarray]) -> Observation:
+    """Reflect columns of either task, each [N, ...], across the diagonal of the board that is the goal's axis."""
+    mirrored: Observation = {}
+    for key, value in columns.items():
+        if key == "block_angle":  # pi / 2 - angle: cosine and sine change places
+            mirrored[key] = value[..., ::-1].copy()
+            continue
+        points = value.reshape(len(value), -1, 2)
+        if key == "keypoints":
+            points = points[:, MIRRORED_CORNERS]
+        mirrored[key] = (BOARD - points[..., ::-1]).reshape(value.shape).astype(value.dtype)
+    return mirrored
+
+
 _OBSERVATIONS: dict[str, Callable[[np.ndarray], Observation]] = {
     "state": state_observation,
     "keypoints": keypoints_observation,
@@ -157,7 +176,7 @@ class PushTEnv(gymnasium.Env[Observation, np.ndarray]):
             Space[Observation],
             Dict({key: Box(-np.inf, np.inf, (n,), np.float32) for key, n in _SHAPES[observation].items()}),
         )
-        self.action_space = Box(0.0, 512.0, (2,), np.float32)
+        self.action_space = Box(0.0, BOARD, (2,), np.float32)
 
     def state(self) -> np.ndarray:
         """Finger xy, block xy (px) and block angle (rad), float64 [5]."""
@@ -229,6 +248,7 @@ def make(name: str) -> Task:
         seed_note=_SEED_NOTE,
         from_recorded=partial(_from_recorded, _OBSERVATIONS[name]),
         recorded_keys=("state", "action"),
+        mirror=mirror,
     )
 
 

@@ -64,6 +64,8 @@ class Task:
         from_recorded: maps the columns `recorded_keys` of a foreign store, each [N, ...] over all frames, to
             this task's observation keys and `action`; None where stores hold those keys already.
         recorded_keys: the columns that `from_recorded` reads.
+        mirror: the task's mirror symmetry, or None: maps columns of its own observation keys and `action`, each
+            [N, ...] in real units, to those of the mirrored world, where the same physics and goal hold exactly.
         modes: names of the equally good ways to succeed, two or more, of which the expert draws one uniformly
             at random; `info["mode"]` is then the index of the way taken, -1 while that is open. Empty where
             the task tells none apart.
@@ -78,6 +80,7 @@ class Task:
     expert: Callable[[gymnasium.Env[Any, Any], int], Expert] | None = None
     from_recorded: Callable[[Mapping[str, np.ndarray]], Observation] | None = None
     recorded_keys: tuple[str, ...] = ()
+    mirror: Callable[[Mapping[str, np.ndarray]], Observation] | None = None
     modes: tuple[str, ...] = ()
 
 

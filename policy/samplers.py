@@ -98,7 +98,9 @@ def diffusion_sampler(
     for level in scheduler.timesteps.tolist():
         time = torch.full_like(x[:, 0, 0], (level + 1) / NOISE_LEVELS)
         predicted = flow_map.network(x, time, time)
-        x = scheduler.step(predicted, level, x, **({"generator": generators} if generators else {})).prev_sample
+        x = scheduler.step(
+            predicted, level, x, **({"generator": generators} if generators else {})
+        ).prev_sample
     return x
 
 

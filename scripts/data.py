@@ -48,6 +48,17 @@ def load_columns(task: Task | None, dataset: str | Path) -> tuple[Episode, NDArr
     )
 
 
+def with_mirrored(
+    task: Task | None, columns: Episode, ends: NDArray[np.int64]
+) -> tuple[Episode, NDArray[np.int64]]:
+    """The episodes and, where the task has a mirror symmetry, their mirror images after them."""
+    if task is None or task.mirror is None:
+        return columns, ends
+    mirrored = task.mirror(columns)
+    both = {key: np.concatenate([column, mirrored[key]]) for key, column in columns.items()}
+    return both, np.concatenate([ends, ends[-1] + ends])
+
+
 class _InPlace:
     """A dataset of another format than zarr: what `load_columns` asks of it before it reads.
 

@@ -27,7 +27,7 @@ from rich.table import Table
 from flowleap.datasets.windows import ShuffledIndices, Windows
 from flowleap.envs.registry import Task, make_task
 from flowleap.policy.spec import FlowleapError, Spec
-from flowleap.scripts.data import load_columns
+from flowleap.scripts.data import load_columns, with_mirrored
 
 CONFIG = "config.yaml"
 RESUMABLE = ("trainer.", "eval.")
@@ -47,6 +47,9 @@ def main(cfg: DictConfig) -> Path:
     options = TrainerConfig.from_mapping(_plain(cfg.trainer))
     task = make_task(cfg.task.name, **_plain(cfg.task.get("kwargs", {}))) if cfg.get("task") else None
     columns, ends, spec = load_columns(task, cfg.dataset)
+    recorded = len(ends)
+    if cfg.get("mirror"):
+        columns, ends = with_mirrored(task, columns, ends)
     spec = spec.with_window(*(_window(cfg, name) for name in ("n_obs_steps", "horizon", "n_action_steps")))
     windows = Windows(columns, ends, spec)
     torch.manual_seed(options.seed)
@@ -58,7 +61,8 @@ def main(cfg: DictConfig) -> Path:
         if cfg.get("task")
         else None,
         "dataset": os.path.abspath(cfg.dataset),
-        "episodes": len(ends),
+        "episodes": recorded,
+        "mirrored": len(ends) > recorded,
         "frames": len(windows),
     }
     sampler = ShuffledIndices(len(windows), options.batch_size, options.seed)
@@ -72,9 +76,7 @@ def main(cfg: DictConfig) -> Path:
     if trainer.accelerator.is_main_process:
         run_dir.mkdir(parents=True, exist_ok=True)
         OmegaConf.save(cfg, run_dir / CONFIG, resolve=True)
-        Console().print(
-            f"[bold]{run_dir}[/] | {spec.summary()} | {len(windows)} windows, {len(ends)} episodes"
-        )
+        Console().print(f"[bold]{run_dir}[/] | {spec.summary()} | {len(windows)} windows, {_episodes(info)}")
     last = trainer.fit()
     if trainer.accelerator.is_main_process and trainer.stop_reason:
         Console().print(trainer.stop_reason)
@@ -104,6 +106,10 @@ class Evaluation:
             "max_reward": report["max_reward"]["mean"],
             "nfe": policy.objective.check_steps(o.steps),
         }
+
+
+def _episodes(info: Mapping[str, Any]) -> str:
+    return f"{info['episodes']} episodes" + (" and their mirror images" if info["mirrored"] else "")
 
 
 def _plain(node: Any) -> Any:
@@ -173,7 +179,7 @@ def print_plan(trainer: Any, spec: Spec, info: Mapping[str, Any]) -> None:
     epochs = config.steps * config.batch_size / info["frames"]
     rows: dict[str, str] = {
         "spec": spec.summary(),
-        "data": f"{info['frames']} windows of {info['episodes']} episodes",
+        "data": f"{info['frames']} windows of {_episodes(info)}",
         "policy": f"{names['objective']['name']} + {names['backbone']['name']}, {parameters:,} parameters",
         "observations": ", ".join(f"{key} {list(x.shape)}" for key, x in batch["obs"].items()),
         "actions": str(list(batch["action"].shape)),

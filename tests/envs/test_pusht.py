@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import zarr
 
-from flowleap.envs.pusht import PushTEnv, block_keypoints, coverage
+from flowleap.envs.pusht import PushTEnv, block_keypoints, coverage, mirror
 from flowleap.envs.registry import make_task
 
 gym_pusht = pytest.importorskip("gym_pusht.envs.pusht")
@@ -95,3 +95,38 @@ def test_observations_of_both_tasks_agree():
     angle = np.arctan2(a["block_angle"][1], a["block_angle"][0])
     np.testing.assert_allclose(block_keypoints(a["block_position"], angle), b["keypoints"], atol=1e-3)
     np.testing.assert_array_equal(a["agent_pos"], b["agent_pos"])
+
+
+@pytest.mark.parametrize("name", ["state", "keypoints"])
+def test_mirroring_twice_changes_nothing(name):
+    task = make_task(f"pusht/{name}")
+    rng = np.random.default_rng(1)
+    recorded = {"state": rng.uniform(0, 512, (50, 5)), "action": rng.uniform(0, 512, (50, 2))}
+    columns = task.from_recorded(recorded)
+    mirrored = task.mirror(columns)
+    for key, column in columns.items():
+        assert mirrored[key].dtype == np.float32
+        assert np.abs(mirrored[key] - column).max() > 0.1
+        np.testing.assert_allclose(task.mirror(mirrored)[key], column, atol=1e-3)
+
+
+def test_a_mirrored_episode_earns_what_the_recorded_one_earns(pusht_human):
+    """The symmetry is one of the simulator: mirrored state, mirrored actions, equal coverage all along."""
+    group = zarr.open_group(pusht_human, mode="r")
+    end = int(np.asarray(group["meta/episode_ends"])[0])
+    state = np.asarray(group["data/state"][:end], np.float64)
+    action = np.asarray(group["data/action"][:end])
+    mirrored = mirror({"action": action, "agent_pos": state[:, :2], "block_position": state[:, 2:4]})
+    first = [*mirrored["agent_pos"][0], *mirrored["block_position"][0], np.pi / 2 - state[0, 4]]
+    coverages = []
+    for start, actions in ((state[0], action), (np.array(first), mirrored["action"])):
+        env = PushTEnv("keypoints")
+        seen = env.reset_to_state(start)
+        coverages.append([env.step(a)[4]["coverage"] for a in actions])
+    np.testing.assert_allclose(seen["keypoints"], mirror(keypoints_of(state[:1]))["keypoints"][0], atol=1e-2)
+    assert max(coverages[0]) > 0.8
+    np.testing.assert_allclose(coverages[0], coverages[1], atol=2e-3)
+
+
+def keypoints_of(state: np.ndarray) -> dict[str, np.ndarray]:
+    return {"keypoints": block_keypoints(state[:, 2:4], state[:, 4])}
