@@ -81,7 +81,7 @@ def main(cfg: DictConfig) -> dict[str, Any]:
         "ratio_to_flow_matching": {name: value / medians[BASELINE] for name, value in medians.items()},
         "loader": {
             "samples_per_s": loader,
-            "share_of_isd_step": cfg.batch_size / loader / medians["isd, difference"],
+            "share_of_isd_step": cfg.batch_size / loader / medians["isd, tangent"],
         },
     }
     _print(Console(), results)
