@@ -1,7 +1,8 @@
 """Gradient norms over training, case by case: what stop-gradients and anchors buy on your data.
 
     flowleap gradients dataset=PATH task=pusht/keypoints
-    flowleap gradients dataset=PATH 'cases={isd: "objective=isd", esd: "objective=esd"}' steps=3000
+    flowleap gradients dataset=PATH 'only=[isd,esd]' steps=20000
+    flowleap gradients dataset=PATH '+cases.isd-wide="objective=isd backbone.width=1024"' 'only=[isd,isd-wide]'
 
 Each case is a `flowleap train` of its own with the same seed, data and steps; the norms are those before clipping.
 Writes `<results>/<name>.json` and a plot.
@@ -13,6 +14,7 @@ import json
 import shlex
 import shutil
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +24,7 @@ from rich.console import Console
 from rich.table import Table
 
 from flowleap.envs.report import write_results
-from flowleap.policy.spec import FlowleapError
+from flowleap.policy.spec import FlowleapError, suggest
 from flowleap.scripts.benchmark import run_flowleap
 from flowleap.scripts.hydra_app import given_overrides
 from flowleap.scripts.plots import gradient_norms
@@ -33,12 +35,20 @@ LOG_EVERY = 10
 def main(cfg: DictConfig) -> dict[str, Any]:
     """Train every case, collect its gradient norms, evaluate it, and write the results."""
     console = Console()
-    cases: dict[str, dict[str, Any]] = {}
-    curves: dict[str, list[dict[str, float]]] = {}
-    for name, words in cfg.cases.items():
-        run_dir = Path(cfg.out) / str(name).replace(" ", "_").replace(",", "")
-        cases[name], curves[name] = _case(cfg, str(words), run_dir)
-        console.print(f"{name}: {_line(cases[name])}", highlight=False)
+    names = list(cfg.only or cfg.cases)
+    for name in names:
+        if name not in cfg.cases:
+            raise FlowleapError(f"only: no case {name!r} among {list(cfg.cases)}{suggest(name, cfg.cases)}")
+
+    def run(name: str) -> tuple[dict[str, Any], list[dict[str, float]]]:
+        case, rows = _case(cfg, cfg.cases[name], Path(cfg.out) / name)
+        console.print(f"{name}: {_line(case)}", highlight=False)
+        return case, rows
+
+    with ThreadPoolExecutor(cfg.parallel) as pool:
+        outcomes = dict(zip(names, pool.map(run, names), strict=True))
+    cases = {name: case for name, (case, _) in outcomes.items()}
+    curves = {name: rows for name, (_, rows) in outcomes.items()}
     results = {
         "command": "flowleap gradients " + shlex.join(given_overrides()),
         "config": OmegaConf.to_container(cfg, resolve=True),

@@ -128,11 +128,28 @@ def score_curves(rows: Sequence[Mapping[str, Any]], metric: str, out: Path, titl
 
 
 def gradient_norms(curves: Mapping[str, Sequence[Mapping[str, float]]], out: Path) -> Path:
-    """Draw gradient norms over training (rows with `step` and `grad_norm`), one curve a case, logarithmic."""
-    figure, axes = _figure(1, 1, 7.5, 4.2)
-    axis = axes[0, 0]
+    """Draw gradient norms over training (rows with `step` and `grad_norm`), logarithmic.
+
+    A case named `objective-condition` is drawn in the panel of its condition; without one, in the first.
+    """
+    panels: dict[str, list[tuple[str, Sequence[Mapping[str, float]]]]] = {}
     for name, rows in curves.items():
-        axis.plot([r["step"] for r in rows], [r["grad_norm"] for r in rows], lw=0.9, label=name)
-    axis.set(xlabel="gradient steps", ylabel="gradient norm before clipping", yscale="log")
-    axis.legend(frameon=False, fontsize=7, ncols=2)
+        objective, _, condition = name.partition("-")
+        panels.setdefault(condition.replace("_", " ") or "as it is", []).append((objective, rows))
+    colours = {name: f"C{i}" for i, name in enumerate(dict.fromkeys(n.partition("-")[0] for n in curves))}
+    columns = min(4, len(panels))
+    height = -(-len(panels) // columns)
+    figure, axes = _figure(height, columns, 2.8 * columns, 2.3 * height)
+    for axis in axes.flat[len(panels) :]:
+        axis.set_visible(False)
+    for axis, (condition, cases) in zip(axes.flat, panels.items(), strict=False):
+        for objective, rows in cases:
+            norms = [row["grad_norm"] for row in rows]
+            axis.plot([r["step"] for r in rows], norms, lw=0.8, label=objective, color=colours[objective])
+        axis.set_title(condition, fontsize=9)
+        axis.set(yscale="log")
+        axis.sharey(axes[0, 0])
+        axis.legend(frameon=False, fontsize=7)
+    figure.supxlabel("gradient steps", fontsize=9)
+    figure.supylabel("gradient norm before clipping", fontsize=9)
     return _save(figure, out)
