@@ -2,67 +2,57 @@
 
 Reads every format that `flowleap list what=formats` shows. NaN and infinity are counted here, where training would
 stop at them. A dimension is constant if it has one value in all frames. Suspicious are NaN, constant dimensions,
-actions that are clipped or jump, gaps between time stamps, and episodes that are there twice.
+actions that are clipped or jump, gaps between time stamps, outliers that set a range, cameras that stand still, and
+episodes that are there twice. `html=report.html` writes the same with plots, as one page without any reference to
+the network.
 """
 
 from __future__ import annotations
 
 import json
 import sys
-from dataclasses import dataclass
+from collections.abc import Sequence
 
 import numpy as np
-from numpy.typing import NDArray
 from omegaconf import DictConfig
 from rich.console import Console
 from rich.table import Table
 
+from flowleap.datasets.columns import ACTION
 from flowleap.datasets.formats import detect, open_source
 from flowleap.datasets.source import Source
 from flowleap.scripts.cli import run_verb
-from flowleap.scripts.data_checks import Checks
+from flowleap.scripts.data_checks import Checks, Finding, grouped
+from flowleap.scripts.data_page import check_name, span, write_page
+from flowleap.scripts.data_profile import Profile, Statistics
 
-
-@dataclass
-class Statistics:
-    """Statistics of one column: `low` and `high` for each number of a frame, the rest over all of them."""
-
-    low: NDArray
-    high: NDArray
-    mean: float
-    std: float
-    not_finite: int
-
-    @property
-    def constant(self) -> list[int]:
-        """Flat indices of the dimensions with one value in all frames."""
-        return [int(i) for i in np.flatnonzero(np.ravel(self.low == self.high))]
+_FLAT = 0.05  # normalised deviation below which a dimension looks all but constant to the network
 
 
 def main(cfg: DictConfig) -> None:
-    """Print the description of `cfg.dataset`."""
+    """Print the description of `cfg.dataset`, and write it as a page if asked."""
+    page = check_name(cfg.html) if cfg.html else None
     name = detect(cfg.dataset)
     console = Console(soft_wrap=True, highlight=False)
     console.width = max(console.width, 110)
     with open_source(cfg.dataset, name, allow_nan=True if name == "zarr" else None) as source:
         checks = Checks(source)
+        window = (cfg.n_obs_steps, cfg.horizon, cfg.n_action_steps)
+        profile = Profile(source, checks, window, cfg.image_episodes)
+        findings = [*checks.findings, *profile.findings]
         console.print(f"dataset   {source.path} ({name})", markup=False)
-        _describe(console, source, checks.lengths)
-        table = Table("key", "frame", "dtype", "min", "max", "mean", "std", "constant", "NaN/inf", box=None)
-        for key in source.columns:
-            table.add_row(*_row(source, key))
-        for key, reason in source.refused.items():
-            table.add_row(key, reason)
-    console.print()
-    console.print(table)
-    console.print()
-    console.print("nothing suspicious" if not checks.findings else "suspicious:")
-    for finding in checks.findings:
-        console.print(f"  {finding}", markup=False)
+        _describe(console, source, checks)
+        _columns(console, source, profile)
+        _network(console, profile)
+        _findings(console, findings)
+        if page is not None:
+            write_page(page, name, source, checks, profile, findings)
+            console.print(f"\nwritten: {page}", markup=False)
 
 
-def _describe(console: Console, source: Source, lengths: NDArray[np.int64]) -> None:
+def _describe(console: Console, source: Source, checks: Checks) -> None:
     """Print what is known of the dataset as a whole."""
+    lengths = checks.lengths
     console.print(f"spec      {source.spec.summary()}", markup=False)
     if source.spec.source:
         console.print(f"source    {json.dumps(source.spec.source)}", markup=False)
@@ -72,48 +62,82 @@ def _describe(console: Console, source: Source, lengths: NDArray[np.int64]) -> N
         f"episodes  {source.n_episodes}, of {lengths.min()} to {lengths.max()} frames "
         f"(median {np.median(lengths):g}), {lengths.sum()} frames"
     )
+    if checks.measured_hz:
+        console.print(f"rate      {checks.measured_hz:.4g} Hz by the time stamps")
     seeds = [seed for seed in map(source.seed, range(source.n_episodes)) if seed is not None]
     if seeds:
         console.print(f"seeds     {min(seeds)} to {max(seeds)}")
 
 
-def _row(source: Source, key: str) -> list[str]:
+def _columns(console: Console, source: Source, profile: Profile) -> None:
+    """Print the table of columns."""
+    table = Table("key", "frame", "dtype", "min", "max", "mean", "std", "constant", "NaN/inf", box=None)
+    for key, statistics in profile.columns.items():
+        table.add_row(*_row(key, statistics))
+    for key, reason in source.refused.items():
+        table.add_row(key, reason)
+    console.print()
+    console.print(table)
+    read = len(profile.image_episodes)
+    if read < source.n_episodes and any(s.column.kind == "rgb" for s in profile.columns.values()):
+        console.print(f"  images: {read} of {source.n_episodes} episodes read (image_episodes=0 reads all)")
+
+
+def _row(key: str, statistics: Statistics) -> list[str]:
     """One line of the table."""
-    stats = column_statistics(source, key)
-    size = stats.low.size
-    constant = f"{len(stats.constant)} of {size}" if stats.constant else "-"
-    if 0 < len(stats.constant) <= 8 and size > 1:
-        constant += f" {stats.constant}"
-    numbers = [float(np.min(stats.low)), float(np.max(stats.high)), stats.mean, stats.std]
-    column = source.columns[key]
+    constant = dimensions(statistics.constant, len(statistics.low))
+    numbers = [float(np.min(statistics.low)), float(np.max(statistics.high)), *statistics.overall]
     return [
         key,
-        str(list(column.shape)),
-        column.dtype,
+        str(list(statistics.column.shape)),
+        statistics.column.dtype,
         *(f"{number:.4g}" for number in numbers),
-        constant,
-        str(stats.not_finite or "-"),
+        "-" if statistics.column.kind == "rgb" else constant,
+        str(statistics.not_finite or "-"),
     ]
 
 
-def column_statistics(source: Source, key: str) -> Statistics:
-    """Read a column episode by episode; values that are not finite are counted and left out."""
-    shape = source.columns[key].shape
-    low, high = np.full(shape, np.inf), np.full(shape, -np.inf)
-    total = squares = 0.0
-    count = not_finite = 0
-    for index in range(source.n_episodes):
-        values = source.episode(index, [key])[key].astype(np.float64)
-        finite = np.isfinite(values)
-        not_finite += int(values.size - finite.sum())
-        low = np.minimum(low, values.min(axis=0, where=finite, initial=np.inf))
-        high = np.maximum(high, values.max(axis=0, where=finite, initial=-np.inf))
-        total += float(values.sum(where=finite))
-        squares += float(np.square(values).sum(where=finite))
-        count += int(finite.sum())
-    mean = total / max(count, 1)
-    std = float(np.sqrt(max(squares / max(count, 1) - mean**2, 0.0)))
-    return Statistics(low, high, mean, std, not_finite)
+def dimensions(which: Sequence[int], size: int) -> str:
+    """Say how many dimensions of a key, and which, if these are few."""
+    if not which:
+        return "-"
+    text = f"{len(which)} of {size}"
+    return f"{text} {list(which)}" if len(which) <= 8 and size > 1 else text
+
+
+def _network(console: Console, profile: Profile) -> None:
+    """Print what a network would be shown."""
+    if profile.spec is None:
+        console.print("\nno low-dim observation with finite values: nothing to show to a low-dim policy")
+        return
+    spec = profile.spec
+    table = Table("the network sees", "window", "mean", "std", f"std below {_FLAT}", box=None)
+    for key, (mean, std) in profile.normalized.items():
+        steps = spec.horizon if key == ACTION else spec.n_obs_steps
+        flat = [int(i) for i in np.flatnonzero(std < _FLAT)]
+        table.add_row(
+            key,
+            str([steps, *profile.columns[key].column.shape]),
+            span(mean),
+            span(std),
+            dimensions(flat, len(std)),
+        )
+    early, late = profile.padded()
+    console.print()
+    console.print(table)
+    console.print(
+        f"  ranges normalised to [-1, 1]; {profile.lengths.sum()} windows, "
+        f"{100 * early:.1f} % repeat a first observation, {100 * late:.1f} % a last action"
+    )
+
+
+def _findings(console: Console, findings: Sequence[Finding]) -> None:
+    console.print()
+    console.print("nothing suspicious" if not findings else "suspicious:")
+    for problems, remedy in grouped(findings):
+        for problem in problems:
+            console.print(f"  {problem}", markup=False)
+        console.print(f"      {remedy}", markup=False)
 
 
 if __name__ == "__main__":

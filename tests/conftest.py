@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT / "tests" / "policy"))  # for the `gaussian` helper
+sys.path += [str(ROOT / "tests" / "policy"), str(ROOT / "tests" / "scripts")]  # for `gaussian` and `browser`
 
 
 @pytest.fixture(scope="session")

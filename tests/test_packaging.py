@@ -53,7 +53,7 @@ def test_the_wheel_equals_the_tree(wheel: list[str]) -> None:
     tree = {
         f"flowleap/{file.relative_to(ROOT).as_posix()}"
         for folder in FOLDERS
-        for pattern in ("*.py", "*.yaml")
+        for pattern in ("*.py", "*.yaml", "*.html")
         for file in (ROOT / folder).rglob(pattern)
     }
     packed = {name for name in wheel if ".dist-info/" not in name}

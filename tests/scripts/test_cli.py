@@ -20,6 +20,8 @@ from flowleap.datasets.source import Source
 from flowleap.policy.spec import FlowleapError, ObsKey, Spec
 from flowleap.scripts import cli, completion, doctor, hydra_app, options
 from flowleap.scripts import inspect as inspect_script
+from flowleap.scripts.data_checks import Checks
+from flowleap.scripts.data_profile import Profile, Statistics
 
 
 @pytest.fixture(autouse=True)
@@ -226,7 +228,7 @@ def test_a_closed_pipe_is_no_bug() -> None:
     [
         ("flowleap insp", ["inspect "]),
         ("flowleap nothing x", []),
-        ("flowleap inspect ", ["dataset="]),
+        ("flowleap inspect d", ["dataset="]),
         ("flowleap inspect dataset=", []),
         ("flowleap train obj", ["objective.", "objective="]),
         ("flowleap train objective=flow", ["objective=flow_matching"]),
@@ -292,21 +294,28 @@ def test_inspect_describes_a_dataset(dataset: Path, capsys: pytest.CaptureFixtur
 
 
 def test_inspect_counts_what_is_not_finite(dataset: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def position() -> Statistics:
+        with open_source(dataset, allow_nan=True) as source:
+            return Profile(source, Checks(source), (2, 16, 8)).columns["position"]
+
     clean = EpisodeStore(dataset).read(["position"])["position"].astype(np.float64)
-    statistics = inspect_script.column_statistics(open_source(dataset, allow_nan=True), "position")
+    statistics = position()
     np.testing.assert_allclose(statistics.low, clean.min(axis=0))
     np.testing.assert_allclose(statistics.high, clean.max(axis=0))
-    np.testing.assert_allclose([statistics.mean, statistics.std], [clean.mean(), clean.std()])
+    np.testing.assert_allclose(statistics.mean, clean.mean(axis=0))
+    np.testing.assert_allclose(statistics.std, clean.std(axis=0))
+    np.testing.assert_allclose(statistics.overall, [clean.mean(), clean.std()])
+    assert statistics.histogram.sum(axis=1).tolist() == [13, 13, 13]
     assert statistics.constant == []
 
     column = zarr.open_group(dataset)["data/position"]
     assert isinstance(column, zarr.Array)
     column[5, 1] = np.inf
     column[0, 0] = np.nan
-    statistics = inspect_script.column_statistics(open_source(dataset, allow_nan=True), "position")
+    statistics = position()
     assert statistics.not_finite == 2
-    kept = np.delete(clean.ravel(), [0, 5 * 3 + 1])
-    np.testing.assert_allclose(statistics.mean, kept.mean())
+    np.testing.assert_allclose(statistics.mean[0], clean[1:, 0].mean())
+    np.testing.assert_allclose(statistics.mean[1], np.delete(clean[:, 1], 5).mean())
     assert cli.main(["inspect", f"dataset={dataset}"]) == 0
     text = capsys.readouterr().out
     assert "'position' has 2 NaN or infinite numbers, the first in episode 0" in text
