@@ -49,6 +49,10 @@ VERBS = {
         "show what a dataset holds",
         "flowleap inspect dataset=data/pusht.zarr",
     ),
+    "view": Verb(
+        "show an episode in the Rerun viewer",
+        "flowleap view dataset=data/pusht.zarr episode=0",
+    ),
     "list": Verb(
         "list tasks, objectives, backbones, encoders and formats",
         "flowleap list what=tasks",

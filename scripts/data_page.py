@@ -24,6 +24,7 @@ from flowleap.policy.spec import FlowleapError
 from flowleap.scripts import charts
 from flowleap.scripts.data_checks import Checks, Finding, grouped
 from flowleap.scripts.data_profile import Profile, Statistics
+from flowleap.scripts.files import complete_file
 
 TEMPLATE = "inspect.html"
 _ROWS = 32  # dimensions of a key in its table
@@ -54,15 +55,8 @@ def write_page(
 ) -> None:
     """Write the page; it replaces an older one only when it is complete."""
     text = render(format_name, source, checks, profile, findings)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+    with complete_file(path, "html") as temporary:
         temporary.write_text(text, encoding="utf-8")
-        os.replace(temporary, path)
-    except OSError as error:
-        raise FlowleapError(f"cannot write html={path}: {error.strerror or error}") from error
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def render(
@@ -278,14 +272,21 @@ def _image(image: NDArray) -> str:
     """A picture [H, W, 3] as a data URI, at most `_IMAGE_SIDE` wide and high."""
     from PIL import Image
 
-    pixels = np.nan_to_num(image.astype(np.float32), nan=0.0, posinf=255.0, neginf=0.0)
-    if image.dtype.kind == "f" and pixels.max() <= 1.0:
-        pixels = pixels * 255
-    picture = Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
+    picture = Image.fromarray(to_pixels(image))
     picture.thumbnail((_IMAGE_SIDE, _IMAGE_SIDE))
     buffer = io.BytesIO()
     picture.save(buffer, "JPEG", quality=88)
     return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
+
+
+def to_pixels(image: NDArray) -> NDArray[np.uint8]:
+    """An image as people want to see it: uint8, floats from 0 to 1 scaled to 255, NaN black."""
+    if image.dtype == np.uint8:
+        return image
+    pixels = np.nan_to_num(image.astype(np.float32), nan=0.0, posinf=255.0, neginf=0.0)
+    if image.dtype.kind == "f" and pixels.max() <= 1.0:
+        pixels = pixels * 255
+    return pixels.clip(0, 255).astype(np.uint8)
 
 
 def _safe(svg: str) -> Any:
