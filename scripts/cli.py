@@ -18,10 +18,14 @@ from flowleap.policy.spec import FlowleapError, suggest
 
 
 class Verb(NamedTuple):
-    """What the overview says about a verb; its script is `flowleap.scripts.<name>`."""
+    """What the overview says about a verb; its script is `flowleap.scripts.<name>`.
+
+    A verb with a `word` takes the value of that option as a word of its own: `flowleap download pusht`.
+    """
 
     summary: str
     example: str
+    word: str = ""
 
 
 VERBS = {
@@ -48,6 +52,11 @@ VERBS = {
     "inspect": Verb(
         "show what a dataset holds",
         "flowleap inspect dataset=data/pusht.zarr",
+    ),
+    "download": Verb(
+        "fetch public demonstrations: robomimic, Push-T",
+        "flowleap download robomimic/lift_ph",
+        word="name",
     ),
     "view": Verb(
         "show an episode in the Rerun viewer",
@@ -181,7 +190,7 @@ def _split(verb: str, argv: Sequence[str]) -> tuple[list[str], list[str]]:
     for word in words:
         flag, equals, value = word.partition("=")
         if not word.startswith("-"):
-            overrides.append(word)
+            overrides.append(override(verb, word))
         elif flag in _FLAGS:
             flags.append(word)
         elif flag in _VALUE_FLAGS:
@@ -194,7 +203,16 @@ def _split(verb: str, argv: Sequence[str]) -> tuple[list[str], list[str]]:
                 f"unknown flag '{flag}': options are written {name}={value or '...'} "
                 f"(`flowleap {verb} --help` lists them)"
             )
+    key = VERBS[verb].word
+    if key and sum(word.startswith(f"{key}=") for word in overrides) > 1:
+        raise UsageError(f"flowleap {verb} takes one {key} at a time, got {' '.join(argv)}")
     return overrides, flags
+
+
+def override(verb: str, word: str) -> str:
+    """Return a word of the command line as hydra's `key=value`, where the verb takes bare words."""
+    key = VERBS[verb].word
+    return f"{key}={word}" if key and "=" not in word else word
 
 
 def _report(error: FlowleapError, code: int) -> int:

@@ -1,4 +1,4 @@
-"""List what there is to choose from: tasks, objectives, backbones, encoders and dataset formats.
+"""List what there is to choose from: tasks, objectives, backbones, encoders, dataset formats and downloads.
 
 `what=tasks` shows one kind, `filter=door` only names that contain the word. Tasks are shown with what a
 policy observes and commands, their score, and whether a scripted expert can demonstrate them. Listing needs
@@ -14,6 +14,7 @@ from pathlib import Path
 from omegaconf import DictConfig
 
 from flowleap.datasets.formats import describe_formats
+from flowleap.datasets.public import PUBLIC
 from flowleap.envs.registry import list_tasks, make_task
 from flowleap.policy.spec import suggest
 from flowleap.scripts.cli import UsageError, run_verb
@@ -28,6 +29,7 @@ def main(cfg: DictConfig) -> None:
         "backbones": lambda: describe_group("backbone"),
         "encoders": lambda: describe_group("encoder"),
         "formats": describe_formats,
+        "downloads": lambda: {name: public.about for name, public in PUBLIC.items()},
     }
     if cfg.what != "all" and cfg.what not in kinds:
         raise UsageError(f"what={cfg.what} is none of all, {', '.join(kinds)}{suggest(cfg.what, kinds)}")

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from flowleap.scripts.cli import override
 from flowleap.scripts.hydra_app import compose
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -35,7 +36,7 @@ def test_commands_of_the_readme_compose() -> None:
     lines = re.findall(r"^    flowleap (\w+) ([^#\n]*)", (ROOT / "README.md").read_text(), re.M)
     assert len(lines) >= 8
     for verb, rest in lines:
-        compose(verb, rest.split())
+        compose(verb, [override(verb, word) for word in rest.split()])
 
 
 def test_local_links_of_the_readme_exist() -> None:

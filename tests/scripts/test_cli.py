@@ -101,8 +101,9 @@ def test_every_verb_has_help_that_names_its_options(verb: str, capsys: pytest.Ca
 def test_every_example_composes(verb: str) -> None:
     command, *words = cli.VERBS[verb].example.split()
     assert (command, words[0]) == ("flowleap", verb)
-    config = hydra_app.compose(verb, words[1:])
-    for word in words[1:]:
+    overrides = [cli.override(verb, word) for word in words[1:]]
+    config = hydra_app.compose(verb, overrides)
+    for word in overrides:
         assert word.partition("=")[0] in config
 
 
