@@ -64,7 +64,10 @@ def main(cfg: DictConfig) -> None:
     frames = f"{label}, {len(times['frame'])} frames of {len(columns)} columns"
     if target is None:
         _open_viewer(recording)
-        fill()
+        try:
+            fill()
+        except RuntimeError as error:  # what the recording raises when the viewer is gone
+            raise FlowleapError("the Rerun viewer closed; save=episode.rrd works without it") from error
         print(frames)
         return
     with complete_file(target, "save") as temporary:
@@ -93,8 +96,12 @@ def _check_target(save: str | None) -> Path | None:
 
 
 def _open_viewer(recording: Any) -> None:
+    beside = Path(sys.executable).with_name(
+        "rerun"
+    )  # an environment that is not activated is not on the PATH
     try:
-        recording.spawn()
+        rerun = optional_import("rerun", extra="viewer")
+        rerun.spawn(executable_path=str(beside) if beside.is_file() else None, recording=recording)
     except (
         Exception
     ) as error:  # the viewer is a program of its own, and each way to fail has its own exception
