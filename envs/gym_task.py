@@ -53,7 +53,8 @@ class GymEnv(gymnasium.Env[Observation, np.ndarray]):
         action = self.env.action_space
         if not isinstance(action, Box) or len(action.shape) != 1 or action.dtype.kind != "f":
             raise FlowleapError(f"gym/{env_id}: actions must be a Box of one axis of floats, not {action}")
-        self.action_space = Box(action.low, action.high, dtype=np.float32)
+        low, high = action.low.astype(np.float32), action.high.astype(np.float32)
+        self.action_space = Box(low, high, dtype=np.float32)
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
@@ -168,12 +169,11 @@ def _open(env_id: str, render_mode: str | None) -> gymnasium.Env[Any, Any]:
         )
     if render_mode and "mujoco" in str(gymnasium.spec(env_id).entry_point):
         os.environ.setdefault("MUJOCO_GL", choose_gl())
+    asked = {"render_mode": render_mode} if render_mode else {}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", (DeprecationWarning, UserWarning))
         try:
-            return gymnasium.make(
-                env_id, render_mode=render_mode, max_episode_steps=-1, disable_env_checker=True
-            )
+            return gymnasium.make(env_id, max_episode_steps=-1, disable_env_checker=True, **asked)
         except gymnasium.error.DependencyNotInstalled as error:
             raise FlowleapError(f"gym/{env_id}: {error}; MuJoCo's: pip install 'flowleap[probe]'") from error
         except Exception as error:
@@ -189,10 +189,8 @@ def _frame_space(env_id: str, key: str, space: Space[Any]) -> Box:
         )
     if _is_image(space):
         return space
-    shape = space.shape or (1,)
-    return Box(
-        space.low.astype(np.float32).reshape(shape), space.high.astype(np.float32).reshape(shape), shape
-    )
+    low, high = (np.atleast_1d(bound).astype(np.float32) for bound in (space.low, space.high))
+    return Box(low, high, dtype=np.float32)
 
 
 def _is_image(space: Box) -> bool:

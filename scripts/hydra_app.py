@@ -52,7 +52,7 @@ def given_overrides() -> list[str]:
 
 
 def register_tasks(words: Sequence[str] = ()) -> None:
-    """Make `task=metaworld/<name>` a choice for all fifty tasks without a file each, and the `gym/<EnvId>` in `words`."""
+    """Make `task=metaworld/<name>` a choice for all fifty tasks, without files, and each `gym/<EnvId>` in `words`."""
     named = [match for word in words if "task=" in word for match in _GYM_TASK.findall(word)]
     for task in [*(f"metaworld/{name}" for name in metaworld.TASKS), *named]:
         node = {
