@@ -1,7 +1,8 @@
 """numpy: one .npz with flat arrays [N, ...] and episode_ends, or a folder with one .npz an episode
 
 Arrays called `action` or `actions` are the actions, `reward(s)`, `done(s)`, `terminals`, `timeouts` are extra columns,
-all others observations. In a flat file, arrays that have not one row a frame are left out. Nothing is unpickled.
+all others observations. In a flat file, arrays with one row an episode are extra columns that repeat it over the
+episode's frames, and arrays with neither are left out. Nothing is unpickled.
 """
 
 from __future__ import annotations
@@ -101,8 +102,13 @@ class FlatSource(Source):
         if ends.dtype.kind not in "iu" or len(self._ends) < 1 or np.any(np.diff(self._ends, prepend=0) < 1):
             raise FlowleapError(f"'{path}': {_ENDS} must be whole numbers that increase from above 0")
         self.n_episodes = len(self._ends)
-        arrays = {n: a for n, a in self._zip.arrays.items() if a.shape[0] == self._ends[-1] and n != _ENDS}
-        self._paths = _describe(self, {n: (a.shape[1:], a.dtype) for n, a in arrays.items()})
+        arrays = {n: a for n, a in self._zip.arrays.items() if n != _ENDS}
+        frames = {n: (a.shape[1:], a.dtype) for n, a in arrays.items() if a.shape[0] == self._ends[-1]}
+        self._paths = _describe(self, frames)
+        once = [n for n, a in arrays.items() if n not in frames and a.shape[0] == self.n_episodes]
+        self._once = {key: n for key, n in flat_names(once, []).items() if key not in self._paths}
+        for key, name in self._once.items():
+            self.extra[key] = infer_key(arrays[name].shape[1:], arrays[name].dtype)
 
     def read(self, index: int, keys: Sequence[str]) -> Episode:
         """Read some columns of one episode."""
@@ -110,7 +116,11 @@ class FlatSource(Source):
         columns: Episode = {}
         for key in keys:
             try:
-                columns[key] = self._zip.arrays[self._paths[key]].rows(first, last)
+                if key in self._once:
+                    row = self._zip.arrays[self._once[key]].rows(index, index + 1)
+                    columns[key] = np.repeat(row, last - first, axis=0)
+                else:
+                    columns[key] = self._zip.arrays[self._paths[key]].rows(first, last)
             except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
                 raise self.error(index, key, f"is damaged ({error}); copy the file again") from error
         return columns

@@ -20,8 +20,9 @@ class ChunkEnv(gymnasium.Env[Observation, np.ndarray]):
     Observation: per key of `spec` the last To frames [To, *shape], the first frame repeated at the start.
     Action: Ta actions [Ta, A], each clipped to the environment's bounds. Execution stops where the episode
     ends, after `task.max_steps` actions at the latest; the info of that step is the episode's record:
-    `success` (any step), `max_reward`, `sum_reward`, `length`, `mode` (the last step's; -1: none). Later
-    steps change nothing, so that environments without work can stay in a vectorised batch.
+    `success` (any step), `max_reward`, `sum_reward`, `length`, `mode` (the last step's; -1: none), and the task's
+    further `outcomes` (any step). Later steps change nothing, so that environments without work can stay in a
+    vectorised batch.
     """
 
     def __init__(
@@ -36,6 +37,7 @@ class ChunkEnv(gymnasium.Env[Observation, np.ndarray]):
         self.metadata = self.env.metadata
         self.render_mode = render_mode
         self._max_steps = task.max_steps
+        self._names = task.outcomes
         self._n_obs_steps = spec.n_obs_steps
         self._keys = tuple(spec.observations)
         self._on_frame = on_frame
@@ -49,6 +51,7 @@ class ChunkEnv(gymnasium.Env[Observation, np.ndarray]):
         self._frames: deque[Observation] = deque(maxlen=spec.n_obs_steps)
         self._rewards: list[float] = []
         self._success = False
+        self._outcomes: dict[str, bool] = {}
         self._mode = -1
         self._finished = True
 
@@ -58,6 +61,7 @@ class ChunkEnv(gymnasium.Env[Observation, np.ndarray]):
         """Start the episode of `seed`."""
         obs, _ = self.env.reset(seed=seed)
         self._rewards, self._success, self._mode, self._finished = [], False, -1, False
+        self._outcomes = dict.fromkeys(self._names, False)
         self._frames.extend([self._select(obs)] * self._n_obs_steps)
         if self._on_frame:
             self._on_frame()
@@ -71,6 +75,8 @@ class ChunkEnv(gymnasium.Env[Observation, np.ndarray]):
             obs, reward, terminated, truncated, info = self.env.step(single)
             self._rewards.append(float(reward))
             self._success |= bool(info["success"])
+            for name in self._names:
+                self._outcomes[name] |= bool(info[name])
             self._mode = int(info.get("mode", -1))
             self._finished = terminated or truncated or len(self._rewards) >= self._max_steps
             self._frames.append(self._select(obs))
@@ -99,6 +105,7 @@ class ChunkEnv(gymnasium.Env[Observation, np.ndarray]):
             "sum_reward": sum(self._rewards),
             "length": len(self._rewards),
             "mode": self._mode,
+            **self._outcomes,
         }
 
 

@@ -41,6 +41,11 @@ class Demonstration:
     columns: dict[str, np.ndarray]
 
 
+def noise_stream(seed: int) -> np.random.Generator:
+    """What draws the noise on the actions of the attempt of `seed`: [A] standard normal numbers a step."""
+    return np.random.default_rng([seed, _NOISE_STREAM])
+
+
 def demonstrate(
     task: Task, env: gymnasium.Env[Any, Any], seed: int, action_noise: float = 0.0, hold_steps: int = 0
 ) -> Demonstration:
@@ -55,7 +60,7 @@ def demonstrate(
     """
     assert task.expert is not None
     expert = task.expert(env, seed)
-    rng = np.random.default_rng([seed, _NOISE_STREAM])
+    rng = noise_stream(seed)
     bounds: Any = env.action_space
     obs, _ = env.reset(seed=seed)
     frames: list[Observation] = []

@@ -2,7 +2,8 @@
 
 A task family is one module with `TASKS` (the names after the slash) and `make(name, **kwargs) -> Task`; it
 becomes known through one line in `FAMILIES`. Neither listing tasks nor building a `Task` imports a simulator:
-only `Task.make_env` does.
+only `Task.make_env` does. An open family, which takes names that it cannot list, says in `ANY` what stands for them;
+its `make` may have to open the environment to learn its spaces.
 """
 
 from __future__ import annotations
@@ -22,10 +23,13 @@ import numpy as np
 from flowleap.policy.spec import FlowleapError, Spec, suggest
 from flowleap.policy.spec import optional_import as optional_import
 
-Metric = Literal["success", "max_reward"]
+Metric = Literal["success", "max_reward", "sum_reward"]
 Observation = dict[str, np.ndarray]
 
 FAMILIES = {
+    "adroit": "flowleap.envs.adroit",
+    "fetch": "flowleap.envs.fetch",
+    "gym": "flowleap.envs.gym_task",
     "metaworld": "flowleap.envs.metaworld",
     "probe": "flowleap.envs.slalom",
     "pusht": "flowleap.envs.pusht",
@@ -58,7 +62,7 @@ class Task:
             space: a Box [A]. `info["success"]` is a bool after every step; a time limit is not its business.
         spec: keys, shapes, action, control rate and origin; To, H and Ta are left at 1.
         max_steps: actions after which whoever drives the environment ends the episode.
-        metric: headline score: the rate of `success`, or the mean of every episode's best reward.
+        metric: headline score: the rate of `success`, or the mean of every episode's best reward or of its return.
         seed_note: one sentence on what a seed decides, printed beside every score.
         expert: `(env, seed) -> Expert`, or None where only people can demonstrate.
         from_recorded: maps the columns `recorded_keys` of a foreign store, each [N, ...] over all frames, to
@@ -69,6 +73,15 @@ class Task:
         modes: names of the equally good ways to succeed, two or more, of which the expert draws one uniformly
             at random; `info["mode"]` is then the index of the way taken, -1 while that is open. Empty where
             the task tells none apart.
+        outcomes: further bools of `info` that are reported per episode beside success (true at any step).
+        measures: numbers of `info` whose largest value `flowleap replay` reports beside the rewards.
+        reports_success: whether `info["success"]` can be true at all; where not, scores leave it out.
+        reset_to: puts an environment into a recorded initial state and returns its observation; gets the first
+            frame of the columns of one entry of `state_keys`, {key: [*shape]}. None: no recorded state can be set,
+            and `flowleap replay` needs the seeds that `flowleap collect` stores.
+        state_keys: sets of recorded columns that each determine the initial state; the first one there is used.
+        recorded_outcome: reads off the columns of one recorded episode, key -> [T, *shape] (those there are), what
+            they say of its outcome: any of `success`, `max_reward`, `sum_reward`, `outcomes` and `measures`.
     """
 
     name: str
@@ -82,11 +95,27 @@ class Task:
     recorded_keys: tuple[str, ...] = ()
     mirror: Callable[[Mapping[str, np.ndarray]], Observation] | None = None
     modes: tuple[str, ...] = ()
+    outcomes: tuple[str, ...] = ()
+    measures: tuple[str, ...] = ()
+    reports_success: bool = True
+    reset_to: Callable[[Any, Mapping[str, np.ndarray]], Observation] | None = None
+    state_keys: tuple[tuple[str, ...], ...] = ()
+    recorded_outcome: Callable[[Mapping[str, np.ndarray]], dict[str, float]] | None = None
 
 
 def list_tasks() -> list[str]:
     """Return every task name, sorted by family; imports no simulator."""
     return [f"{family}/{name}" for family in sorted(FAMILIES) for name in _family(family).TASKS]
+
+
+def open_families() -> dict[str, str]:
+    """Return `family/<what stands for the name>` -> one line, for families that take names they cannot list."""
+    modules = {family: _family(family) for family in sorted(FAMILIES)}
+    return {
+        f"{family}/{module.ANY}": (module.__doc__ or "").splitlines()[0]
+        for family, module in modules.items()
+        if hasattr(module, "ANY")
+    }
 
 
 def make_task(name: str, **kwargs: Any) -> Task:
@@ -95,11 +124,11 @@ def make_task(name: str, **kwargs: Any) -> Task:
     Raises:
         FlowleapError: unknown task name or unknown keyword, with the nearest known one.
     """
-    if name not in list_tasks():
+    prefix, _, short = name.partition("/")
+    if name not in list_tasks() and not (short and prefix in FAMILIES and hasattr(_family(prefix), "ANY")):
         raise FlowleapError(
             f"unknown task {name!r}{suggest(name, list_tasks())} (`flowleap list` shows them all)"
         )
-    prefix, short = name.split("/", 1)
     make = _family(prefix).make
     known = [key for key in inspect.signature(make).parameters if key != "name"]
     for key in kwargs:

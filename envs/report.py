@@ -26,6 +26,7 @@ _PACKAGES = (
     "gym-pusht",
     "pymunk",
     "metaworld",
+    "gymnasium-robotics",
     "mujoco",
     "torch",
     "onnxruntime",
@@ -113,24 +114,28 @@ def summary(rollout: Rollout, task: Task) -> dict[str, Any]:
     """Describe a rollout in JSON-ready numbers.
 
     Returns:
-        `task`, `seed_note`, `episodes`; `success` {count, n, rate, interval}; `max_reward` {mean, interval};
+        `task`, `seed_note`, `episodes`; `success` {count, n, rate, interval}; `max_reward` and `sum_reward`
+        {mean, interval}; `reports_success`; `outcomes` {name: {count, n, rate, interval}} where the task has some;
         `headline` {metric, value, interval}; `mean_length`; `latency_ms` {p50, p95, mean} per actor call;
         `seconds` {policy, env, wall}; `n_envs`, `batched`; for a task with modes, `modes`: `mode_coverage`.
     """
     episodes = rollout.episodes
-    n, count = len(episodes), sum(e.success for e in episodes)
-    rewards = [e.max_reward for e in episodes]
-    success = {"count": count, "n": n, "rate": count / n, "interval": list(wilson(count, n))}
-    max_reward = {"mean": float(np.mean(rewards)), "interval": list(bootstrap_mean(rewards))}
-    headline = (success["rate"], success) if task.metric == "success" else (max_reward["mean"], max_reward)
+    success = rate([e.success for e in episodes])
+    rewards = {name: _mean([getattr(e, name) for e in episodes]) for name in ("max_reward", "sum_reward")}
+    headline = success if task.metric == "success" else rewards[task.metric]
     latency = np.asarray(rollout.latencies) * 1e3
     report = {
         "task": task.name,
         "seed_note": task.seed_note,
-        "episodes": n,
+        "episodes": len(episodes),
         "success": success,
-        "max_reward": max_reward,
-        "headline": {"metric": task.metric, "value": headline[0], "interval": headline[1]["interval"]},
+        **rewards,
+        "reports_success": task.reports_success,
+        "headline": {
+            "metric": task.metric,
+            "value": headline.get("rate", headline.get("mean")),
+            "interval": headline["interval"],
+        },
         "mean_length": float(np.mean([e.length for e in episodes])),
         "latency_ms": {
             "p50": float(np.quantile(latency, 0.5)),
@@ -145,6 +150,10 @@ def summary(rollout: Rollout, task: Task) -> dict[str, Any]:
         "n_envs": rollout.n_envs,
         "batched": rollout.batched,
     }
+    if task.outcomes:
+        report["outcomes"] = {
+            name: rate([bool(e.outcomes and e.outcomes[name]) for e in episodes]) for name in task.outcomes
+        }
     if task.modes:
         report["modes"] = mode_coverage(episodes, task.modes)
     return report
@@ -152,7 +161,8 @@ def summary(rollout: Rollout, task: Task) -> dict[str, Any]:
 
 def episode_rows(rollout: Rollout) -> list[dict[str, Any]]:
     """Per-episode outcomes as JSON-ready rows, in the order of the seeds."""
-    return [asdict(episode) for episode in rollout.episodes]
+    rows = [asdict(episode) for episode in rollout.episodes]
+    return [{k: v for k, v in row.items() if k != "outcomes" or v is not None} for row in rows]
 
 
 def paired_difference(
@@ -178,16 +188,24 @@ def paired_difference(
 
 def format_line(report: Mapping[str, Any]) -> str:
     """One line for people out of `summary`'s numbers."""
-    success, reward = report["success"], report["max_reward"]
+    reward = report["max_reward"]
     parts = {
-        "success": f"success {success['count']}/{success['n']} = {_with_interval(success['rate'], success)}",
+        "success": f"success {format_rate(report['success'])}",
         "max_reward": f"mean max reward {_with_interval(reward['mean'], reward)}",
     }
     headline = report["headline"]["metric"]
-    other = next(name for name in parts if name != headline)
+    if headline == "sum_reward":
+        returns = report["sum_reward"]
+        low, high = returns["interval"]
+        parts["sum_reward"] = f"mean return {returns['mean']:.1f} [{low:.1f}, {high:.1f}]"
+        del parts["max_reward"]
+    if not report.get("reports_success", True):
+        del parts["success"]
+    first = [parts.pop(headline), *parts.values()]
+    first += [f"{name} {format_rate(part)}" for name, part in report.get("outcomes", {}).items()]
     latency, seconds = report["latency_ms"], report["seconds"]
     return (
-        f"{report['task']}: {parts[headline]} | {parts[other]} | "
+        f"{report['task']}: {' | '.join(first)} | "
         f"latency p50 {latency['p50']:.2f} ms, p95 {latency['p95']:.2f} ms | "
         f"{seconds['wall']:.1f} s (policy {seconds['policy']:.1f}, env {seconds['env']:.1f})"
     )
@@ -218,6 +236,21 @@ def write_results(path: str | os.PathLike[str], results: Mapping[str, Any]) -> P
     temporary.write_text(text + "\n")
     os.replace(temporary, path)
     return path
+
+
+def rate(values: Sequence[bool]) -> dict[str, Any]:
+    """Describe n >= 1 bools: `count`, `n`, `rate` and its 95 % Wilson `interval`."""
+    count, n = sum(map(bool, values)), len(values)
+    return {"count": count, "n": n, "rate": count / n, "interval": list(wilson(count, n))}
+
+
+def format_rate(part: Mapping[str, Any]) -> str:
+    """`3/5 = 0.600 [0.231, 0.882]` out of `rate`'s numbers."""
+    return f"{part['count']}/{part['n']} = {_with_interval(part['rate'], part)}"
+
+
+def _mean(values: Sequence[float]) -> dict[str, Any]:
+    return {"mean": float(np.mean(values)), "interval": list(bootstrap_mean(values))}
 
 
 def _with_interval(value: float, part: Mapping[str, Any]) -> str:

@@ -40,7 +40,8 @@ class Episode:
     """Outcome of one episode.
 
     `success`: any step succeeded. `length`: actions executed. `mode`: index in the task's `modes` of the way
-    taken, None where it stayed open or the task tells none apart.
+    taken, None where it stayed open or the task tells none apart. `outcomes`: the task's further outcomes, None where
+    it has none.
     """
 
     seed: int
@@ -49,6 +50,7 @@ class Episode:
     sum_reward: float
     length: int
     mode: int | None = None
+    outcomes: dict[str, bool] | None = None
 
 
 @dataclass
@@ -136,7 +138,7 @@ def rollout(
                 obs, _, ended, _, info = envs.step(chunks)
             for index in [index for index in slots if ended[index]]:
                 slot = slots.pop(index)
-                record = _episode(slot.seed, {key: value[index] for key, value in info.items()})
+                record = _episode(task, slot.seed, {key: value[index] for key, value in info.items()})
                 records[slot.position] = record
                 if on_progress:
                     on_progress(record)
@@ -168,7 +170,7 @@ def record_episode(task: Task, actor: Actor, spec: Spec, seed: int) -> tuple[np.
                 obs, _, ended, _, info = env.step(chunk)
     finally:
         env.close()
-    return np.stack(frames), _episode(seed, info)
+    return np.stack(frames), _episode(task, seed, info)
 
 
 def save_video(path: str | os.PathLike[str], frames: np.ndarray, fps: float) -> Path:
@@ -225,7 +227,7 @@ def _act(actor: Actor, obs: Observation, noise: np.ndarray, spec: Spec, result: 
     return chunk
 
 
-def _episode(seed: int, info: dict[str, Any]) -> Episode:
+def _episode(task: Task, seed: int, info: dict[str, Any]) -> Episode:
     return Episode(
         seed=int(seed),
         success=bool(info["success"]),
@@ -233,6 +235,7 @@ def _episode(seed: int, info: dict[str, Any]) -> Episode:
         sum_reward=float(info["sum_reward"]),
         length=int(info["length"]),
         mode=int(info["mode"]) if info["mode"] >= 0 else None,
+        outcomes={name: bool(info[name]) for name in task.outcomes} or None,
     )
 
 

@@ -62,6 +62,10 @@ VERBS = {
         "show an episode in the Rerun viewer",
         "flowleap view dataset=data/pusht.zarr episode=0",
     ),
+    "replay": Verb(
+        "execute recorded actions in the simulator: do dataset and task agree?",
+        "flowleap replay task=pusht/keypoints dataset=pusht_cchi_v7_replay.zarr",
+    ),
     "list": Verb(
         "list tasks, objectives, backbones, encoders and formats",
         "flowleap list what=tasks",

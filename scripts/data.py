@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -33,18 +33,30 @@ def load_columns(task: Task | None, dataset: str | Path) -> tuple[Episode, NDArr
     if task is None:
         spec = store.spec or EpisodeStore(dataset).infer_spec()
         return *_read(store, [*spec.observations, ACTION]), spec
+    keys, translate = task_columns(task, store.keys, store.spec, dataset)
+    columns, ends = _read(store, keys)
+    return translate(columns), ends, task.spec
+
+
+def task_columns(
+    task: Task, offered: Sequence[str], spec: Spec | None, dataset: str | Path
+) -> tuple[list[str], Callable[[Mapping[str, NDArray]], Episode]]:
+    """Which of the columns `offered` a task reads, and what makes its own observation keys and `action` of them.
+
+    Raises:
+        FlowleapError: a column is missing, or `spec`, the dataset's, does not fit the task.
+    """
     keys = [*task.spec.observations, ACTION]
-    if set(keys) <= set(store.keys):
-        if store.spec is not None:
-            task.spec.require_match(store.spec, f"task {task.name}", f"dataset {dataset}")
-        return *_read(store, keys), task.spec
-    if task.from_recorded is not None and set(task.recorded_keys) <= set(store.keys):
-        columns, ends = _read(store, list(task.recorded_keys))
-        return task.from_recorded(columns), ends, task.spec
-    missing = next(key for key in keys if key not in store.keys)
+    if set(keys) <= set(offered):
+        if spec is not None:
+            task.spec.require_match(spec, f"task {task.name}", f"dataset {dataset}")
+        return keys, dict
+    if task.from_recorded is not None and set(task.recorded_keys) <= set(offered):
+        return list(task.recorded_keys), task.from_recorded
+    missing = next(key for key in keys if key not in offered)
     raise FlowleapError(
-        f"task {task.name} needs column '{missing}', but dataset {dataset} offers only {store.keys}"
-        f"{suggest(missing, store.keys)}"
+        f"task {task.name} needs column '{missing}', but dataset {dataset} offers only {list(offered)}"
+        f"{suggest(missing, offered)}"
     )
 
 

@@ -36,6 +36,7 @@ from flowleap.scripts.cli import UsageError
 CONFIG_MODULE = "flowleap.configs"
 VERSION_BASE = "1.3"
 
+_GYM_TASK = re.compile(r"gym/[\w./-]+")
 _QUIET = (
     "hydra.run.dir=.",
     "hydra.output_subdir=null",
@@ -50,17 +51,19 @@ def given_overrides() -> list[str]:
     return list(HydraConfig.get().overrides.task) if HydraConfig.initialized() else []
 
 
-def register_tasks() -> None:
-    """Make `task=metaworld/<name>` a choice for all fifty tasks, without fifty files."""
-    for name in metaworld.TASKS:
+def register_tasks(words: Sequence[str] = ()) -> None:
+    """Make `task=metaworld/<name>` a choice for all fifty tasks, without files, and each `gym/<EnvId>` in `words`."""
+    named = [match for word in words if "task=" in word for match in _GYM_TASK.findall(word)]
+    for task in [*(f"metaworld/{name}" for name in metaworld.TASKS), *named]:
         node = {
-            "name": f"metaworld/{name}",
+            "name": task,
             "kwargs": {},
             "n_obs_steps": 2,
             "horizon": 16,
             "n_action_steps": 8,
         }
-        ConfigStore.instance().store(group="task/metaworld", name=name, node=node)
+        group, _, name = task.rpartition("/")
+        ConfigStore.instance().store(group=f"task/{group}", name=name, node=node)
 
 
 def sweep_settings(overrides: Sequence[str]) -> list[str]:
@@ -80,7 +83,7 @@ def sweep_settings(overrides: Sequence[str]) -> list[str]:
 
 def compose(verb: str, overrides: Sequence[str] = ()) -> DictConfig:
     """Return the configuration that `flowleap VERB overrides...` runs with; works inside a running verb, too."""
-    register_tasks()
+    register_tasks(overrides)
     shared = GlobalHydra.instance()
     outer, shared.hydra = shared.hydra, None
     try:
@@ -99,7 +102,7 @@ def run(verb: str, overrides: Sequence[str], flags: Sequence[str] = ()) -> None:
         UsageError: an override does not fit the configuration, or a required option is missing.
         Exception: whatever the script raises.
     """
-    register_tasks()
+    register_tasks(overrides)
     failures: list[Exception] = []
     multirun = "-m" in flags or "--multirun" in flags
 

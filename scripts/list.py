@@ -15,7 +15,7 @@ from omegaconf import DictConfig
 
 from flowleap.datasets.formats import describe_formats
 from flowleap.datasets.public import PUBLIC
-from flowleap.envs.registry import list_tasks, make_task
+from flowleap.envs.registry import list_tasks, make_task, open_families
 from flowleap.policy.spec import suggest
 from flowleap.scripts.cli import UsageError, run_verb
 from flowleap.scripts.options import CONFIG_DIR, file_comment
@@ -24,7 +24,7 @@ from flowleap.scripts.options import CONFIG_DIR, file_comment
 def main(cfg: DictConfig) -> None:
     """Print the chosen kinds, each as `name  description` lines."""
     kinds: dict[str, Callable[[], dict[str, str]]] = {
-        "tasks": lambda: {name: describe_task(name) for name in list_tasks()},
+        "tasks": lambda: {name: describe_task(name) for name in list_tasks()} | open_families(),
         "objectives": lambda: describe_group("objective"),
         "backbones": lambda: describe_group("backbone"),
         "encoders": lambda: describe_group("encoder"),

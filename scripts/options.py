@@ -47,7 +47,7 @@ class Options:
 
 def load_options(verb: str, overrides: Sequence[str] = ()) -> Options:
     """Read the options of a verb. Overrides (of groups, for instance) that do not compose are left out."""
-    register_tasks()
+    register_tasks(overrides)
     with hydra.initialize_config_module(CONFIG_MODULE, version_base=VERSION_BASE):
         app = GlobalHydra.instance().hydra
         assert app is not None

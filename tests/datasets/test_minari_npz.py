@@ -150,13 +150,15 @@ def test_flat_files(tmp_path: Path, save: Any) -> None:
         tmp_path / "a.npz",
         actions=rng.normal(size=(12, 2)),
         episode_ends=[4, 5, 12],
-        start=np.zeros((3, 2)),
+        start=np.arange(6.0).reshape(3, 2),
+        other=np.zeros((5, 2)),
         **arrays,
     )
-    loaded = np.load(tmp_path / "a.npz")
+    loaded = dict(np.load(tmp_path / "a.npz"))
+    loaded["start"] = np.repeat(loaded["start"], [4, 1, 7], axis=0)  # one row an episode
     with formats.open_source(tmp_path / "a.npz") as source:
         assert source.spec.observations == {"n": ObsKey((), "int64"), "q": ObsKey((2, 3), "float64")}
-        assert set(source.extra) == {"rewards", "action"}
+        assert set(source.extra) == {"rewards", "action", "start"}
         for i in (2, 0, 1):
             rows = slice((0, 4, 5)[i], (4, 5, 12)[i])
             for key, values in source.episode(i).items():

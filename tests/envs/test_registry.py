@@ -9,14 +9,15 @@ import sys
 import pytest
 
 from flowleap.envs.metaworld import TASKS
-from flowleap.envs.registry import list_tasks, make_task
+from flowleap.envs.registry import list_tasks, make_task, package_versions
 from flowleap.policy.spec import FlowleapError
 
 
 def test_lists_every_family():
     names = list_tasks()
-    assert {"pusht/state", "pusht/keypoints", "metaworld/door-open-v3", "probe/slalom"} <= set(names)
-    assert len(names) == len(set(names)) == 53
+    families = {"pusht/state", "pusht/keypoints", "metaworld/door-open-v3", "probe/slalom"}
+    assert families | {"adroit/door", "fetch/push", "fetch/pick_and_place"} <= set(names)
+    assert len(names) == len(set(names)) == 56
 
 
 def test_unknown_names_suggest_the_nearest():
@@ -31,7 +32,7 @@ def test_listing_and_making_tasks_loads_no_simulator_and_no_torch():
         "import sys; from flowleap.envs.registry import list_tasks, make_task\n"
         "for name in list_tasks(): make_task(name)\n"
         "import flowleap.envs.rollout, flowleap.envs.report, flowleap.envs.demonstrate, flowleap.envs.gl\n"
-        "heavy = {'torch', 'mujoco', 'metaworld', 'gym_pusht', 'pygame', 'cv2', 'OpenGL', 'imageio'}\n"
+        "heavy = {'torch', 'mujoco', 'metaworld', 'gymnasium_robotics', 'gym_pusht', 'pygame', 'cv2', 'OpenGL'}\n"
         "sys.exit(' '.join(heavy & set(sys.modules)) or 0)"
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
@@ -44,6 +45,8 @@ def test_listing_and_making_tasks_loads_no_simulator_and_no_torch():
         ("pusht/state", "gym_pusht", "pusht"),
         ("metaworld/reach-v3", "metaworld", "metaworld"),
         ("probe/slalom", "mujoco", "probe"),
+        ("adroit/door", "gymnasium_robotics", "robotics"),
+        ("fetch/push", "gymnasium_robotics", "robotics"),
     ],
 )
 def test_a_missing_package_names_its_extra(monkeypatch, name, module, extra):
@@ -62,11 +65,24 @@ def test_the_static_names_are_those_of_the_installed_metaworld():
     assert sorted(TASKS) == sorted(env_dict.ALL_V3_ENVIRONMENTS) == sorted(policies.ENV_POLICY_MAP)
 
 
-@pytest.mark.parametrize("name", ["pusht/state", "pusht/keypoints", "metaworld/door-open-v3", "probe/slalom"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "pusht/state",
+        "pusht/keypoints",
+        "metaworld/door-open-v3",
+        "probe/slalom",
+        "adroit/door",
+        "fetch/push",
+        "gym/Pendulum-v1",
+    ],
+)
 def test_a_task_keeps_its_word(name):
     """Spaces equal the Spec, observations lie in the space, `info["success"]` is there, factories pickle."""
-    modules = {"pusht": "gym_pusht", "metaworld": "metaworld", "probe": "mujoco"}
-    pytest.importorskip(modules[name.split("/")[0]])
+    packages = {"pusht": "gym-pusht", "metaworld": "metaworld", "probe": "mujoco", "gym": "gymnasium"}
+    package = packages.get(name.split("/")[0], "gymnasium-robotics")
+    if not package_versions(package)[package]:
+        pytest.skip(f"needs {package}")
     task = pickle.loads(pickle.dumps(make_task(name)))
     env = task.make_env()
     spaces = env.observation_space.spaces
