@@ -11,7 +11,7 @@ import importlib
 import importlib.metadata
 import inspect
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from types import ModuleType
 from typing import Any, Literal, Protocol
@@ -19,7 +19,7 @@ from typing import Any, Literal, Protocol
 import gymnasium
 import numpy as np
 
-from flowleap.policy.spec import FlowleapError, Spec, suggest
+from flowleap.policy.spec import FlowleapError, ObsKey, Spec, suggest
 from flowleap.policy.spec import optional_import as optional_import
 
 Metric = Literal["success", "max_reward"]
@@ -29,6 +29,7 @@ FAMILIES = {
     "metaworld": "flowleap.envs.metaworld",
     "probe": "flowleap.envs.slalom",
     "pusht": "flowleap.envs.pusht",
+    "robosuite": "flowleap.envs.robosuite",
 }
 
 
@@ -69,6 +70,8 @@ class Task:
         modes: names of the equally good ways to succeed, two or more, of which the expert draws one uniformly
             at random; `info["mode"]` is then the index of the way taken, -1 while that is open. Empty where
             the task tells none apart.
+        info_columns: entries of `info`, present after every reset and step, that are collected as columns beside
+            the observations, such as the simulator's state.
     """
 
     name: str
@@ -82,6 +85,7 @@ class Task:
     recorded_keys: tuple[str, ...] = ()
     mirror: Callable[[Mapping[str, np.ndarray]], Observation] | None = None
     modes: tuple[str, ...] = ()
+    info_columns: Mapping[str, ObsKey] = field(default_factory=dict)
 
 
 def list_tasks() -> list[str]:
