@@ -61,7 +61,7 @@ class LiftExpert:
         else:
             # A funnel over the cube: the lower, the better it has to be centred.
             height = self.HOVER * min(max(far / self.ALIGNED - 1.0, 0.0), 1.0)
-            move = 2.0 * (reach + [0.0, 0.0, height])
+            move = 2.0 * (reach + np.array([0.0, 0.0, height]))
         action = np.zeros(7, np.float32)
         action[:3] = move / self.STEP
         action[5] = 0.0 if close else turn / self.TURN

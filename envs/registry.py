@@ -99,18 +99,27 @@ def make_task(name: str, **kwargs: Any) -> Task:
     Raises:
         FlowleapError: unknown task name or unknown keyword, with the nearest known one.
     """
+    known = task_options(name)
+    for key in kwargs:
+        if key not in known:
+            raise FlowleapError(f"task {name}: unknown option {key!r}{suggest(key, known)} (known: {known})")
+    prefix, short = name.split("/", 1)
+    task: Task = _family(prefix).make(short, **kwargs)
+    return task
+
+
+def task_options(name: str) -> list[str]:
+    """Return the keywords that `make_task` takes for a task.
+
+    Raises:
+        FlowleapError: unknown task name, with the nearest known one.
+    """
     if name not in list_tasks():
         raise FlowleapError(
             f"unknown task {name!r}{suggest(name, list_tasks())} (`flowleap list` shows them all)"
         )
-    prefix, short = name.split("/", 1)
-    make = _family(prefix).make
-    known = [key for key in inspect.signature(make).parameters if key != "name"]
-    for key in kwargs:
-        if key not in known:
-            raise FlowleapError(f"task {name}: unknown option {key!r}{suggest(key, known)} (known: {known})")
-    task: Task = make(short, **kwargs)
-    return task
+    make = _family(name.split("/", 1)[0]).make
+    return [key for key in inspect.signature(make).parameters if key != "name"]
 
 
 def package_versions(*packages: str) -> dict[str, str | None]:

@@ -112,10 +112,10 @@ class RobosuiteEnv(gymnasium.Env[Observation, np.ndarray]):
             Space[Observation],
             Dict({key: Box(-np.inf, np.inf, shape, np.float32) for key, shape in shapes.items()}),
         )
-        bound = np.ones(ACTION_DIM, np.float32)
+        self._bound = np.ones(ACTION_DIM, np.float32)
         if _convention(env_args) == "absolute":
-            bound[:6] = np.inf
-        self.action_space = Box(-bound, bound, dtype=np.float32)
+            self._bound[:6] = np.inf
+        self.action_space = Box(-self._bound, self._bound, dtype=np.float32)
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
@@ -153,9 +153,7 @@ class RobosuiteEnv(gymnasium.Env[Observation, np.ndarray]):
 
     def step(self, action: np.ndarray) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
         """Move gripper target and fingers for one control period."""
-        recorded, reward, _, _ = self.sim.step(
-            np.clip(action, self.action_space.low, self.action_space.high)
-        )
+        recorded, reward, _, _ = self.sim.step(np.clip(action, -self._bound, self._bound))
         info = self._info()
         return _named(recorded), float(reward), info["success"], False, info
 
@@ -253,8 +251,13 @@ def _checked(name: str, env_args: Mapping[str, Any]) -> dict[str, Any]:
             + suggest(str(found), [scene for scene, *_ in _SCENES.values()])
         )
     if not isinstance(kwargs, Mapping):
-        raise FlowleapError(f"env_args of {expected} have no env_kwargs: the robot and its controller are unknown")
-    if not isinstance(kwargs.get("controller_configs"), Mapping) or "type" not in kwargs["controller_configs"]:
+        raise FlowleapError(
+            f"env_args of {expected} have no env_kwargs: the robot and its controller are unknown"
+        )
+    if (
+        not isinstance(kwargs.get("controller_configs"), Mapping)
+        or "type" not in kwargs["controller_configs"]
+    ):
         raise FlowleapError(
             f"env_args of {expected} have no controller_configs of robosuite 1.4 (env_version "
             f"{env_args.get('env_version')!r}): robosuite 1.5 describes controllers in another way"
@@ -281,7 +284,7 @@ def _observations(name: str) -> dict[str, ObsKey]:
 
 
 def _named(recorded: Mapping[str, np.ndarray]) -> Observation:
-    """robosuite's observation under robomimic's names."""
+    """What robosuite observes, under robomimic's names."""
     keys = ("robot0_eef_pos", "robot0_eef_quat", "robot0_gripper_qpos")
     obs = {"object": recorded["object-state"], **{key: recorded[key] for key in keys}}
     return {key: np.asarray(value, np.float32) for key, value in obs.items()}
