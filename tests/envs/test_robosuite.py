@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import importlib.util
 import os
 import subprocess
 import sys
@@ -25,10 +26,16 @@ from flowleap.policy.spec import FlowleapError
 LAG = 2e-3
 
 
+def needs_robosuite() -> None:
+    """Skip where it is absent. Not `importorskip`: an import by others chooses an OpenGL for the whole process."""
+    if importlib.util.find_spec("robosuite") is None:
+        pytest.skip("needs flowleap[robosuite]")
+
+
 @cache
 def robosuite_env(name: str = "lift") -> tuple[Task, RobosuiteEnv]:
     """A task and its environment, made once."""
-    pytest.importorskip("robosuite", reason="needs flowleap[robosuite]")
+    needs_robosuite()
     task = make_task(f"robosuite/{name}")
     env = task.make_env()
     assert isinstance(env, RobosuiteEnv)
@@ -117,7 +124,7 @@ def test_a_recorded_state_comes_back() -> None:
 
 
 def test_env_args_make_the_environment() -> None:
-    pytest.importorskip("robosuite", reason="needs flowleap[robosuite]")
+    needs_robosuite()
     args = default_env_args("lift")
     args["env_kwargs"]["controller_configs"]["control_delta"] = False
     args["env_kwargs"] |= {
@@ -158,7 +165,7 @@ def test_env_args_of_others_are_refused() -> None:
 
 
 def test_unknown_env_kwargs_are_named() -> None:
-    pytest.importorskip("robosuite", reason="needs flowleap[robosuite]")
+    needs_robosuite()
     args = default_env_args("lift")
     args["env_kwargs"]["gravity"] = 1
     with pytest.raises(FlowleapError, match=r"refuses the env_args of robosuite 1.4.1: .*'gravity'"):
@@ -166,7 +173,7 @@ def test_unknown_env_kwargs_are_named() -> None:
 
 
 def test_without_rendering_no_opengl_is_loaded_and_nothing_is_printed() -> None:
-    pytest.importorskip("robosuite", reason="needs flowleap[robosuite]")
+    needs_robosuite()
     environment = {
         key: value for key, value in os.environ.items() if key not in ("MUJOCO_GL", "PYOPENGL_PLATFORM")
     }
