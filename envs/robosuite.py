@@ -307,8 +307,8 @@ def _import_robosuite() -> ModuleType:
     Both hang on that file, `macros_private.py`: a stand-in for it says that nothing is drawn. A file there is not
     read, which also keeps a changed time step out of the results.
     """
-    if "robosuite" in sys.modules:
-        return sys.modules["robosuite"]
+    if loaded := sys.modules.get("robosuite"):
+        return loaded
     optional_import("mujoco", extra="robosuite")  # before MUJOCO_GL changes, which it reads
     settings, backend = "robosuite.macros_private", os.environ.get("MUJOCO_GL")
     stand_in = ModuleType(settings)

@@ -15,8 +15,14 @@ from flowleap.policy.spec import FlowleapError
 
 def test_lists_every_family():
     names = list_tasks()
-    assert {"pusht/state", "pusht/keypoints", "metaworld/door-open-v3", "probe/slalom"} <= set(names)
-    assert len(names) == len(set(names)) == 53
+    assert {
+        "pusht/state",
+        "pusht/keypoints",
+        "metaworld/door-open-v3",
+        "probe/slalom",
+        "robosuite/lift",
+    } <= set(names)
+    assert len(names) == len(set(names)) == 56
 
 
 def test_unknown_names_suggest_the_nearest():
@@ -31,7 +37,7 @@ def test_listing_and_making_tasks_loads_no_simulator_and_no_torch():
         "import sys; from flowleap.envs.registry import list_tasks, make_task\n"
         "for name in list_tasks(): make_task(name)\n"
         "import flowleap.envs.rollout, flowleap.envs.report, flowleap.envs.demonstrate, flowleap.envs.gl\n"
-        "heavy = {'torch', 'mujoco', 'metaworld', 'gym_pusht', 'pygame', 'cv2', 'OpenGL', 'imageio'}\n"
+        "heavy = {'torch', 'mujoco', 'metaworld', 'gym_pusht', 'robosuite', 'pygame', 'cv2', 'OpenGL', 'imageio'}\n"
         "sys.exit(' '.join(heavy & set(sys.modules)) or 0)"
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
@@ -44,6 +50,7 @@ def test_listing_and_making_tasks_loads_no_simulator_and_no_torch():
         ("pusht/state", "gym_pusht", "pusht"),
         ("metaworld/reach-v3", "metaworld", "metaworld"),
         ("probe/slalom", "mujoco", "probe"),
+        ("robosuite/can", "robosuite", "robosuite"),
     ],
 )
 def test_a_missing_package_names_its_extra(monkeypatch, name, module, extra):

@@ -190,23 +190,6 @@ def test_without_rendering_no_opengl_is_loaded_and_nothing_is_printed() -> None:
     assert (result.returncode, result.stdout, result.stderr) == (0, "", "")
 
 
-def test_a_missing_robosuite_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in [name for name in sys.modules if name.partition(".")[0] == "robosuite"]:
-        monkeypatch.delitem(sys.modules, module)
-    monkeypatch.setattr(sys, "meta_path", [_Hide(), *sys.meta_path])
-    pytest.importorskip("mujoco")
-    with pytest.raises(FlowleapError, match=r"pip install 'flowleap\[robosuite\]'"):
-        make_task("robosuite/lift").make_env()
-
-
-class _Hide:
-    """A finder that knows no robosuite."""
-
-    def find_spec(self, name: str, path: Any = None, target: Any = None) -> None:
-        if name == "robosuite":
-            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
-
-
 def test_a_recorded_episode_is_the_evaluated_one() -> None:
     robosuite_env()
     try:
