@@ -26,6 +26,7 @@ _PACKAGES = (
     "gym-pusht",
     "pymunk",
     "metaworld",
+    "robosuite",
     "mujoco",
     "torch",
     "onnxruntime",
