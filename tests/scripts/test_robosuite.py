@@ -12,6 +12,8 @@ import numpy as np
 import pytest
 from omegaconf import OmegaConf
 
+# Now, before any test renders: triton's LLVM, loaded after Mesa's, ends the process.
+import flowleap.policy.trainer  # noqa: F401
 from flowleap.envs.robosuite import default_env_args
 from flowleap.policy.checkpoint import read_manifest, resolve
 from flowleap.scripts import cli
