@@ -32,8 +32,8 @@ class Demonstration:
     Attributes:
         seed: what the initial state was drawn from.
         success: whether the task succeeded within its time limit.
-        columns: observation key -> [T, *shape], and `action` [T, A] float32; frame t holds what the expert
-            saw and what it wanted to do then.
+        columns: observation key -> [T, *shape], `action` [T, A] float32 and the task's `info_columns`; frame t
+            holds what the expert saw and what it wanted to do then.
     """
 
     seed: int
@@ -62,12 +62,12 @@ def demonstrate(
     expert = task.expert(env, seed)
     rng = noise_stream(seed)
     bounds: Any = env.action_space
-    obs, _ = env.reset(seed=seed)
+    obs, info = env.reset(seed=seed)
     frames: list[Observation] = []
     stop, success = task.max_steps, False
     while len(frames) < stop:
         action = expert.act(obs)
-        frames.append({**obs, "action": action})
+        frames.append({**obs, "action": action, **{key: info[key] for key in task.info_columns}})
         noise = action_noise * rng.standard_normal(action.shape)
         executed = np.clip(action + noise, bounds.low, bounds.high).astype(np.float32)
         obs, _, terminated, truncated, info = env.step(executed)

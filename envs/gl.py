@@ -89,6 +89,10 @@ class OffscreenRenderer:
         )  # world z of the camera's up axis
         self._option, self._perturb = mujoco.MjvOption(), mujoco.MjvPerturb()
 
+    def hide(self, group: int) -> None:
+        """Leave the geoms of a group (0 to 5) out of the images."""
+        self._option.geomgroup[group] = 0
+
     def render(self, data: Any) -> np.ndarray:
         """Return the image of the state in `data` (MjData), uint8 [size, size, 3], top row first."""
         mujoco = self._mujoco

@@ -12,7 +12,7 @@ import importlib
 import importlib.metadata
 import inspect
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from types import ModuleType
 from typing import Any, Literal, Protocol
@@ -20,7 +20,7 @@ from typing import Any, Literal, Protocol
 import gymnasium
 import numpy as np
 
-from flowleap.policy.spec import FlowleapError, Spec, suggest
+from flowleap.policy.spec import FlowleapError, ObsKey, Spec, suggest
 from flowleap.policy.spec import optional_import as optional_import
 
 Metric = Literal["success", "max_reward", "sum_reward"]
@@ -33,6 +33,7 @@ FAMILIES = {
     "metaworld": "flowleap.envs.metaworld",
     "probe": "flowleap.envs.slalom",
     "pusht": "flowleap.envs.pusht",
+    "robosuite": "flowleap.envs.robosuite",
 }
 
 
@@ -82,6 +83,8 @@ class Task:
         state_keys: sets of recorded columns that each determine the initial state; the first one there is used.
         recorded_outcome: reads off the columns of one recorded episode, key -> [T, *shape] (those there are), what
             they say of its outcome: any of `success`, `max_reward`, `sum_reward`, `outcomes` and `measures`.
+        info_columns: entries of `info`, present after every reset and step, that are collected as columns beside
+            the observations, such as the simulator's state.
     """
 
     name: str
@@ -101,6 +104,7 @@ class Task:
     reset_to: Callable[[Any, Mapping[str, np.ndarray]], Observation] | None = None
     state_keys: tuple[tuple[str, ...], ...] = ()
     recorded_outcome: Callable[[Mapping[str, np.ndarray]], dict[str, float]] | None = None
+    info_columns: Mapping[str, ObsKey] = field(default_factory=dict)
 
 
 def list_tasks() -> list[str]:
@@ -124,18 +128,28 @@ def make_task(name: str, **kwargs: Any) -> Task:
     Raises:
         FlowleapError: unknown task name or unknown keyword, with the nearest known one.
     """
+    known = task_options(name)
+    for key in kwargs:
+        if key not in known:
+            raise FlowleapError(f"task {name}: unknown option {key!r}{suggest(key, known)} (known: {known})")
+    prefix, _, short = name.partition("/")
+    task: Task = _family(prefix).make(short, **kwargs)
+    return task
+
+
+def task_options(name: str) -> list[str]:
+    """Return the keywords that `make_task` takes for a task.
+
+    Raises:
+        FlowleapError: unknown task name, with the nearest known one.
+    """
     prefix, _, short = name.partition("/")
     if name not in list_tasks() and not (short and prefix in FAMILIES and hasattr(_family(prefix), "ANY")):
         raise FlowleapError(
             f"unknown task {name!r}{suggest(name, list_tasks())} (`flowleap list` shows them all)"
         )
     make = _family(prefix).make
-    known = [key for key in inspect.signature(make).parameters if key != "name"]
-    for key in kwargs:
-        if key not in known:
-            raise FlowleapError(f"task {name}: unknown option {key!r}{suggest(key, known)} (known: {known})")
-    task: Task = make(short, **kwargs)
-    return task
+    return [key for key in inspect.signature(make).parameters if key != "name"]
 
 
 def package_versions(*packages: str) -> dict[str, str | None]:

@@ -27,6 +27,7 @@ _PACKAGES = (
     "pymunk",
     "metaworld",
     "gymnasium-robotics",
+    "robosuite",
     "mujoco",
     "torch",
     "onnxruntime",

@@ -51,7 +51,7 @@ def main(cfg: DictConfig) -> dict[str, Any]:
     console = Console()
     try:
         with (
-            EpisodeWriter(cfg.out, task.spec, attrs, overwrite=cfg.overwrite) as writer,
+            EpisodeWriter(cfg.out, task.spec, attrs, cfg.overwrite, extra=task.info_columns) as writer,
             closing(attempts),
             progress_bar(0, cfg.episodes, f"collect {task.name}", enabled=True) as advance,
         ):

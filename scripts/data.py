@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,7 +14,7 @@ from flowleap.datasets.columns import ACTION, Episode
 from flowleap.datasets.episodes import EpisodeStore
 from flowleap.datasets.formats import detect, open_source
 from flowleap.datasets.source import read_columns
-from flowleap.envs.registry import Task
+from flowleap.envs.registry import Task, task_options
 from flowleap.policy.spec import FlowleapError, Spec, suggest
 
 
@@ -58,6 +59,18 @@ def task_columns(
         f"task {task.name} needs column '{missing}', but dataset {dataset} offers only {list(offered)}"
         f"{suggest(missing, offered)}"
     )
+
+
+def with_recorded_env(name: str, kwargs: Mapping[str, Any], dataset: str | Path) -> dict[str, Any]:
+    """`kwargs` of task `name` and, where the task takes `env_args` and none are given, those that the dataset recorded.
+
+    robomimic's files say in which robot, controller and scene they were recorded.
+    """
+    if "env_args" in kwargs or "env_args" not in task_options(name):
+        return dict(kwargs)
+    spec = (EpisodeStore(dataset) if detect(dataset) == "zarr" else _InPlace(dataset)).spec
+    recorded = spec.source.get("env_args") if spec else None
+    return {**kwargs, "env_args": recorded} if isinstance(recorded, dict) and recorded else dict(kwargs)
 
 
 def with_mirrored(

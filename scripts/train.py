@@ -27,7 +27,7 @@ from rich.table import Table
 from flowleap.datasets.windows import ShuffledIndices, Windows
 from flowleap.envs.registry import Task, make_task
 from flowleap.policy.spec import FlowleapError, Spec
-from flowleap.scripts.data import load_columns, with_mirrored
+from flowleap.scripts.data import load_columns, with_mirrored, with_recorded_env
 
 CONFIG = "config.yaml"
 RESUMABLE = ("trainer.", "eval.")
@@ -45,7 +45,10 @@ def main(cfg: DictConfig) -> Path:
     if cfg.dataset is None:
         raise FlowleapError("no dataset given: add dataset=PATH (or resume=RUN_DIR to continue a run)")
     options = TrainerConfig.from_mapping(_plain(cfg.trainer))
-    task = make_task(cfg.task.name, **_plain(cfg.task.get("kwargs", {}))) if cfg.get("task") else None
+    task, kwargs = None, {}
+    if cfg.get("task"):
+        kwargs = with_recorded_env(cfg.task.name, _plain(cfg.task.get("kwargs", {})), cfg.dataset)
+        task = make_task(cfg.task.name, **kwargs)
     columns, ends, spec = load_columns(task, cfg.dataset)
     recorded = len(ends)
     if cfg.get("mirror"):
@@ -57,9 +60,7 @@ def main(cfg: DictConfig) -> Path:
     policy = Policy(spec, config)
     policy.normalizer.fit(columns)
     info = {
-        "task": {"name": cfg.task.name, "kwargs": _plain(cfg.task.get("kwargs", {}))}
-        if cfg.get("task")
-        else None,
+        "task": {"name": task.name, "kwargs": kwargs} if task else None,
         "dataset": os.path.abspath(cfg.dataset),
         "episodes": recorded,
         "mirrored": len(ends) > recorded,

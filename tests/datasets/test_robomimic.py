@@ -251,21 +251,28 @@ def robomimic_dataset(path: Path, keys: list[str], to: int, horizon: int) -> Any
     )
 
 
+@pytest.mark.parametrize(("to", "horizon"), [(2, 4), (1, 1), (3, 16)])
 @pytest.mark.parametrize("own", [False, True])
-def test_robomimic_cuts_the_same_windows(file: Path, tmp_path: Path, own: bool) -> None:
-    """The loader of robomimic on its own file, and on one that we wrote, against our windows of both."""
+def test_robomimic_cuts_the_same_windows(
+    file: Path, tmp_path: Path, own: bool, to: int, horizon: int
+) -> None:
+    """The loader of robomimic on its own file, and on one that we wrote, against our windows of both.
+
+    The episodes are 1 to 12 frames long, so that windows are padded at the start, at the end, and at both.
+    """
     if own:
         assert cli.main(["convert", f"source={file}", f"out={tmp_path}/a.zarr"]) == 0
         file = tmp_path / "b.hdf5"
         assert cli.main(["convert", f"source={tmp_path}/a.zarr", f"out={file}"]) == 0
     keys = ["object", "robot0_eef_pos"]
-    theirs = robomimic_dataset(file, keys, 2, 4)
+    theirs = robomimic_dataset(file, keys, to, horizon)
     columns, ends, spec = load_columns(None, file)
-    windows = Windows(columns, ends, spec.with_window(2, 4, 1))
+    windows = Windows(columns, ends, spec.with_window(to, horizon, 1))
     assert len(theirs) == len(windows) == sum(LENGTHS)
     ours = windows.gather(np.arange(len(windows)))
     for i in range(len(theirs)):
         item = theirs[i]
+        assert len(item["actions"]) == to - 1 + horizon
         for key in keys:  # robomimic stacks To - 1 frames before, and H from the current one on
-            np.testing.assert_array_equal(ours["obs"][key][i], item["obs"][key][:2].astype(np.float32))
-        np.testing.assert_array_equal(ours["action"][i], item["actions"][1:].astype(np.float32))
+            np.testing.assert_array_equal(ours["obs"][key][i], item["obs"][key][:to].astype(np.float32))
+        np.testing.assert_array_equal(ours["action"][i], item["actions"][to - 1 :].astype(np.float32))

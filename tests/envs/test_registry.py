@@ -15,9 +15,9 @@ from flowleap.policy.spec import FlowleapError
 
 def test_lists_every_family():
     names = list_tasks()
-    families = {"pusht/state", "pusht/keypoints", "metaworld/door-open-v3", "probe/slalom"}
+    families = {"pusht/state", "pusht/keypoints", "metaworld/door-open-v3", "probe/slalom", "robosuite/lift"}
     assert families | {"adroit/door", "fetch/push", "fetch/pick_and_place"} <= set(names)
-    assert len(names) == len(set(names)) == 56
+    assert len(names) == len(set(names)) == 59
 
 
 def test_unknown_names_suggest_the_nearest():
@@ -32,7 +32,8 @@ def test_listing_and_making_tasks_loads_no_simulator_and_no_torch():
         "import sys; from flowleap.envs.registry import list_tasks, make_task\n"
         "for name in list_tasks(): make_task(name)\n"
         "import flowleap.envs.rollout, flowleap.envs.report, flowleap.envs.demonstrate, flowleap.envs.gl\n"
-        "heavy = {'torch', 'mujoco', 'metaworld', 'gymnasium_robotics', 'gym_pusht', 'pygame', 'cv2', 'OpenGL'}\n"
+        "heavy = {'torch', 'mujoco', 'metaworld', 'gymnasium_robotics', 'gym_pusht', 'robosuite', 'pygame', 'cv2'}\n"
+        "heavy |= {'OpenGL', 'imageio'}\n"
         "sys.exit(' '.join(heavy & set(sys.modules)) or 0)"
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
@@ -47,6 +48,7 @@ def test_listing_and_making_tasks_loads_no_simulator_and_no_torch():
         ("probe/slalom", "mujoco", "probe"),
         ("adroit/door", "gymnasium_robotics", "robotics"),
         ("fetch/push", "gymnasium_robotics", "robotics"),
+        ("robosuite/can", "robosuite", "robosuite"),
     ],
 )
 def test_a_missing_package_names_its_extra(monkeypatch, name, module, extra):

@@ -1,0 +1,88 @@
+"""From robosuite to robomimic and back: what `collect` and `convert` write, robomimic's own wrapper plays back."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pytest
+from omegaconf import OmegaConf
+
+# Now, before any test renders: triton's LLVM, loaded after Mesa's, ends the process.
+import flowleap.policy.trainer  # noqa: F401
+from flowleap.envs.robosuite import default_env_args
+from flowleap.policy.checkpoint import read_manifest, resolve
+from flowleap.scripts import cli
+from flowleap.scripts.data import with_recorded_env
+
+h5py = pytest.importorskip("h5py", reason="needs flowleap[formats]")
+
+
+@pytest.fixture(scope="module")
+def lift(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two demonstrations of Lift as a robomimic file, after a way through zarr."""
+    # Not `importorskip`: an import by others chooses an OpenGL for the whole process.
+    if importlib.util.find_spec("robosuite") is None:
+        pytest.skip("needs flowleap[robosuite]")
+    folder = tmp_path_factory.mktemp("lift")
+    store, file = folder / "lift.zarr", folder / "lift.hdf5"
+    words = ["task=robosuite/lift", "episodes=2", "n_envs=1", "hold_steps=1", f"out={store}"]
+    assert cli.main(["collect", *words]) == 0
+    assert cli.main(["convert", f"source={store}", f"out={file}"]) == 0
+    return file
+
+
+def test_robomimic_plays_the_file_back(lift: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # The wrapper imports mujoco_py for the name of one exception that mujoco does not raise.
+    monkeypatch.setitem(sys.modules, "mujoco_py", ModuleType("mujoco_py"))
+    wrapper = pytest.importorskip("robomimic.envs.env_robosuite", reason="needs robomimic 0.3")
+    with h5py.File(lift) as f:
+        meta = json.loads(f["data"].attrs["env_args"])
+        demo = {key: f[f"data/demo_1/{key}"][()] for key in ("states", "actions")}
+        recorded = {key: values[()] for key, values in f["data/demo_1/obs"].items()}
+    modalities = pytest.importorskip("robomimic.utils.obs_utils")
+    modalities.initialize_obs_utils_with_obs_specs({"obs": {"low_dim": sorted(recorded)}})
+    env = wrapper.EnvRobosuite(meta["env_name"], **meta["env_kwargs"])
+    for t in (0, len(demo["states"]) // 2, -1):
+        obs = env.reset_to({"states": demo["states"][t]})
+        for key, values in recorded.items():
+            np.testing.assert_allclose(obs[key], values[t], atol=2e-3)  # 2 ms apart while the arm moves
+    env.reset_to({"states": demo["states"][0]})
+    for action in demo["actions"]:
+        env.step(action)
+    assert env.is_success()["task"]
+
+
+def test_training_takes_the_environment_from_the_file(lift: Path, tmp_path: Path) -> None:
+    with h5py.File(lift, "a") as f:  # as a file of others: nothing but what robomimic's scripts write
+        del f["flowleap"]
+        args = json.loads(f["data"].attrs["env_args"])
+        assert args == default_env_args("lift")
+        args["env_kwargs"]["control_freq"] = 10
+        f["data"].attrs["env_args"] = json.dumps(args)
+    run = tmp_path / "run"
+    small = [
+        "backbone.width=16",
+        "backbone.depth=1",
+        "trainer.steps=2",
+        "trainer.batch_size=4",
+        "trainer.device=cpu",
+    ]
+    words = [f"dataset={lift}", "task=robosuite/lift", f"run_dir={run}", "trainer.eval_every=0", *small]
+    assert cli.main(["train", *words]) == 0
+    manifest = read_manifest(resolve(run))
+    assert manifest["info"]["task"] == {"name": "robosuite/lift", "kwargs": {"env_args": args}}
+    assert cli.main(["eval", f"checkpoint={run}", "episodes=1", "n_envs=1", "videos=0", "device=cpu"]) == 0
+    results = json.loads((run / "eval" / "robosuite-lift_nfe1.json").read_text())
+    assert results["rows"][0]["length"] == 400
+    assert OmegaConf.load(run / "config.yaml").task.kwargs == {}
+
+
+def test_given_env_args_win_and_other_tasks_take_none(lift: Path) -> None:
+    assert with_recorded_env("robosuite/lift", {"env_args": None}, lift) == {"env_args": None}
+    assert set(with_recorded_env("robosuite/lift", {"max_steps": 9}, lift)) == {"max_steps", "env_args"}
+    assert with_recorded_env("pusht/keypoints", {}, lift) == {}
