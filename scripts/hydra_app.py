@@ -55,7 +55,7 @@ def register_tasks() -> None:
     for name in metaworld.TASKS:
         node = {
             "name": f"metaworld/{name}",
-            "kwargs": {},
+            "kwargs": {"cameras": "${oc.select:cameras,null}"},
             "n_obs_steps": 2,
             "horizon": 16,
             "n_action_steps": 8,

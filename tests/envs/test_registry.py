@@ -15,8 +15,14 @@ from flowleap.policy.spec import FlowleapError
 
 def test_lists_every_family():
     names = list_tasks()
-    assert {"pusht/state", "pusht/keypoints", "metaworld/door-open-v3", "probe/slalom"} <= set(names)
-    assert len(names) == len(set(names)) == 53
+    assert {
+        "pusht/state",
+        "pusht/keypoints",
+        "pusht/pixels",
+        "metaworld/door-open-v3",
+        "probe/slalom",
+    } <= set(names)
+    assert len(names) == len(set(names)) == 54
 
 
 def test_unknown_names_suggest_the_nearest():
@@ -62,7 +68,9 @@ def test_the_static_names_are_those_of_the_installed_metaworld():
     assert sorted(TASKS) == sorted(env_dict.ALL_V3_ENVIRONMENTS) == sorted(policies.ENV_POLICY_MAP)
 
 
-@pytest.mark.parametrize("name", ["pusht/state", "pusht/keypoints", "metaworld/door-open-v3", "probe/slalom"])
+@pytest.mark.parametrize(
+    "name", ["pusht/state", "pusht/keypoints", "pusht/pixels", "metaworld/door-open-v3", "probe/slalom"]
+)
 def test_a_task_keeps_its_word(name):
     """Spaces equal the Spec, observations lie in the space, `info["success"]` is there, factories pickle."""
     modules = {"pusht": "gym_pusht", "metaworld": "metaworld", "probe": "mujoco"}
