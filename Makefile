@@ -1,6 +1,6 @@
 # Two commands: `make demo` (the whole path, in minutes) and `make test`. Each sets up .venv first, once.
 PYTHON ?= python3
-EXTRAS ?= metaworld,pusht,probe,formats,deploy,sweep,dev
+EXTRAS ?= metaworld,pusht,probe,formats,vision,deploy,sweep,dev
 VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed-$(shell (cat pyproject.toml; echo '$(EXTRAS)') | cksum | cut -d' ' -f1)

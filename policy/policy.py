@@ -184,6 +184,11 @@ class Policy(nn.Module):
             FlowleapError: missing, truncated, tampered or incompatible files; the message names the culprit.
         """
         stored = read_policy(Path(path), weights)
+        encoder = stored.config.get("encoder")
+        if isinstance(encoder, Mapping) and encoder.get("weights") is not None:
+            raise FlowleapError(
+                f"{stored.path}: policy.json names a file of weights: a checkpoint reads only its own"
+            )
         try:
             with torch.device("meta"):  # shapes first: a tampered size must not allocate
                 policy = cls(stored.spec, stored.config)
