@@ -161,7 +161,7 @@ class _ChunkFiles:
 
     def __init__(self, root: Path, array: zarr.Array, decode: Decode) -> None:
         self._decode = decode
-        self._folder = root / array.path
+        self._folder = os.path.join(root, array.path, "")
         self._name = array.metadata.encode_chunk_key
         self._rest = (0,) * (array.ndim - 1)
 
@@ -183,9 +183,10 @@ class _ChunkFiles:
 
     def read(self, frame: int, out: NDArray[np.uint8]) -> None:
         """Decode one frame into `out` [H, W, 3]."""
-        file = self._folder / self._name((frame, *self._rest))
+        file = self._folder + self._name((frame, *self._rest))
         try:
-            self._decode(file.read_bytes(), out)
+            with open(file, "rb", buffering=0) as stream:
+                self._decode(stream.read(), out)
         except (OSError, RuntimeError, ValueError) as error:
             raise FlowleapError(
                 f"chunk {file} is truncated or damaged ({error}); copy the dataset again"

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -73,10 +74,15 @@ def with_mirrored(
     both: dict[str, Any] = {}
     for key, column in columns.items():
         if isinstance(column, Frames):
-            both[key] = Mirrored(column, lambda images, key=key: mirror({key: images})[key])
+            both[key] = Mirrored(column, partial(_mirrored, mirror, key))
         else:
-            both[key] = np.concatenate([column, mirror({key: column})[key]])
+            both[key] = np.concatenate([column, _mirrored(mirror, key, column)])
     return both, np.concatenate([ends, ends[-1] + ends])
+
+
+def _mirrored(mirror: Callable[[Columns], Columns], key: str, column: NDArray) -> NDArray:
+    """One column through a task's symmetry."""
+    return mirror({key: column})[key]
 
 
 class _InPlace:

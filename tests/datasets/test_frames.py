@@ -133,10 +133,11 @@ def test_the_loaders_memory_is_that_of_a_batch(tmp_path: Path) -> None:
     images = write(tmp_path / "a.zarr", (300, 500), spec)
     store = EpisodeStore(tmp_path / "a.zarr")
     rng = np.random.default_rng(0)
+    lowdim = store.read(["joints", "action"])
 
     def peak(budget: int) -> int:
         tracemalloc.start()
-        columns = {**store.read(["joints", "action"]), "camera": Frames(store, "camera", budget)}
+        columns = {**lowdim, "camera": Frames(store, "camera", budget)}
         windows = Windows(columns, store.episode_ends, spec)
         for _ in range(20):
             batch = windows.gather(rng.integers(0, len(windows), 8))
