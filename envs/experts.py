@@ -13,7 +13,7 @@ from flowleap.envs.registry import Expert, optional_import
 
 
 class MetaWorldExpert:
-    """MetaWorld's scripted policy of one task; it reads the simulator's state, whatever the policy will see."""
+    """MetaWorld's scripted policy of one task."""
 
     def __init__(self, name: str, env: gymnasium.Env[Any, Any]) -> None:
         # Its gains exceed the action bounds on purpose, and it says so every time.
@@ -24,7 +24,8 @@ class MetaWorldExpert:
 
     def act(self, obs: Mapping[str, np.ndarray]) -> np.ndarray:
         """Return the action [4], clipped to [-1, 1] as the environment would."""
-        action = self._policy.get_action(self._env.state.astype(np.float64))
+        state = obs.get("state", self._env.state)  # cameras do not show it
+        action = self._policy.get_action(state.astype(np.float64))
         return np.clip(action, -1.0, 1.0).astype(np.float32)
 
 

@@ -14,6 +14,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -58,7 +59,7 @@ def _apart(name: str, options: dict[str, Any]) -> dict[str, float]:
 
 
 def _windows(cfg: DictConfig, cache_bytes: int) -> Windows:
-    task = make_task(cfg.task.name, **OmegaConf.to_container(cfg.task.kwargs, resolve=True))
+    task = make_task(cfg.task.name, **cfg.task.kwargs)
     columns, ends, spec = load_columns(task, cfg.dataset, cache_bytes)
     return Windows(
         columns, ends, spec.with_window(cfg.task.n_obs_steps, cfg.task.horizon, cfg.task.n_action_steps)
@@ -88,7 +89,7 @@ def training(cfg: DictConfig, cache_bytes: int) -> dict[str, float]:
         for _ in range(cfg.repeats):
             batch, seconds = _timed(trainer.batch)
             gather.append(seconds)
-            step.append(_timed(lambda batch=batch: trainer.train_step(*batch))[1])
+            step.append(_timed(partial(trainer.train_step, *batch))[1])
     waits, works = (statistics.median(wall for wall, _ in times) for times in (gather, step))
     wait_cpu, work_cpu = (statistics.median(cpu for _, cpu in times) for times in (gather, step))
     return {

@@ -115,7 +115,8 @@ def test_the_time_limit_is_an_option():
     assert idle.episodes[0].length == 520
 
 
-def test_without_rendering_no_opengl_is_loaded():
+def test_without_rendering_no_opengl_is_loaded(monkeypatch):
+    monkeypatch.delenv("MUJOCO_GL", raising=False)  # MuJoCo imports the backend named there
     code = (
         "import sys; from flowleap.envs.registry import make_task\n"
         "env = make_task('metaworld/reach-v3').make_env()\n"
