@@ -110,6 +110,20 @@ def plain(value: Any) -> Any:
     return value.tolist() if isinstance(value, np.generic | np.ndarray) else str(value)
 
 
+def to_uint8(images: NDArray, where: str) -> NDArray[np.uint8]:
+    """Return images as uint8; raise unless every value is a whole number from 0 to 255."""
+    if images.dtype == np.uint8:
+        return images
+    with np.errstate(invalid="ignore"):
+        cast = images.astype(np.uint8)
+    if not np.array_equal(cast, images):
+        raise FlowleapError(
+            f"{where} is an image with values other than whole numbers 0..255 "
+            f"({images.min():g} to {images.max():g}); leave it out with keys=[...]"
+        )
+    return cast
+
+
 def _check_key(key: str) -> None:
     """Raise unless `key` can name a zarr array and a file."""
     bad = not key.isprintable() or any(c in key for c in "/\\") or key.startswith((".", "__"))

@@ -106,11 +106,31 @@ class EpisodeStore:
 
     def shape(self, key: str) -> tuple[int, ...]:
         """Shape of one frame of the column."""
-        return tuple(self._array(key).shape[1:])
+        return tuple(self.array(key).shape[1:])
 
     def dtype(self, key: str) -> np.dtype:
         """Dtype of the column as stored."""
-        return np.dtype(self._array(key).dtype)
+        return np.dtype(self.array(key).dtype)
+
+    def array(self, key: str) -> zarr.Array:
+        """Return the zarr array behind a column; raise `FlowleapError` naming the nearest key if there is none."""
+        if key in self.refused:
+            raise FlowleapError(f"dataset '{self.path}': column '{key}' cannot be read: {self.refused[key]}")
+        if key not in self._arrays:
+            raise FlowleapError(
+                f"dataset '{self.path}' has no column '{key}', only {', '.join(self.keys)}"
+                f"{suggest(key, self.keys)}"
+            )
+        return self._arrays[key]
+
+    def check_files(self, key: str) -> None:
+        """Raise `FlowleapError` unless the chunk files of the whole column are there and complete."""
+        array = self.array(key)
+        self._check_chunks(array, 0, -(-array.shape[0] // (array.shards or array.chunks)[0]))
+
+    def read_rows(self, key: str, start: int, stop: int) -> NDArray:
+        """Read the frames [start, stop) of one column as they are; raise if a chunk is missing or damaged."""
+        return self._load(self.array(key), start, stop)
 
     def read(
         self, keys: Sequence[str], episodes: slice | None = None, allow_nan: bool = False
@@ -132,7 +152,7 @@ class EpisodeStore:
         if first >= last:
             return {key: np.empty((0, *self.shape(key)), self.dtype(key)) for key in keys}
         start, stop = int(self.episode_starts[first]), int(self.episode_ends[last - 1])
-        columns = {key: self._load(self._array(key), start, stop) for key in keys}
+        columns = {key: self._load(self.array(key), start, stop) for key in keys}
         if not allow_nan:
             for key, values in columns.items():
                 self._require_finite(key, values, start)
@@ -229,17 +249,6 @@ class EpisodeStore:
                     f"{where}: column '{key}' has {array.shape[0]} frames, "
                     f"but the last episode ends at {ends[-1]}"
                 )
-
-    def _array(self, key: str) -> zarr.Array:
-        """Return the column, or raise naming the nearest key."""
-        if key in self.refused:
-            raise FlowleapError(f"dataset '{self.path}': column '{key}' cannot be read: {self.refused[key]}")
-        if key not in self._arrays:
-            raise FlowleapError(
-                f"dataset '{self.path}' has no column '{key}', only {', '.join(self.keys)}"
-                f"{suggest(key, self.keys)}"
-            )
-        return self._arrays[key]
 
     def _require_finite(self, key: str, values: NDArray, start: int) -> None:
         """Raise if a value is NaN or infinite; `start` is the frame that `values` begin with."""

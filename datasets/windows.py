@@ -5,28 +5,45 @@ the actions of frames t .. t+H-1, clamped at its last. There is one window a fra
 is the index of its current frame, and no window crosses an episode boundary.
 
 Nothing is stored per window: a batch is one `take` for all low-dim observations (they lie side by side in one
-array) and one for the actions. This is fast enough that training needs no loader processes.
+array) and one for the actions. This is fast enough that training needs no loader processes. Images are gathered as
+uint8, from memory or from the disk (`frames.py`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from flowleap.datasets.frames import Frames, Mirrored
 from flowleap.policy.spec import FlowleapError, Spec, SpecMismatch, suggest
 
 ACTION = "action"
 
 
+class Column(Protocol):
+    """What is asked of a column: an array, or `frames.Frames`, which need not be in memory."""
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+
+    @property
+    def dtype(self) -> np.dtype: ...
+
+    def __len__(self) -> int: ...
+
+    def take(self, rows: NDArray[np.integer], axis: int = ...) -> NDArray: ...
+
+
 class Windows:
-    """All windows of a set of episodes held in memory.
+    """All windows of a set of episodes, held in memory but for large images.
 
     Args:
         columns: key -> [N, *shape], flat over all frames; holds `action` and every observation key of `spec`
-            (further keys are not read). Low-dim columns are copied, rgb columns are referenced.
+            (further keys are not read). Low-dim columns are copied, rgb columns are referenced and may be
+            `frames.Frames`.
         episode_ends: [E], the frame after each episode's last one.
         spec: the keys to read, their shapes, To and H.
 
@@ -35,7 +52,7 @@ class Windows:
         FlowleapError: the lengths of columns and episodes differ.
     """
 
-    def __init__(self, columns: Mapping[str, NDArray], episode_ends: ArrayLike, spec: Spec) -> None:
+    def __init__(self, columns: Mapping[str, Any], episode_ends: ArrayLike, spec: Spec) -> None:
         ends = np.asarray(episode_ends, dtype=np.int64)
         if ends.ndim != 1 or len(ends) == 0 or np.any(np.diff(ends, prepend=0) < 1):
             raise FlowleapError("episode_ends must be a non-empty list of increasing frame counts")
@@ -50,7 +67,9 @@ class Windows:
         self._obs_offsets = np.arange(1 - spec.n_obs_steps, 1)
         self._action_offsets = np.arange(spec.horizon)
 
-        self._rgb = {key: columns[key] for key, obs in spec.observations.items() if obs.kind == "rgb"}
+        self._rgb: dict[str, Column] = {
+            key: columns[key] for key, obs in spec.observations.items() if obs.kind == "rgb"
+        }
         self._slices: dict[str, slice] = {}  # key -> its share of the last axis of `_lowdim`
         width = 0
         for key, obs in spec.observations.items():
@@ -85,7 +104,15 @@ class Windows:
                 obs[key] = flat[..., self._slices[key]].reshape(*obs_rows.shape, *spec.shape)
         return {"obs": obs, "action": self._action.take(action_rows, axis=0)}
 
-    def _check(self, columns: Mapping[str, NDArray]) -> None:
+    def describe_images(self) -> dict[str, str]:
+        """Image key -> how large the column is and where it is, for people."""
+        described: dict[str, str] = {}
+        for key, column in self._rgb.items():
+            whole = f"{np.prod(column.shape) / 2**20:.0f} MB uint8 in memory"
+            described[key] = column.describe() if isinstance(column, Frames | Mirrored) else whole
+        return described
+
+    def _check(self, columns: Mapping[str, Column]) -> None:
         """Raise unless every column that the Spec names is there with its shape, kind and length."""
         expected: dict[str, tuple[int, ...]] = {k: tuple(o.shape) for k, o in self.spec.observations.items()}
         expected[ACTION] = (self.spec.action_dim,)

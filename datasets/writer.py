@@ -146,15 +146,19 @@ class EpisodeWriter:
         self._group = zarr.open_group(self._target.temporary, mode="a", zarr_format=3)
         data = self._group.require_group("data")
         self._group.require_group("meta")
+        images = {key for key, obs in self.spec.observations.items() if obs.kind == "rgb"}
         for key, (shape, dtype) in self._layout.columns.items():
-            rows = max(1, _CHUNK_BYTES // max(1, dtype.itemsize * int(np.prod(shape))))
+            # Training draws frames at random: an image is a chunk of its own, so that no other is read with it.
+            rows = (
+                1 if key in images else max(1, _CHUNK_BYTES // max(1, dtype.itemsize * int(np.prod(shape))))
+            )
             # Kept open: an array opened again has lost `write_empty_chunks` (it is no part of the format).
             self._arrays[key] = data.create_array(
                 key,
                 shape=(0, *shape),
                 chunks=(rows, *shape),
                 dtype=dtype,
-                compressors=ZstdCodec(level=3, checksum=True),
+                compressors=ZstdCodec(level=1 if key in images else 3, checksum=True),
                 config={"write_empty_chunks": True},
                 overwrite=True,
             )

@@ -56,8 +56,9 @@ class AdroitDoorEnv(gymnasium.Env[Observation, np.ndarray]):
         self.render_mode = render_mode
         self.sim = import_robotics("envs.adroit_hand.adroit_door").AdroitHandDoorEnv()
         self._renderer: OffscreenRenderer | None = None
+        self._camera = camera
         if render_mode is not None:
-            self._renderer = OffscreenRenderer(self.sim.model, camera, image_size)
+            self._renderer = OffscreenRenderer(self.sim.model, [camera], image_size)
         self.observation_space = cast(
             Space[Observation], Dict({"state": Box(-np.inf, np.inf, (STATE_DIM,), np.float32)})
         )
@@ -89,7 +90,7 @@ class AdroitDoorEnv(gymnasium.Env[Observation, np.ndarray]):
         """Return the camera's image, uint8 [image_size, image_size, 3]."""
         if self._renderer is None:
             raise FlowleapError("make the environment with render_mode='rgb_array' to render it")
-        return self._renderer.render(self.sim.data)
+        return self._renderer.render(self.sim.data, self._camera)
 
     def close(self) -> None:
         """Release the simulator and the renderer."""

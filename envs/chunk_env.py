@@ -23,6 +23,9 @@ class ChunkEnv(gymnasium.Env[Observation, np.ndarray]):
     `success` (any step), `max_reward`, `sum_reward`, `length`, `mode` (the last step's; -1: none), and the task's
     further `outcomes` (any step). Later steps change nothing, so that environments without work can stay in a
     vectorised batch.
+
+    Images are rendered where the policy will see them, which are the last To frames of a chunk; in between, the
+    observation repeats older ones.
     """
 
     def __init__(
@@ -40,6 +43,7 @@ class ChunkEnv(gymnasium.Env[Observation, np.ndarray]):
         self._names = task.outcomes
         self._n_obs_steps = spec.n_obs_steps
         self._keys = tuple(spec.observations)
+        self._images = tuple(key for key, obs in spec.observations.items() if obs.kind == "rgb")
         self._on_frame = on_frame
         self._bounds = _box(self.env.action_space)
         spaces: Any = self.env.observation_space
@@ -59,6 +63,7 @@ class ChunkEnv(gymnasium.Env[Observation, np.ndarray]):
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[Observation, dict[str, Any]]:
         """Start the episode of `seed`."""
+        self._show_images(True)
         obs, _ = self.env.reset(seed=seed)
         self._rewards, self._success, self._mode, self._finished = [], False, -1, False
         self._outcomes = dict.fromkeys(self._names, False)
@@ -69,9 +74,11 @@ class ChunkEnv(gymnasium.Env[Observation, np.ndarray]):
 
     def step(self, action: np.ndarray) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
         """Execute up to Ta actions [Ta, A]."""
-        for single in np.clip(action, self._bounds.low, self._bounds.high):
+        unseen = len(action) - self._n_obs_steps
+        for i, single in enumerate(np.clip(action, self._bounds.low, self._bounds.high)):
             if self._finished:
                 break
+            self._show_images(i >= unseen)
             obs, reward, terminated, truncated, info = self.env.step(single)
             self._rewards.append(float(reward))
             self._success |= bool(info["success"])
@@ -92,8 +99,12 @@ class ChunkEnv(gymnasium.Env[Observation, np.ndarray]):
         """Close the wrapped environment."""
         self.env.close()
 
+    def _show_images(self, shown: bool) -> None:
+        if hasattr(self.env, "images"):
+            cast(Any, self.env).images = self._images if shown else ()
+
     def _select(self, obs: Observation) -> Observation:
-        return {key: obs[key] for key in self._keys}
+        return {key: obs[key] if key in obs else self._frames[-1][key] for key in self._keys}
 
     def _stacked(self) -> Observation:
         return {key: np.stack([frame[key] for frame in self._frames]) for key in self._keys}

@@ -55,8 +55,9 @@ class FetchEnv(gymnasium.Env[Observation, np.ndarray]):
         module, simulator, _ = _SIMULATORS[name]
         self.sim = getattr(import_robotics(f"envs.fetch.{module}"), simulator)()
         self._renderer: OffscreenRenderer | None = None
+        self._camera = camera
         if render_mode is not None:
-            self._renderer = OffscreenRenderer(self.sim.model, camera, image_size)
+            self._renderer = OffscreenRenderer(self.sim.model, [camera], image_size)
         self.observation_space = cast(
             Space[Observation],
             Dict({key: Box(-np.inf, np.inf, (n,), np.float32) for key, n in _SHAPES.items()}),
@@ -82,7 +83,7 @@ class FetchEnv(gymnasium.Env[Observation, np.ndarray]):
         if self._renderer is None:
             raise FlowleapError("make the environment with render_mode='rgb_array' to render it")
         self.sim._render_callback()  # moves the goal's marker
-        return self._renderer.render(self.sim.data)
+        return self._renderer.render(self.sim.data, self._camera)
 
     def close(self) -> None:
         """Release the simulator and the renderer."""

@@ -11,6 +11,7 @@ import importlib
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from functools import cache
 from typing import Any
 
@@ -54,18 +55,19 @@ def choose_gl() -> str:
 
 
 class OffscreenRenderer:
-    """Renders one camera of a MuJoCo model into memory, without shadows, reflections and multisampling.
+    """Renders cameras of a MuJoCo model into memory, without shadows, reflections and multisampling.
 
     Those three cost 15 times the rest when a CPU rasterises.
     """
 
-    def __init__(self, model: Any, camera: str, size: int, backend: str | None = None) -> None:
-        """`camera` is a camera's name in `model`; images are `size` x `size` px."""
+    def __init__(self, model: Any, cameras: Sequence[str], size: int, backend: str | None = None) -> None:
+        """`cameras` are names of cameras in `model`; images are `size` x `size` px."""
         import mujoco
 
         names = [model.camera(i).name for i in range(model.ncam)]
-        if camera not in names:
-            raise FlowleapError(f"no camera {camera!r} in this scene, it has {names}")
+        for camera in cameras:
+            if camera not in names:
+                raise FlowleapError(f"no camera {camera!r} in this scene, it has {names}")
         backend = backend or choose_gl()
         self._mujoco = mujoco
         self._model = model
@@ -81,28 +83,28 @@ class OffscreenRenderer:
         self._scene = mujoco.MjvScene(model, maxgeom=2000)
         self._scene.flags[mujoco.mjtRndFlag.mjRND_SHADOW] = False
         self._scene.flags[mujoco.mjtRndFlag.mjRND_REFLECTION] = False
-        self._camera = mujoco.MjvCamera()
-        self._camera.type = mujoco.mjtCamera.mjCAMERA_FIXED
-        self._camera.fixedcamid = names.index(camera)
-        self._upside_down = (
-            model.cam_mat0[self._camera.fixedcamid][7] < -0.1
-        )  # world z of the camera's up axis
+        self._cameras = {camera: names.index(camera) for camera in cameras}
+        self._view = mujoco.MjvCamera()
+        self._view.type = mujoco.mjtCamera.mjCAMERA_FIXED
         self._option, self._perturb = mujoco.MjvOption(), mujoco.MjvPerturb()
 
     def hide(self, group: int) -> None:
         """Leave the geoms of a group (0 to 5) out of the images."""
         self._option.geomgroup[group] = 0
 
-    def render(self, data: Any) -> np.ndarray:
-        """Return the image of the state in `data` (MjData), uint8 [size, size, 3], top row first."""
+    def render(self, data: Any, camera: str) -> np.ndarray:
+        """Return a camera's image of the state in `data` (MjData), uint8 [size, size, 3], top row first."""
         mujoco = self._mujoco
         self._gl.make_current()
+        self._view.fixedcamid = self._cameras[camera]
+        # World z of the camera's up axis; the gripper's camera turns with the hand, the others hang as they were built.
+        upside_down = self._model.cam_mat0[self._view.fixedcamid][7] < -0.1
         mujoco.mjv_updateScene(
             self._model,
             data,
             self._option,
             self._perturb,
-            self._camera,
+            self._view,
             mujoco.mjtCatBit.mjCAT_ALL,
             self._scene,
         )
@@ -110,7 +112,7 @@ class OffscreenRenderer:
         image = np.empty((self._rect.height, self._rect.width, 3), np.uint8)
         mujoco.mjr_readPixels(image, None, self._rect, self._context)
         # OpenGL counts rows from below; a camera hung upside down is turned by half a turn.
-        return (image[:, ::-1] if self._upside_down else image[::-1]).copy()
+        return (image[:, ::-1] if upside_down else image[::-1]).copy()
 
     def close(self) -> None:
         """Free the context."""
@@ -159,7 +161,7 @@ def _self_test(backend: str) -> None:
     )
     data = mujoco.MjData(model)
     mujoco.mj_forward(model, data)
-    renderer = OffscreenRenderer(model, "c", 32, backend)
-    if not renderer.render(data).any():
+    renderer = OffscreenRenderer(model, ["c"], 32, backend)
+    if not renderer.render(data, "c").any():
         raise FlowleapError("it draws nothing but black")
     renderer.close()

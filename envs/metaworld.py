@@ -1,4 +1,4 @@
-"""MetaWorld: fifty manipulation tasks of a Sawyer arm (V3), from the low-dim state.
+"""MetaWorld: fifty manipulation tasks of a Sawyer arm (V3), from the low-dim state or from cameras.
 
 Every seed draws a fresh placement of object and goal from the task's whole range, where the `Meta-World/MT1`
 benchmark cycles through fifty that are drawn when the environment is made.
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any, cast
 
@@ -19,7 +19,7 @@ from gymnasium.spaces import Box, Dict, Space
 from flowleap.envs.experts import metaworld_expert
 from flowleap.envs.gl import OffscreenRenderer
 from flowleap.envs.registry import Observation, Task, optional_import, package_versions
-from flowleap.policy.spec import FlowleapError, ObsKey, Spec
+from flowleap.policy.spec import FlowleapError, ObsKey, Spec, suggest
 
 TASKS = (
     "assembly-v3",
@@ -75,6 +75,8 @@ TASKS = (
 )
 
 STATE_DIM = 39
+HAND_DIM = 4
+CAMERAS = ("corner", "corner2", "corner3", "corner4", "topview", "behindGripper", "gripperPOV")
 CONTROL_HZ = 80.0
 MAX_STEPS = 500  # the benchmark's limit
 
@@ -91,18 +93,30 @@ _KEPT = frozenset({"model", "data", "mujoco_renderer", "_np_random", "_np_random
 class MetaWorldEnv(gymnasium.Env[Observation, np.ndarray]):
     """One V3 task with the goal observable.
 
-    Observation `state` [39], m: hand position [3], gripper opening in [0, 1] [1], object positions and
+    Without cameras: observation `state` [39], m: hand position [3], gripper opening in [0, 1] [1], object positions and
     quaternions, zero-padded [14]; the same 18 numbers one step earlier; goal position [3].
+    With cameras: one image key each, uint8 [camera_size, camera_size, 3], and `hand` [4], the first four of these
+    numbers; where objects and goal are is for the images to tell.
     Action [4] in [-1, 1]: displacement of the hand target in units of 1 cm, and the gripper's closing effort.
     The episode terminates with `info["success"]`.
 
     `reset(seed=...)` depends on the seed alone, whatever was simulated before.
+
+    Attributes:
+        images: the image keys that observations hold; whoever needs none of the next one empties it.
+        state: what `state` is or would be, float32 [39], for experts.
     """
 
     metadata = {"render_modes": ["rgb_array"], "render_fps": int(CONTROL_HZ)}  # noqa: RUF012 (gymnasium's API)
 
     def __init__(
-        self, name: str, camera: str = "corner", image_size: int = 320, render_mode: str | None = None
+        self,
+        name: str,
+        camera: str = "corner",
+        image_size: int = 320,
+        cameras: tuple[str, ...] = (),
+        camera_size: int = 84,
+        render_mode: str | None = None,
     ) -> None:
         self.render_mode = render_mode
         self.sim = _simulators()[name]()
@@ -116,12 +130,18 @@ class MetaWorldEnv(gymnasium.Env[Observation, np.ndarray]):
         state = vars(self.sim).items()
         self._initial = copy.deepcopy({key: value for key, value in state if key not in _KEPT})
         self._initial_model = {key: getattr(self.sim.model, key).copy() for key in _MODEL_FIELDS}
-        self._renderer: OffscreenRenderer | None = None
+        self._film_camera, self.images = camera, cameras
+        self._film = self._eyes = None
         if render_mode is not None:
-            self._renderer = OffscreenRenderer(self.sim.model, camera, image_size)
-        self.observation_space = cast(
-            Space[Observation], Dict({"state": Box(-np.inf, np.inf, (STATE_DIM,), np.float32)})
-        )
+            self._film = OffscreenRenderer(self.sim.model, [camera], image_size)
+        spaces: dict[str, Space[Any]] = {}
+        if cameras:
+            self._eyes = OffscreenRenderer(self.sim.model, cameras, camera_size)
+            spaces = {key: Box(0, 255, (camera_size, camera_size, 3), np.uint8) for key in cameras}
+        for key, obs in _lowdim_keys(cameras).items():
+            spaces[key] = Box(-np.inf, np.inf, obs.shape, np.float32)
+        self.state = np.zeros(STATE_DIM, np.float32)
+        self.observation_space = cast(Space[Observation], Dict(spaces))
         self.action_space = Box(-1.0, 1.0, (4,), np.float32)
 
     def reset(
@@ -140,41 +160,72 @@ class MetaWorldEnv(gymnasium.Env[Observation, np.ndarray]):
         # Some tasks move bodies too late for their first observation. A second pass with the same placement
         # shows them where they are; the benchmark, where placements are drawn beforehand, does the same.
         self.sim._freeze_rand_vec = True
-        obs = self.sim.reset()[0]
-        return {"state": obs.astype(np.float32)}, {"success": False}
+        return self._observe(self.sim.reset()[0]), {"success": False}
 
     def step(self, action: np.ndarray) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
         """Move the hand target and the gripper for 1/80 s."""
         obs, reward, _, _, info = self.sim.step(np.clip(action, -1.0, 1.0))
         success = bool(info["success"])
-        return {"state": obs.astype(np.float32)}, float(reward), success, False, {"success": success}
+        return self._observe(obs), float(reward), success, False, {"success": success}
+
+    def _observe(self, state: np.ndarray) -> Observation:
+        self.state = state.astype(np.float32)
+        if self._eyes is None:
+            return {"state": self.state}
+        images = {key: self._eyes.render(self.sim.data, key) for key in self.images}
+        return images | {"hand": self.state[:HAND_DIM]}
 
     def render(self) -> np.ndarray:
         """Return the camera's image, uint8 [image_size, image_size, 3]."""
-        if self._renderer is None:
+        if self._film is None:
             raise FlowleapError("make the environment with render_mode='rgb_array' to render it")
-        return self._renderer.render(self.sim.data)
+        return self._film.render(self.sim.data, self._film_camera)
 
     def close(self) -> None:
-        """Release the simulator and the renderer."""
-        if self._renderer is not None:
-            self._renderer.close()
+        """Release the simulator and the renderers."""
+        for renderer in (self._film, self._eyes):
+            if renderer is not None:
+                renderer.close()
 
 
-def make(name: str, max_steps: int = MAX_STEPS, camera: str = "corner", image_size: int = 320) -> Task:
-    """Build `metaworld/<name>`; `camera` and `image_size` (px) concern rendering only."""
+def make(
+    name: str,
+    max_steps: int = MAX_STEPS,
+    camera: str = "corner",
+    image_size: int = 320,
+    cameras: Sequence[str] | None = None,
+    camera_size: int = 84,
+) -> Task:
+    """Build `metaworld/<name>`.
+
+    Args:
+        name: one of `TASKS`.
+        max_steps: time limit.
+        camera: of videos.
+        image_size: of videos, px.
+        cameras: what the policy sees instead of the state: their images and the hand.
+        camera_size: side of these images, px.
+    """
+    eyes = tuple(map(str, cameras or ()))
+    for eye in eyes:
+        if eye not in CAMERAS:
+            raise FlowleapError(
+                f"no camera {eye!r} in MetaWorld{suggest(eye, CAMERAS)}; it has {', '.join(CAMERAS)}"
+            )
+    images = {eye: ObsKey((camera_size, camera_size, 3), "uint8", "rgb") for eye in eyes}
+    seen: dict[str, Any] = {"cameras": list(eyes), "camera_size": camera_size} if eyes else {}
     return Task(
         name=f"metaworld/{name}",
-        make_env=partial(MetaWorldEnv, name, camera, image_size),
+        make_env=partial(MetaWorldEnv, name, camera, image_size, eyes, camera_size),
         spec=Spec(
-            observations={"state": ObsKey((STATE_DIM,))},
+            observations=images | _lowdim_keys(eyes),
             action_dim=4,
             control_hz=CONTROL_HZ,
             action_convention="delta",
             source={
                 "task": f"metaworld/{name}",
                 "env_id": name,
-                "kwargs": {"max_steps": max_steps},
+                "kwargs": {"max_steps": max_steps, **seen},
                 "versions": package_versions("metaworld", "mujoco", "gymnasium"),
             },
         ),
@@ -183,6 +234,10 @@ def make(name: str, max_steps: int = MAX_STEPS, camera: str = "corner", image_si
         seed_note=_SEED_NOTE,
         expert=partial(metaworld_expert, name),
     )
+
+
+def _lowdim_keys(cameras: tuple[str, ...]) -> dict[str, ObsKey]:
+    return {"hand": ObsKey((HAND_DIM,))} if cameras else {"state": ObsKey((STATE_DIM,))}
 
 
 def _simulators() -> Mapping[str, Any]:

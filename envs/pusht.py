@@ -1,7 +1,8 @@
-"""Push-T: push a T-shaped block onto its outline with a round finger (gym-pusht), from low-dim state.
+"""Push-T: push a T-shaped block onto its outline with a round finger (gym-pusht), from low-dim state or pixels.
 
-Two tasks on one environment. `pusht/state` gives the block's position and angle, the angle as (cos, sin) so
-that no seam lies between -pi and pi; `pusht/keypoints` gives the block's eight corners, computed from that.
+Three tasks on one environment. `pusht/state` gives the block's position and angle, the angle as (cos, sin) so
+that no seam lies between -pi and pi; `pusht/keypoints` gives the block's eight corners, computed from that;
+`pusht/pixels` gives the board as the demonstrations recorded it, 96 x 96 px, and the finger's position.
 Lengths are pixels of the 512 x 512 board; an action is the absolute position that the finger is drawn to.
 """
 
@@ -20,11 +21,12 @@ from gymnasium.spaces import Box, Dict, Space
 from flowleap.envs.registry import Observation, Task, optional_import, package_versions
 from flowleap.policy.spec import ObsKey, Spec
 
-TASKS = ("state", "keypoints")
+TASKS = ("state", "keypoints", "pixels")
 
 MAX_STEPS = 300
 CONTROL_HZ = 10.0
 RENDER_SIZE = 384
+IMAGE, IMAGE_SIZE = "image", 96
 
 BOARD = 512.0  # px, side of the board
 SUCCESS_COVERAGE = 0.95  # gym-pusht's
@@ -128,11 +130,14 @@ def keypoints_observation(state: np.ndarray) -> Observation:
 
 
 def mirror(columns: Mapping[str, np.ndarray]) -> Observation:
-    """Reflect columns of either task, each [N, ...], across the diagonal of the board that is the goal's axis."""
+    """Reflect columns of any of the tasks, each [N, ...], across the diagonal of the board that is the goal's axis."""
     mirrored: Observation = {}
     for key, value in columns.items():
         if key == "block_angle":  # pi / 2 - angle: cosine and sine change places
             mirrored[key] = value[..., ::-1].copy()
+            continue
+        if key == IMAGE:  # rows and columns change places, both counted from the other end
+            mirrored[key] = value[:, ::-1, ::-1].swapaxes(1, 2)
             continue
         points = value.reshape(len(value), -1, 2)
         if key == "keypoints":
@@ -141,14 +146,22 @@ def mirror(columns: Mapping[str, np.ndarray]) -> Observation:
     return mirrored
 
 
+def finger_observation(state: np.ndarray) -> Observation:
+    """`[..., 5]` (finger xy, block xy, block angle) -> the low-dim part of `pusht/pixels`, float32."""
+    return {"agent_pos": np.asarray(state)[..., :2].astype(np.float32)}
+
+
 _OBSERVATIONS: dict[str, Callable[[np.ndarray], Observation]] = {
     "state": state_observation,
     "keypoints": keypoints_observation,
+    "pixels": finger_observation,
 }
 _SHAPES: dict[str, dict[str, int]] = {
     "state": {"agent_pos": 2, "block_position": 2, "block_angle": 2},
     "keypoints": {"agent_pos": 2, "keypoints": 16},
+    "pixels": {"agent_pos": 2},
 }
+_IMAGES: dict[str, tuple[str, ...]] = {"pixels": (IMAGE,)}
 
 
 class PushTEnv(gymnasium.Env[Observation, np.ndarray]):
@@ -156,6 +169,9 @@ class PushTEnv(gymnasium.Env[Observation, np.ndarray]):
 
     Reward: covered share of the goal / 0.95, clipped at 1. The episode terminates with `info["success"]` once
     the coverage exceeds 0.95. `info["coverage"]` is the raw share.
+
+    Attributes:
+        images: the image keys that observations hold; whoever needs none of the next one empties it.
     """
 
     metadata = {"render_modes": ["rgb_array"], "render_fps": int(CONTROL_HZ)}  # noqa: RUF012 (gymnasium's API)
@@ -170,14 +186,22 @@ class PushTEnv(gymnasium.Env[Observation, np.ndarray]):
             render_mode="rgb_array",
             visualization_width=RENDER_SIZE,
             visualization_height=RENDER_SIZE,
+            observation_width=IMAGE_SIZE,
+            observation_height=IMAGE_SIZE,
         )
         self.sim._get_coverage = lambda: coverage(self.sim.block.position, self.sim.block.angle)
-        self._observe = _OBSERVATIONS[observation]
-        self.observation_space = cast(
-            Space[Observation],
-            Dict({key: Box(-np.inf, np.inf, (n,), np.float32) for key, n in _SHAPES[observation].items()}),
-        )
+        self._lowdim = _OBSERVATIONS[observation]
+        self.images = _IMAGES.get(observation, ())
+        spaces: dict[str, Space[Any]] = {
+            key: Box(0, 255, (IMAGE_SIZE, IMAGE_SIZE, 3), np.uint8) for key in self.images
+        }
+        spaces |= {key: Box(-np.inf, np.inf, (n,), np.float32) for key, n in _SHAPES[observation].items()}
+        self.observation_space = cast(Space[Observation], Dict(spaces))
         self.action_space = Box(0.0, BOARD, (2,), np.float32)
+
+    def _observe(self) -> Observation:
+        images: Observation = {key: self.sim._render() for key in self.images}
+        return images | self._lowdim(self.state())
 
     def state(self) -> np.ndarray:
         """Finger xy, block xy (px) and block angle (rad), float64 [5]."""
@@ -191,13 +215,13 @@ class PushTEnv(gymnasium.Env[Observation, np.ndarray]):
         super().reset(seed=seed)
         self.sim._last_action = None  # else the first frame shows the last target of the episode before
         self.sim.reset(seed=seed)
-        return self._observe(self.state()), {"success": False}
+        return self._observe(), {"success": False}
 
     def step(self, action: np.ndarray) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
         """Draw the finger towards `action` [2] (px, absolute) for 0.1 s."""
         _, reward, terminated, _, info = self.sim.step(np.asarray(action, np.float64))
         info = {"success": bool(info["is_success"]), "coverage": float(info["coverage"])}
-        return self._observe(self.state()), float(reward), bool(terminated), False, info
+        return self._observe(), float(reward), bool(terminated), False, info
 
     def render(self) -> np.ndarray:
         """Return the board as uint8 [384, 384, 3]."""
@@ -219,7 +243,7 @@ class PushTEnv(gymnasium.Env[Observation, np.ndarray]):
         block.position = (float(state[2]), float(state[3]))
         for body in (agent, block):  # collision shapes follow at once; a physics step would move the block
             self.sim.space.reindex_shapes_for_body(body)
-        return self._observe(self.state())
+        return self._observe()
 
     def close(self) -> None:
         """Release the window, if any."""
@@ -234,11 +258,12 @@ def make(name: str) -> Task:
         "kwargs": {},
         "versions": package_versions("gym-pusht", "pymunk", "gymnasium"),
     }
+    images = {key: ObsKey((IMAGE_SIZE, IMAGE_SIZE, 3), "uint8", "rgb") for key in _IMAGES.get(name, ())}
     return Task(
         name=f"pusht/{name}",
         make_env=partial(PushTEnv, name),
         spec=Spec(
-            observations={key: ObsKey((n,)) for key, n in _SHAPES[name].items()},
+            observations=images | {key: ObsKey((n,)) for key, n in _SHAPES[name].items()},
             action_dim=2,
             control_hz=CONTROL_HZ,
             action_convention="absolute",
@@ -247,8 +272,8 @@ def make(name: str) -> Task:
         max_steps=MAX_STEPS,
         metric="max_reward",
         seed_note=_SEED_NOTE,
-        from_recorded=partial(_from_recorded, _OBSERVATIONS[name]),
-        recorded_keys=("state", "action"),
+        from_recorded=partial(_from_recorded, _OBSERVATIONS[name], bool(images)),
+        recorded_keys=("img", "state", "action") if images else ("state", "action"),
         mirror=mirror,
         measures=("coverage",),
         reset_to=_reset_to,
@@ -285,7 +310,11 @@ def _recorded_outcome(columns: Mapping[str, np.ndarray]) -> dict[str, float]:
 
 
 def _from_recorded(
-    observe: Callable[[np.ndarray], Observation], columns: Mapping[str, np.ndarray]
-) -> Observation:
-    """Columns `state` [N, 5] and `action` [N, 2] of the published zarr -> this task's keys and `action`."""
-    return {**observe(columns["state"]), "action": np.asarray(columns["action"], np.float32)}
+    observe: Callable[[np.ndarray], Observation], images: bool, columns: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Columns `state` [N, 5] and `action` [N, 2] of the published zarr -> this task's keys and `action`.
+
+    Images `img` [N, 96, 96, 3] are passed on as they come.
+    """
+    seen: dict[str, Any] = {IMAGE: columns["img"]} if images else {}
+    return {**seen, **observe(columns["state"]), "action": np.asarray(columns["action"], np.float32)}

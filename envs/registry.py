@@ -60,14 +60,16 @@ class Task:
     Attributes:
         name: `family/task`, for instance `pusht/keypoints`.
         make_env: environment factory. Observation space: a Dict of Boxes with exactly the Spec's keys; action
-            space: a Box [A]. `info["success"]` is a bool after every step; a time limit is not its business.
+            space: a Box [A]. `info["success"]` is a bool after every step; a time limit is not its business. With
+            image keys in the Spec it has an attribute `images`, the ones that its next observation shall hold.
         spec: keys, shapes, action, control rate and origin; To, H and Ta are left at 1.
         max_steps: actions after which whoever drives the environment ends the episode.
         metric: headline score: the rate of `success`, or the mean of every episode's best reward or of its return.
         seed_note: one sentence on what a seed decides, printed beside every score.
         expert: `(env, seed) -> Expert`, or None where only people can demonstrate.
         from_recorded: maps the columns `recorded_keys` of a foreign store, each [N, ...] over all frames, to
-            this task's observation keys and `action`; None where stores hold those keys already.
+            this task's observation keys and `action`; None where stores hold those keys already. Image columns
+            are passed on as they come: they need not be arrays in memory.
         recorded_keys: the columns that `from_recorded` reads.
         mirror: the task's mirror symmetry, or None: maps columns of its own observation keys and `action`, each
             [N, ...] in real units, to those of the mirrored world, where the same physics and goal hold exactly.
@@ -94,7 +96,7 @@ class Task:
     metric: Metric
     seed_note: str
     expert: Callable[[gymnasium.Env[Any, Any], int], Expert] | None = None
-    from_recorded: Callable[[Mapping[str, np.ndarray]], Observation] | None = None
+    from_recorded: Callable[[Mapping[str, Any]], dict[str, Any]] | None = None
     recorded_keys: tuple[str, ...] = ()
     mirror: Callable[[Mapping[str, np.ndarray]], Observation] | None = None
     modes: tuple[str, ...] = ()

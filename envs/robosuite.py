@@ -107,6 +107,11 @@ class RobosuiteEnv(gymnasium.Env[Observation, np.ndarray]):
                     f"robosuite {suite.__version__} refuses the env_args of robosuite "
                     f"{env_args.get('env_version', 'of an unknown version')}: {error}"
                 ) from error
+        if self.sim.action_dim != ACTION_DIM:
+            raise FlowleapError(
+                f"the controller of env_args takes {self.sim.action_dim} numbers; robosuite/{name} needs the "
+                f"{ACTION_DIM} of OSC_POSE"
+            )
         shapes = {key: obs.shape for key, obs in _observations(name).items()}
         self.observation_space = cast(
             Space[Observation],
@@ -164,10 +169,10 @@ class RobosuiteEnv(gymnasium.Env[Observation, np.ndarray]):
         model = self.sim.sim.model._model
         if self._renderer is None or self._rendered is not model:  # a reset compiles a new model
             self.close()
-            self._renderer = OffscreenRenderer(model, self._camera, self._image_size)
+            self._renderer = OffscreenRenderer(model, [self._camera], self._image_size)
             self._renderer.hide(_COLLISION_GROUP)
             self._rendered = model
-        return self._renderer.render(self.sim.sim.data._data)
+        return self._renderer.render(self.sim.sim.data._data, self._camera)
 
     def close(self) -> None:
         """Release the renderer."""

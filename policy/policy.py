@@ -90,7 +90,14 @@ class Policy(nn.Module):
                     f"observation '{key}': expected [batch, {', '.join(map(str, expected))}], "
                     f"got {list(obs[key].shape)}"
                 )
-            normalized[key] = self.normalizer.normalize(key, obs[key].float())
+            if known.kind == "rgb":
+                if obs[key].dtype != torch.uint8:
+                    raise FlowleapError(
+                        f"observation '{key}': images must be uint8 in [0, 255], got {obs[key].dtype}"
+                    )
+                normalized[key] = obs[key]  # the encoder converts what is left of it after the crop
+            else:
+                normalized[key] = self.normalizer.normalize(key, obs[key].float())
         return self.encoder(normalized)
 
     def flow_map(self, obs: Mapping[str, Tensor]) -> FlowMap:
@@ -118,7 +125,7 @@ class Policy(nn.Module):
         """Choose an action chunk.
 
         Args:
-            obs: {key: [B, To, *shape]}, real units, the current frame last.
+            obs: {key: [B, To, *shape]}, real units (images uint8), the current frame last.
             noise: z ~ N(0, I) [B, H, A]; drawn here if `None`.
             steps: NFE; `None` is the objective's default (1 for iSD).
 
@@ -177,6 +184,11 @@ class Policy(nn.Module):
             FlowleapError: missing, truncated, tampered or incompatible files; the message names the culprit.
         """
         stored = read_policy(Path(path), weights)
+        encoder = stored.config.get("encoder")
+        if isinstance(encoder, Mapping) and encoder.get("weights") is not None:
+            raise FlowleapError(
+                f"{stored.path}: policy.json names a file of weights: a checkpoint reads only its own"
+            )
         try:
             with torch.device("meta"):  # shapes first: a tampered size must not allocate
                 policy = cls(stored.spec, stored.config)

@@ -56,6 +56,7 @@ from flowleap.policy.draws import Draw
 from flowleap.policy.guards import NEVER, EarlyStopping, FiniteGuard, interruptible
 from flowleap.policy.metrics import Meter, MetricsLog, progress_bar
 from flowleap.policy.policy import Policy
+from flowleap.policy.prefetch import Prefetcher
 from flowleap.policy.sharding import WholeWeights, load_optimizer, load_weights, whole
 from flowleap.policy.spec import FlowleapError
 from flowleap.policy.trainer_config import TrainerConfig
@@ -125,6 +126,13 @@ class Trainer:
             )
         self.processes, self.main = self.accelerator.num_processes, self.accelerator.is_main_process
         self.micro_batch = config.micro_batch(self.processes)
+        images = any(obs.kind == "rgb" for obs in policy.spec.observations.values())
+        workers = config.workers if config.workers >= 0 else 2 if images else 0
+        share = self.micro_batch * config.accumulate
+        self.rows = slice(
+            self.accelerator.process_index * share, (self.accelerator.process_index + 1) * share
+        )
+        self.batches = Prefetcher(windows, sampler, self.rows, workers)
         self.policy = policy.train().to(self.accelerator.device)
         self.ema = AveragedModel(self.policy, multi_avg_fn=ema_with_warmup(config.ema_decay)).eval()
         self.optimizer = torch.optim.AdamW(
@@ -154,14 +162,9 @@ class Trainer:
 
     def batch(self) -> tuple[Batch, Draw]:
         """Next batch and its draw: this process's rows of the global batch, on the device."""
-        indices = self.sampler.next()
+        indices, arrays = self.batches.next()
         self.guard.start(self.step, indices)
-        size = self.micro_batch * self.config.accumulate
-        first = self.accelerator.process_index * size
-        rows = slice(first, first + size)
-        return to_device(self.windows.gather(indices[rows]), self.accelerator.device), self._draw(self.step)[
-            rows
-        ]
+        return to_device(arrays, self.accelerator.device), self._draw(self.step)[self.rows]
 
     def _draw(self, step: int) -> Draw:
         """The draw of a step's global batch."""
@@ -331,7 +334,7 @@ class Trainer:
                 "step": self.step,
                 "optimizer": optimizer,
                 "scheduler": self.scheduler.state_dict(),
-                "sampler": self.sampler.state_dict(),
+                "sampler": self.batches.state_dict(),
                 "n_averaged": self.ema.n_averaged.cpu(),
                 "stopping": self.stopping.state_dict(),
                 "scaler": scaler.state_dict() if scaler else {},
@@ -366,7 +369,7 @@ class Trainer:
             self.ema_policy.load_state_dict(ema.state_dict())
             load_optimizer(self.optimizer, state["optimizer"])
             self.scheduler.load_state_dict(state["scheduler"])
-            self.sampler.load_state_dict(state["sampler"])
+            self.batches.load_state_dict(state["sampler"])
             self.ema.n_averaged.copy_(state["n_averaged"])
             self.stopping.load_state_dict(state.get("stopping", self.stopping.state_dict()))
             if self.accelerator.scaler and state.get("scaler"):

@@ -25,6 +25,7 @@ class TrainerConfig:
         ema_decay: of the averaged weights, with warm-up min(decay, (1 + n) / (10 + n)).
         mixed_precision: `no`, `bf16` or `fp16`, by autocast; derivatives stay float32.
         compile: run the network through torch.compile: slow first steps, then faster ones where kernels are small.
+        workers: threads that gather the next batches meanwhile; 0 gathers in turn, -1 is 2 for images, else 0.
         device: `auto` or `cpu`. threads: CPU threads of torch, 0 leaves the default.
         seed: of weights, noise, times and batch order.
         log_every, checkpoint_every, eval_every: in steps; 0 switches the latter two off (the last step always
@@ -48,6 +49,7 @@ class TrainerConfig:
     ema_decay: float = 0.999
     mixed_precision: str = "no"
     compile: bool = False
+    workers: int = -1
     device: str = "auto"
     threads: int = 0
     seed: int = 0
@@ -70,6 +72,7 @@ class TrainerConfig:
         require_int("trainer.checkpoint_every", self.checkpoint_every, 0, 10**9)
         require_int("trainer.eval_every", self.eval_every, 0, 10**9)
         require_int("trainer.patience", self.patience, 0, 10**6)
+        require_int("trainer.workers", self.workers, -1, 256)
         require_int("trainer.keep_checkpoints", self.keep_checkpoints, 1, 10**6)
         require_number("trainer.lr", self.lr, 0.0, 10.0)
         require_number("trainer.weight_decay", self.weight_decay, 0.0, 10.0)

@@ -173,10 +173,17 @@ def _run(cfg: DictConfig, row: Row, console: Console) -> list[dict[str, Any]]:
                 "train_minutes": round(json.loads(timing.read_text()) / 60, 2),
                 "parameters": result["actor"]["parameters"],
                 "summary": result["summary"],
+                "curve": _curve(row.run_dir),
                 "rows": result["rows"],
             }
         )
     return records
+
+
+def _curve(run_dir: Path) -> list[dict[str, float]]:
+    """Step and score of the evaluations during training (`trainer.eval_every`); empty without them."""
+    rows = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+    return [{"step": row["step"], "score": row["eval/score"]} for row in rows if "eval/score" in row]
 
 
 def run_flowleap(verb: str, *words: str) -> float:

@@ -15,13 +15,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
 from numpy.typing import NDArray
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from rich.progress import track
 
-from flowleap.datasets.columns import ACTION, Episode
+from flowleap.datasets.columns import ACTION, Episode, to_uint8
 from flowleap.datasets.formats import format_module, open_source, writable_formats
 from flowleap.datasets.rotations import Rotations
 from flowleap.datasets.source import Source
@@ -142,20 +141,6 @@ def _with_rotations(plan: Plan, rotation: str | None) -> Plan:
     if ACTION in extra:
         extra[ACTION] = replace(extra[ACTION], shape=(rotations.spec.action_dim,))
     return Plan(plan.keys, transform, rotations.spec, extra)
-
-
-def to_uint8(images: NDArray, where: str) -> NDArray[np.uint8]:
-    """Return images as uint8; raise unless every value is a whole number from 0 to 255."""
-    if images.dtype == np.uint8:
-        return images
-    with np.errstate(invalid="ignore"):
-        cast = images.astype(np.uint8)
-    if not np.array_equal(cast, images):
-        raise FlowleapError(
-            f"{where} is an image with values other than whole numbers 0..255 "
-            f"({images.min():g} to {images.max():g}); leave it out with keys=[...]"
-        )
-    return cast
 
 
 if __name__ == "__main__":

@@ -4,25 +4,33 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from flowleap.datasets.columns import ACTION, Episode
+from flowleap.datasets.columns import ACTION, infer_key
 from flowleap.datasets.episodes import EpisodeStore
 from flowleap.datasets.formats import detect, open_source
+from flowleap.datasets.frames import CACHE_BYTES, Frames, Mirrored
 from flowleap.datasets.source import read_columns
 from flowleap.envs.registry import Task, task_options
 from flowleap.policy.spec import FlowleapError, Spec, suggest
 
+Columns = Mapping[str, Any]
+"""key -> [N, *shape] over all frames: an array, or `Frames` where it holds images."""
 
-def load_columns(task: Task | None, dataset: str | Path) -> tuple[Episode, NDArray[np.int64], Spec]:
+
+def load_columns(
+    task: Task | None, dataset: str | Path, cache_bytes: int = CACHE_BYTES
+) -> tuple[Columns, NDArray[np.int64], Spec]:
     """Read the columns that a policy for `task` trains on (without a task: all that the store's Spec names).
 
     A store that holds the task's own keys is read as it is; a foreign one goes through `task.from_recorded`.
-    Other formats than zarr are read in place, less their images.
+    Other formats than zarr are read in place, less their images. Images of a zarr store are `Frames`: in memory
+    if all of them fit into `cache_bytes`, else read when they are asked for.
 
     Returns:
         columns {key: [N, *shape]} with `action`, episode ends [E], and the Spec (To, H, Ta still 1).
@@ -33,15 +41,15 @@ def load_columns(task: Task | None, dataset: str | Path) -> tuple[Episode, NDArr
     store = EpisodeStore(dataset) if detect(dataset) == "zarr" else _InPlace(dataset)
     if task is None:
         spec = store.spec or EpisodeStore(dataset).infer_spec()
-        return *_read(store, [*spec.observations, ACTION]), spec
+        return *_read(store, [*spec.observations, ACTION], cache_bytes), spec
     keys, translate = task_columns(task, store.keys, store.spec, dataset)
-    columns, ends = _read(store, keys)
+    columns, ends = _read(store, keys, cache_bytes)
     return translate(columns), ends, task.spec
 
 
 def task_columns(
     task: Task, offered: Sequence[str], spec: Spec | None, dataset: str | Path
-) -> tuple[list[str], Callable[[Mapping[str, NDArray]], Episode]]:
+) -> tuple[list[str], Callable[[Columns], Columns]]:
     """Which of the columns `offered` a task reads, and what makes its own observation keys and `action` of them.
 
     Raises:
@@ -55,9 +63,13 @@ def task_columns(
     if task.from_recorded is not None and set(task.recorded_keys) <= set(offered):
         return list(task.recorded_keys), task.from_recorded
     missing = next(key for key in keys if key not in offered)
+    convert = ""
+    wanted = task.spec.observations.get(missing)
+    if wanted is not None and wanted.kind == "rgb" and detect(dataset) != "zarr":
+        convert = f"; images train from zarr: `flowleap convert source={dataset} out=NAME.zarr` first"
     raise FlowleapError(
         f"task {task.name} needs column '{missing}', but dataset {dataset} offers only {list(offered)}"
-        f"{suggest(missing, offered)}"
+        f"{suggest(missing, offered)}{convert}"
     )
 
 
@@ -74,14 +86,27 @@ def with_recorded_env(name: str, kwargs: Mapping[str, Any], dataset: str | Path)
 
 
 def with_mirrored(
-    task: Task | None, columns: Episode, ends: NDArray[np.int64]
-) -> tuple[Episode, NDArray[np.int64]]:
-    """The episodes and, where the task has a mirror symmetry, their mirror images after them."""
+    task: Task | None, columns: Columns, ends: NDArray[np.int64]
+) -> tuple[Columns, NDArray[np.int64]]:
+    """The episodes and, where the task has a mirror symmetry, their mirror images after them.
+
+    Images are mirrored when they are read.
+    """
     if task is None or task.mirror is None:
         return columns, ends
-    mirrored = task.mirror(columns)
-    both = {key: np.concatenate([column, mirrored[key]]) for key, column in columns.items()}
+    mirror = task.mirror
+    both: dict[str, Any] = {}
+    for key, column in columns.items():
+        if isinstance(column, Frames):
+            both[key] = Mirrored(column, partial(_mirrored, mirror, key))
+        else:
+            both[key] = np.concatenate([column, _mirrored(mirror, key, column)])
     return both, np.concatenate([ends, ends[-1] + ends])
+
+
+def _mirrored(mirror: Callable[[Columns], Columns], key: str, column: NDArray) -> NDArray:
+    """One column through a task's symmetry."""
+    return mirror({key: column})[key]
 
 
 class _InPlace:
@@ -93,7 +118,8 @@ class _InPlace:
     def __init__(self, path: str | Path) -> None:
         self.path = path
         with open_source(path) as source:
-            spec, self.keys = source.spec, list(source.columns)
+            spec = source.spec
+            self.keys = [key for key, column in source.columns.items() if column.kind != "rgb"]
         lowdim = {key: obs for key, obs in spec.observations.items() if obs.kind == "lowdim"}
         if not lowdim:
             raise FlowleapError(
@@ -102,9 +128,16 @@ class _InPlace:
         self.spec: Spec = replace(spec, observations=lowdim)
 
 
-def _read(store: EpisodeStore | _InPlace, keys: Sequence[str]) -> tuple[Episode, NDArray[np.int64]]:
+def _read(
+    store: EpisodeStore | _InPlace, keys: Sequence[str], cache_bytes: int
+) -> tuple[Columns, NDArray[np.int64]]:
     """Return columns of all episodes and the episode ends."""
-    if isinstance(store, EpisodeStore):
-        return store.read(keys), store.episode_ends
-    with open_source(store.path) as source:
-        return read_columns(source, keys)
+    if not isinstance(store, EpisodeStore):
+        with open_source(store.path) as source:
+            return read_columns(source, keys)
+    images = [key for key in keys if infer_key(store.shape(key), store.dtype(key)).kind == "rgb"]
+    columns: dict[str, Any] = store.read([key for key in keys if key not in images])
+    for key in images:
+        columns[key] = Frames(store, key, cache_bytes)
+        cache_bytes -= columns[key].nbytes if columns[key].cached else 0
+    return columns, store.episode_ends

@@ -57,7 +57,7 @@ def register_tasks(words: Sequence[str] = ()) -> None:
     for task in [*(f"metaworld/{name}" for name in metaworld.TASKS), *named]:
         node = {
             "name": task,
-            "kwargs": {},
+            "kwargs": {"cameras": "${oc.select:cameras,null}"} if task.startswith("metaworld/") else {},
             "n_obs_steps": 2,
             "horizon": 16,
             "n_action_steps": 8,

@@ -3,6 +3,7 @@
     flowleap speed
     flowleap speed backbone=mlp batch_size=128 results=docs/results
     flowleap speed what=convert megabytes=10000          the conversion of datasets instead
+    flowleap speed what=images task=pusht/pixels encoder=cnn dataset=data/pusht.zarr batch_size=64
 
 The arrays are random with a task's shapes: speed does not depend on their values.
 """
@@ -51,8 +52,10 @@ def main(cfg: DictConfig) -> dict[str, Any]:
     """Measure, print, optionally write `speed.json`; return the numbers."""
     if cfg.what == "convert":
         return _convert(cfg)
+    if cfg.what == "images":
+        return _images(cfg)
     if cfg.what != "training":
-        raise UsageError(f"what={cfg.what} is none of training, convert")
+        raise UsageError(f"what={cfg.what} is none of training, convert, images")
     import torch
 
     torch.set_num_threads(cfg.threads)
@@ -97,6 +100,16 @@ def _convert(cfg: DictConfig) -> dict[str, Any]:
     results = {"command": "flowleap speed " + shlex.join(given_overrides()), **measure(cfg)}
     if cfg.results:
         place = write_results(Path(cfg.results) / "convert_speed.json", results)
+        Console().print(f"results: {place}", highlight=False)
+    return results
+
+
+def _images(cfg: DictConfig) -> dict[str, Any]:
+    from flowleap.scripts.image_speed import measure
+
+    results = {"command": "flowleap speed " + shlex.join(given_overrides()), **measure(cfg)}
+    if cfg.results:
+        place = write_results(Path(cfg.results) / "image_speed.json", results)
         Console().print(f"results: {place}", highlight=False)
     return results
 

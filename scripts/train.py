@@ -49,7 +49,7 @@ def main(cfg: DictConfig) -> Path:
     if cfg.get("task"):
         kwargs = with_recorded_env(cfg.task.name, _plain(cfg.task.get("kwargs", {})), cfg.dataset)
         task = make_task(cfg.task.name, **kwargs)
-    columns, ends, spec = load_columns(task, cfg.dataset)
+    columns, ends, spec = load_columns(task, cfg.dataset, int(cfg.image_cache_mb) * 2**20)
     recorded = len(ends)
     if cfg.get("mirror"):
         columns, ends = with_mirrored(task, columns, ends)
@@ -183,6 +183,7 @@ def print_plan(trainer: Any, spec: Spec, info: Mapping[str, Any]) -> None:
         "data": f"{info['frames']} windows of {_episodes(info)}",
         "policy": f"{names['objective']['name']} + {names['backbone']['name']}, {parameters:,} parameters",
         "observations": ", ".join(f"{key} {list(x.shape)}" for key, x in batch["obs"].items()),
+        **{f"images '{key}'": text for key, text in trainer.windows.describe_images().items()},
         "actions": str(list(batch["action"].shape)),
         "steps": f"{config.steps:,} x {config.batch_size} = {epochs:.1f} epochs",
         "device": f"{trainer.accelerator.device}, {trainer.accelerator.num_processes} process(es)",

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from flowleap.envs import gl
+from flowleap.envs.chunk_env import ChunkEnv
 from flowleap.envs.demonstrate import demonstrate
 from flowleap.envs.registry import make_task
 from flowleap.envs.rollout import record_episode, rollout
@@ -114,7 +115,8 @@ def test_the_time_limit_is_an_option():
     assert idle.episodes[0].length == 520
 
 
-def test_without_rendering_no_opengl_is_loaded():
+def test_without_rendering_no_opengl_is_loaded(monkeypatch):
+    monkeypatch.delenv("MUJOCO_GL", raising=False)  # MuJoCo imports the backend named there
     code = (
         "import sys; from flowleap.envs.registry import make_task\n"
         "env = make_task('metaworld/reach-v3').make_env()\n"
@@ -162,6 +164,55 @@ def test_a_recorded_episode_is_the_evaluated_one_and_upright():
     ) > 30  # the table, brown, is below the robot's hand
     wood &= frames[0][..., 1] > 60
     assert wood[48:].sum() > 5 * wood[:48].sum()
+
+
+@pytest.mark.usefixtures("renders")
+def test_cameras_show_the_state_that_the_state_task_has():
+    """Same seed, same expert: the camera task records the same episode, with images for what the state tells."""
+    plain = make_task("metaworld/reach-v3", max_steps=12)
+    seen = make_task("metaworld/reach-v3", max_steps=12, cameras=["corner2", "topview"], camera_size=32)
+    state, images = (demonstrate(task, task.make_env(), seed=5).columns for task in (plain, seen))
+    assert {key: x.shape for key, x in images.items()} == {
+        "corner2": (12, 32, 32, 3),
+        "topview": (12, 32, 32, 3),
+        "hand": (12, 4),
+        "action": (12, 4),
+    }
+    np.testing.assert_array_equal(images["action"], state["action"])
+    np.testing.assert_array_equal(images["hand"], state["state"][:, :4])
+    for camera in ("corner2", "topview"):
+        assert images[camera].dtype == np.uint8
+        assert (images[camera][0] != images[camera][-1]).any()
+    assert (images["corner2"][0] != images["topview"][0]).any()
+
+
+@pytest.mark.usefixtures("renders")
+def test_only_the_cameras_of_the_policy_are_rendered_and_only_when_it_looks():
+    task = make_task("metaworld/reach-v3", cameras=["corner2", "topview"], camera_size=32)
+    observations = {key: task.spec.observations[key] for key in ("topview", "hand")}
+    spec = type(task.spec)(**{**vars(task.spec), "observations": observations}).with_window(1, 5, 5)
+    env = ChunkEnv(task, spec)
+    seen, render = [], env.env._eyes.render
+    env.env._eyes.render = lambda data, camera: (seen.append(camera), render(data, camera))[1]
+    env.reset(seed=0)
+    env.step(np.zeros((5, 4), np.float32))
+    assert seen == ["topview", "topview"]
+    env.close()
+
+
+def test_camera_names_are_checked_before_a_simulator_starts():
+    with pytest.raises(FlowleapError, match=r"no camera 'corner5'.*did you mean 'corner"):
+        make_task("metaworld/reach-v3", cameras=["corner5"])
+
+
+def test_without_a_backend_cameras_say_how_to_get_one_and_states_do_not_care(monkeypatch):
+    def fail() -> str:
+        raise FlowleapError("no OpenGL backend renders here; try `apt-get install libosmesa6`")
+
+    monkeypatch.setattr(gl, "choose_gl", fail)
+    with pytest.raises(FlowleapError, match="apt-get install libosmesa6"):
+        make_task("metaworld/reach-v3", cameras=["corner2"]).make_env()
+    make_task("metaworld/reach-v3").make_env().reset(seed=0)
 
 
 @pytest.mark.usefixtures("renders")

@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 import zarr
 
+from flowleap.envs.chunk_env import ChunkEnv
 from flowleap.envs.pusht import PushTEnv, block_keypoints, coverage, mirror
 from flowleap.envs.registry import make_task
+from flowleap.envs.rollout import record_episode, rollout
 
 gym_pusht = pytest.importorskip("gym_pusht.envs.pusht")
 
@@ -130,3 +132,93 @@ def test_a_mirrored_episode_earns_what_the_recorded_one_earns(pusht_human):
 
 def keypoints_of(state: np.ndarray) -> dict[str, np.ndarray]:
     return {"keypoints": block_keypoints(state[:, 2:4], state[:, 4])}
+
+
+def test_pixels_are_drawn_as_they_were_recorded(pusht_human):
+    """Recorded images come back but for the rims of the drawing, which other versions of the libraries smooth apart."""
+    task = make_task("pusht/pixels")
+    data = zarr.open_group(str(pusht_human), mode="r")["data"]
+    columns = {key: np.asarray(data[key][:161]) for key in task.recorded_keys}
+    recorded = task.from_recorded(columns)
+    env = task.make_env()
+    for row in range(0, 161, 20):
+        obs = env.reset_to_state(columns["state"][row])
+        assert obs["image"].dtype == np.uint8
+        difference = np.abs(obs["image"].astype(float) - recorded["image"][row]).max(-1)
+        assert (difference > 8).mean() < 0.01
+        np.testing.assert_allclose(obs["agent_pos"], recorded["agent_pos"][row], atol=1e-3)
+    shifted = np.abs(obs["image"].astype(float) - recorded["image"][0]).max(-1)
+    assert (shifted > 8).mean() > 0.02  # the measure does see another state
+
+
+def test_a_mirrored_image_shows_the_mirrored_state():
+    """Up to the rims, where drawing is not symmetric to the pixel."""
+    task = make_task("pusht/pixels")
+    env = task.make_env()
+    for state in poses(6, 60.0):
+        state = np.array([130.0, 300.0, *state])
+        obs = env.reset_to_state(state)
+        seen = mirror({key: value[None] for key, value in obs.items()})
+        other = env.reset_to_state(
+            np.array([512 - 300.0, 512 - 130.0, *(512 - state[3:1:-1]), np.pi / 2 - state[4]])
+        )
+        assert seen["image"].dtype == np.uint8
+        np.testing.assert_allclose(seen["agent_pos"][0], other["agent_pos"])
+        difference = np.abs(seen["image"][0].astype(float) - other["image"]).max(-1)
+        assert (difference > 60).mean() < 0.02
+        unlike = np.abs(obs["image"].astype(float) - other["image"]).max(-1)
+        assert (unlike > 60).mean() > 2 * (difference > 60).mean()
+
+
+def count_drawings(env):
+    """Count calls of the simulator's drawing."""
+    drawn, draw = [], env.sim._render
+
+    def counted(*args, **kwargs):
+        drawn.append(kwargs)
+        return draw(*args, **kwargs)
+
+    env.sim._render = counted
+    return drawn
+
+
+@pytest.mark.parametrize(("n_obs_steps", "n_action_steps", "a_chunk"), [(1, 6, 1), (2, 6, 2), (3, 2, 2)])
+def test_only_what_the_policy_sees_is_drawn(n_obs_steps, n_action_steps, a_chunk):
+    task = make_task("pusht/pixels")
+    spec = task.spec.with_window(n_obs_steps, 8, n_action_steps)
+    env = ChunkEnv(task, spec)
+    drawn = count_drawings(env.env)
+    obs, _ = env.reset(seed=0)
+    assert len(drawn) == 1
+    for chunk in range(1, 4):
+        obs, *_ = env.step(np.full((n_action_steps, 2), 100.0 + 50 * chunk, np.float32))
+        assert len(drawn) == 1 + a_chunk * chunk
+        assert obs["image"].shape == (n_obs_steps, 96, 96, 3)
+        np.testing.assert_array_equal(obs["image"][-1], env.env.sim._render())
+        drawn.pop()
+    assert (obs["image"][0] != obs["image"][-1]).any() or n_obs_steps == 1
+
+
+def test_nothing_is_drawn_for_a_policy_without_images():
+    task = make_task("pusht/pixels")
+    spec = task.spec.with_window(1, 4, 4)
+    blind = type(spec)(**{**vars(spec), "observations": {"agent_pos": spec.observations["agent_pos"]}})
+    env = ChunkEnv(task, blind)
+    drawn = count_drawings(env.env)
+    env.reset(seed=0)
+    env.step(np.full((4, 2), 200.0, np.float32))
+    assert not drawn
+
+
+def test_a_video_shows_the_episode_that_was_evaluated_from_pixels():
+    short = make_task("pusht/pixels")
+    short = type(short)(**{**vars(short), "max_steps": 20})
+    spec = short.spec.with_window(2, 8, 8)
+
+    def actor(obs, noise):
+        towards = obs["image"][:, -1].mean((1, 2)) + obs["agent_pos"][:, -1, :1]
+        return (towards[:, None, :2] + 60 * noise).astype(np.float32)
+
+    frames, record = record_episode(short, actor, spec, 11)
+    assert frames.shape == (21, 384, 384, 3)
+    assert record == rollout(short, actor, spec, [11, 12], n_envs=2).episodes[0]

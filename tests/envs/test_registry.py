@@ -16,8 +16,8 @@ from flowleap.policy.spec import FlowleapError
 def test_lists_every_family():
     names = list_tasks()
     families = {"pusht/state", "pusht/keypoints", "metaworld/door-open-v3", "probe/slalom", "robosuite/lift"}
-    assert families | {"adroit/door", "fetch/push", "fetch/pick_and_place"} <= set(names)
-    assert len(names) == len(set(names)) == 59
+    assert families | {"adroit/door", "fetch/push", "fetch/pick_and_place", "pusht/pixels"} <= set(names)
+    assert len(names) == len(set(names)) == 60
 
 
 def test_unknown_names_suggest_the_nearest():
@@ -72,6 +72,7 @@ def test_the_static_names_are_those_of_the_installed_metaworld():
     [
         "pusht/state",
         "pusht/keypoints",
+        "pusht/pixels",
         "metaworld/door-open-v3",
         "probe/slalom",
         "adroit/door",

@@ -1,0 +1,53 @@
+"""Batches gathered ahead of the training step by threads, in the sampler's order.
+
+Gathering is copying, reading and decompressing, which lets go of Python's lock: threads suffice, and share the dataset
+with the training process instead of copying it.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+
+from flowleap.policy.batches import Sampler, Windows
+
+
+class Prefetcher:
+    """An endless stream of (global window indices [B], gathered arrays of this process's rows).
+
+    Args:
+        windows: the training windows.
+        sampler: the source of the indices; it runs ahead, so that its place must be asked for here.
+        rows: this process's rows of a global batch.
+        workers: threads, each with one more batch in flight; 0 gathers when asked.
+    """
+
+    def __init__(self, windows: Windows, sampler: Sampler, rows: slice, workers: int) -> None:
+        self._windows, self._sampler, self._rows = windows, sampler, rows
+        self._workers = workers
+        self._pool = ThreadPoolExecutor(workers, "gather") if workers else None
+        self._ahead: deque[tuple[np.ndarray, Future[dict[str, Any]], dict[str, int]]] = deque()
+
+    def next(self) -> tuple[np.ndarray, dict[str, Any]]:
+        """Return the next batch; errors of the gathering threads are raised here."""
+        if self._pool is None:
+            indices = self._sampler.next()
+            return indices, self._windows.gather(indices[self._rows])
+        while len(self._ahead) <= self._workers:
+            place = self._sampler.state_dict()
+            indices = self._sampler.next()
+            self._ahead.append((indices, self._pool.submit(self._windows.gather, indices[self._rows]), place))
+        indices, arrays, _ = self._ahead.popleft()
+        return indices, arrays.result()
+
+    def state_dict(self) -> dict[str, int]:
+        """The sampler's place before the first batch that was not handed out."""
+        return self._ahead[0][2] if self._ahead else self._sampler.state_dict()
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Continue from a place that `state_dict` returned."""
+        self._ahead.clear()
+        self._sampler.load_state_dict(state)

@@ -1,0 +1,111 @@
+"""A policy that sees, from images in a store to an exported graph: uint8 all the way."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from flowleap.datasets.episodes import EpisodeWriter
+from flowleap.envs.registry import make_task
+from flowleap.policy.policy import Policy
+from flowleap.scripts import cli
+
+pytest.importorskip("gym_pusht")
+
+TINY = [
+    "task=pusht/pixels",
+    "encoder=cnn",
+    "encoder.channels=[8,8]",
+    "encoder.features=8",
+    "backbone.width=16",
+    "backbone.depth=1",
+    "trainer.batch_size=8",
+    "trainer.warmup_steps=2",
+    "trainer.log_every=2",
+    "trainer.device=cpu",
+    "trainer.progress=false",
+]
+
+
+def run(*words: str) -> None:
+    assert cli.main(list(words)) == 0
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three short episodes of Push-T, the finger drawn about at random."""
+    task = make_task("pusht/pixels")
+    env, rng = task.make_env(), np.random.default_rng(0)
+    path = tmp_path_factory.mktemp("images") / "pusht.zarr"
+    with EpisodeWriter(path, task.spec) as writer:
+        for seed in range(3):
+            obs, _ = env.reset(seed=seed)
+            frames = []
+            for _ in range(12):
+                action = rng.uniform(100, 400, 2).astype(np.float32)
+                frames.append({**obs, "action": action})
+                obs, *_ = env.step(action)
+            writer.add({key: np.stack([frame[key] for frame in frames]) for key in frames[0]})
+    return path
+
+
+@pytest.fixture(scope="module")
+def run_dir(dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("images") / "run"
+    run("train", f"dataset={dataset}", f"run_dir={out}", "trainer.steps=6", *TINY)
+    return out
+
+
+def test_disk_and_memory_any_number_of_threads_and_a_resumed_run_train_the_same(
+    dataset: Path, run_dir: Path, tmp_path: Path
+) -> None:
+    where = [f"dataset={dataset}", f"run_dir={tmp_path}/run"]
+    disk = ["image_cache_mb=0", "trainer.workers=0", "trainer.stop_at=3"]
+    run("train", *where, *disk, "trainer.steps=6", *TINY)
+    run("train", f"resume={tmp_path}/run", "trainer.stop_at=0", "trainer.workers=3")
+    one, two = (Policy.load(path, "raw").state_dict() for path in (run_dir, tmp_path / "run"))
+    assert all(torch.equal(one[name], two[name]) for name in one)
+
+
+def test_the_plan_says_where_the_images_are(
+    dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plan = [f"dataset={dataset}", f"run_dir={tmp_path}/run", "trainer.dry_run=true", *TINY]
+    run("train", *plan)
+    assert "1 MB uint8 in memory" in capsys.readouterr().out
+    run("train", *plan, "image_cache_mb=0")
+    assert "1 MB uint8 on disk" in capsys.readouterr().out
+
+
+def test_eval_and_export_agree(run_dir: Path, tmp_path: Path) -> None:
+    pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxscript")
+    from flowleap.policy.deploy.runtime import ExportedPolicy
+    from flowleap.policy.spec import FlowleapError
+
+    run("export", f"checkpoint={run_dir}", f"out={tmp_path}/export")
+    manifest = json.loads((tmp_path / "export" / "export.json").read_text())
+    assert manifest["parity"]["max_relative"] < 1e-4
+    assert manifest["parity"]["observations"] == "dataset"
+    common = ["episodes=1", "videos=0", "n_envs=1"]
+    run("eval", f"checkpoint={run_dir}", f"out={tmp_path}/one.json", *common)
+    run("eval", f"checkpoint={tmp_path}/export", f"out={tmp_path}/two.json", *common)
+    one, two = (json.loads((tmp_path / f"{name}.json").read_text())["rows"][0] for name in ("one", "two"))
+    assert one["max_reward"] == pytest.approx(two["max_reward"], abs=0.05)
+    exported = ExportedPolicy.load(tmp_path / "export")
+    obs = {"image": np.zeros((1, 2, 96, 96, 3), np.uint8), "agent_pos": np.zeros((1, 2, 2), np.float32)}
+    assert exported.act(obs).shape == (1, 8, 2)
+    with pytest.raises(FlowleapError, match=r"'image'.*uint8"):
+        exported.act({**obs, "image": obs["image"].astype(np.float32)})
+
+
+def test_mistakes_are_named(dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["train", "task=pusht/pixels", f"dataset={dataset}", f"run_dir={tmp_path}/run"]) == 1
+    assert "choose encoder=cnn" in capsys.readouterr().err
+    state = ["train", "task=pusht/state", f"dataset={dataset}", f"run_dir={tmp_path}/run"]
+    assert cli.main(state) == 1
+    assert "block_position" in capsys.readouterr().err
