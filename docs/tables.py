@@ -65,6 +65,21 @@ def pusht() -> str:
     )
 
 
+def mirror() -> str:
+    """What the mirrored episodes bring on Push-T."""
+
+    def scores(name: str) -> dict[tuple[str, int], float]:
+        return {(row["objective"], row["nfe"]): row["score"] for row in load(name)["table"]}
+
+    plain, mirrored = scores("pusht_keypoints_unmirrored"), scores("pusht_keypoints")
+    parts = [
+        f"{objective} at NFE {nfe} {score:.3f} (with them {mirrored[objective, nfe]:.3f})"
+        for (objective, nfe), score in plain.items()
+    ]
+    seeds = load("pusht_keypoints_unmirrored")["table"][0]["training_seeds"]
+    return f"Without the mirrored episodes, {seeds} training seeds: {'; '.join(parts)}."
+
+
 def probe() -> str:
     """The multimodal probe: success, and how much of the expert's route entropy is kept."""
     result = load("probe_slalom")
@@ -145,9 +160,31 @@ def convert() -> str:
     )
 
 
+def lift() -> str:
+    """robosuite Lift from a robomimic file."""
+    row = load("robosuite_lift")["table"][0]
+    success, minutes = row["success"], row["train_minutes"][0]
+    return (
+        "robosuite Lift, state, 200 scripted demonstrations in a robomimic HDF5 file, trained on in place for "
+        f"{minutes:.1f} minutes of one core: {success['count']} of {success['n']} unseen episodes at NFE {row['nfe']} "
+        f"[{success['interval'][0]:.2f}, {success['interval'][1]:.2f}]."
+    )
+
+
+def replay() -> str:
+    """What the replays of the human demonstrations gave."""
+    push, door = load("replay_pusht")["summary"], load("replay_adroit_door")["summary"]
+    coverage, returns = push["coverage"]["replayed"]["mean"], door["sum_reward"]
+    return (
+        f"Push-T, human: {push['reached']['count']} of {push['reached']['n']} episodes, mean coverage {coverage:.3f}. "
+        f"Adroit door, human: {door['reached']['count']} of {door['reached']['n']}, return "
+        f"{returns['replayed']['mean']:.1f} (recorded: {returns['recorded']['mean']:.1f})."
+    )
+
+
 def render(readme: str) -> str:
     """Replace what stands between `<!-- NAME -->` and `<!-- /NAME -->` by the table of that name."""
-    for build in (pusht, probe, metaworld, speed, demo, convert):
+    for build in (pusht, mirror, probe, metaworld, lift, speed, demo, convert, replay):
         name = build.__name__
         pattern = re.compile(rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)", re.S)
         text = build()

@@ -5,6 +5,7 @@
     flowleap gradients dataset=PATH '+cases.isd-wide="objective=isd backbone.width=1024"' 'only=[isd,isd-wide]'
 
 Each case is a `flowleap train` of its own with the same seed, data and steps; the norms are those before clipping.
+What is finished is not repeated: an interrupted study goes on, and a changed one needs another `out`.
 Writes `<results>/<name>.json` and a plot.
 """
 
@@ -67,26 +68,27 @@ def main(cfg: DictConfig) -> dict[str, Any]:
 
 
 def _case(cfg: DictConfig, words: str, run_dir: Path) -> tuple[dict[str, Any], list[dict[str, float]]]:
-    """Train one case (again, if it is there); a training that stops on NaN is a result, not an error."""
-    shutil.rmtree(run_dir, ignore_errors=True)
+    """Train one case unless it is finished; a training that stops on NaN is a result, not an error."""
     fixed = [f"task={cfg.task.name}", f"dataset={cfg.dataset}", f"run_dir={run_dir}"]
     trainer = [f"trainer.steps={cfg.steps}", f"trainer.seed={cfg.seed}", f"trainer.log_every={LOG_EVERY}"]
     quiet = ["trainer.progress=false", "trainer.device=cpu", "trainer.threads=1"]
     ended = "whole"
-    try:
-        run_flowleap("train", *fixed, *trainer, *quiet, *shlex.split(cfg.train), *shlex.split(words))
-    except FlowleapError as error:
-        if "NaN or infinite" not in str(error):
-            raise
-        ended = "NaN"
-    lines = (run_dir / "metrics.jsonl").read_text().splitlines()
-    rows = [row for row in map(json.loads, lines) if "grad_norm" in row]
+    if not (rows := _norms(run_dir)) or rows[-1]["step"] < cfg.steps:
+        shutil.rmtree(run_dir, ignore_errors=True)
+        try:
+            run_flowleap("train", *fixed, *trainer, *quiet, *shlex.split(cfg.train), *shlex.split(words))
+        except FlowleapError as error:
+            if "NaN or infinite" not in str(error):
+                raise
+            ended = "NaN"
+        rows = _norms(run_dir)
     norms = np.array([row["grad_norm"] for row in rows])
     score = None
     if ended == "whole" and cfg.episodes:
         out = run_dir / "eval.json"
         episodes = [f"episodes={cfg.episodes}", f"seed={cfg.eval_seed}", "steps=1", "n_envs=1", "videos=0"]
-        run_flowleap("eval", f"checkpoint={run_dir}", *episodes, f"out={out}")
+        if not out.exists():
+            run_flowleap("eval", f"checkpoint={run_dir}", *episodes, f"out={out}")
         score = json.loads(out.read_text())["summary"]["headline"]["value"]
     quarter = max(1, len(norms) // 4)
     case = {
@@ -100,6 +102,13 @@ def _case(cfg: DictConfig, words: str, run_dir: Path) -> tuple[dict[str, Any], l
         "episodes": cfg.episodes,
     }
     return case, rows
+
+
+def _norms(run_dir: Path) -> list[dict[str, float]]:
+    """The rows of `metrics.jsonl` with a gradient norm; none if there is no run."""
+    file = run_dir / "metrics.jsonl"
+    lines = file.read_text().splitlines() if file.exists() else []
+    return [row for row in map(json.loads, lines) if "grad_norm" in row]
 
 
 def _line(case: dict[str, Any]) -> str:
