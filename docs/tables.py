@@ -161,7 +161,7 @@ def convert() -> str:
 
 
 def lift() -> str:
-    """robosuite Lift from a robomimic file."""
+    """Lift of robosuite, from a robomimic file."""
     row = load("robosuite_lift")["table"][0]
     success, minutes = row["success"], row["train_minutes"][0]
     return (

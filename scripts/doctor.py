@@ -25,7 +25,12 @@ from rich.table import Table
 from flowleap.policy.spec import FlowleapError
 from flowleap.scripts.cli import run_verb
 
-_MODULES = {"hydra-core": "hydra", "gym-pusht": "gym_pusht", "imageio-ffmpeg": "imageio_ffmpeg"}
+_MODULES = {
+    "hydra-core": "hydra",
+    "gym-pusht": "gym_pusht",
+    "imageio-ffmpeg": "imageio_ffmpeg",
+    "pillow": "PIL",
+}
 
 
 class Check(NamedTuple):

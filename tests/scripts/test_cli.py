@@ -235,7 +235,7 @@ def test_a_closed_pipe_is_no_bug() -> None:
         ("flowleap train objective=flow", ["objective=flow_matching"]),
         ("flowleap train trainer.dry_run=", ["trainer.dry_run=true", "trainer.dry_run=false"]),
         ("flowleap train bad=1 trainer.warm", ["trainer.warmup_steps="]),
-        ("flowleap train task=pusht/", ["task=pusht/keypoints", "task=pusht/state"]),
+        ("flowleap train task=pusht/", ["task=pusht/keypoints", "task=pusht/pixels", "task=pusht/state"]),
         ("flowleap train task=metaworld/door-o", ["task=metaworld/door-open-v3"]),
     ],
 )

@@ -86,7 +86,7 @@ def test_dry_run_writes_nothing(
     where = [f"dataset={pusht_human}", f"run_dir={out}", "trainer.dry_run=true"]
     run("train", "task=pusht/state", *where, *TINY)
     text = capsys.readouterr().out
-    assert "25650 windows of 206 episodes" in text
+    assert "51300 windows of 206 episodes and their mirror images" in text
     assert "one step" in text
     assert not out.exists()
 
