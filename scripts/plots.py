@@ -137,6 +137,7 @@ def gradient_norms(curves: Mapping[str, Sequence[Mapping[str, float]]], out: Pat
         objective, _, condition = name.partition("-")
         panels.setdefault(condition.replace("_", " ") or "as it is", []).append((objective, rows))
     colours = {name: f"C{i}" for i, name in enumerate(dict.fromkeys(n.partition("-")[0] for n in curves))}
+    every = [row["grad_norm"] for rows in curves.values() for row in rows]
     columns = min(4, len(panels))
     height = -(-len(panels) // columns)
     figure, axes = _figure(height, columns, 2.8 * columns, 2.3 * height)
@@ -147,8 +148,7 @@ def gradient_norms(curves: Mapping[str, Sequence[Mapping[str, float]]], out: Pat
             norms = [row["grad_norm"] for row in rows]
             axis.plot([r["step"] for r in rows], norms, lw=0.8, label=objective, color=colours[objective])
         axis.set_title(condition, fontsize=9)
-        axis.set(yscale="log")
-        axis.sharey(axes[0, 0])
+        axis.set(yscale="log", ylim=(0.8 * min(every), 1.25 * max(every)))
         axis.legend(frameon=False, fontsize=7)
     figure.supxlabel("gradient steps", fontsize=9)
     figure.supylabel("gradient norm before clipping", fontsize=9)
