@@ -122,7 +122,7 @@ def _equal_time_steps(cfg: DictConfig, objective: str, words: Sequence[str]) -> 
     return round(steps[-1] * costs[cfg.objectives[0]] / costs[objective])
 
 
-def step_cost(cfg: DictConfig, objective: str, words: Sequence[str], steps: int = 100) -> float:
+def step_cost(cfg: DictConfig, objective: str, words: Sequence[str], steps: int = 400) -> float:
     """CPU seconds of one gradient step: those of 60 + `steps` steps less those of 60, in processes of their own."""
     spent = []
     for count in (60, 60 + steps):

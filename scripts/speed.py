@@ -2,6 +2,7 @@
 
     flowleap speed
     flowleap speed backbone=mlp batch_size=128 results=docs/results
+    flowleap speed 'backbone.channels=[80,160,280]'      a U-Net of 5.7 M parameters
     flowleap speed what=convert megabytes=10000          the conversion of datasets instead
     flowleap speed what=images task=pusht/pixels encoder=cnn dataset=data/pusht.zarr batch_size=64
 
@@ -51,9 +52,13 @@ CASES: dict[str, dict[str, Any]] = {
 def main(cfg: DictConfig) -> dict[str, Any]:
     """Measure, print, optionally write `speed.json`; return the numbers."""
     if cfg.what == "convert":
-        return _convert(cfg)
+        from flowleap.scripts import convert_speed
+
+        return _written(cfg, "convert_speed", convert_speed.measure(cfg))
     if cfg.what == "images":
-        return _images(cfg)
+        from flowleap.scripts import image_speed
+
+        return _written(cfg, "image_speed", image_speed.measure(cfg))
     if cfg.what != "training":
         raise UsageError(f"what={cfg.what} is none of training, convert, images")
     import torch
@@ -75,8 +80,7 @@ def main(cfg: DictConfig) -> dict[str, Any]:
                 seconds[name].append(step())
     medians = {name: statistics.median(values) for name, values in seconds.items()}
     loader = _loader_rate(windows, cfg.batch_size)
-    results = {
-        "command": "flowleap speed " + shlex.join(given_overrides()),
+    results: dict[str, Any] = {
         "config": OmegaConf.to_container(cfg, resolve=True),
         "processor": platform.processor() or platform.machine(),
         "parameters": parameters,
@@ -88,28 +92,14 @@ def main(cfg: DictConfig) -> dict[str, Any]:
         },
     }
     _print(Console(), results)
+    return _written(cfg, f"speed_{cfg.backbone.name}", results)
+
+
+def _written(cfg: DictConfig, name: str, measured: dict[str, Any]) -> dict[str, Any]:
+    """The results with their command, in a file of their own if a folder for them is given."""
+    results = {"command": "flowleap speed " + shlex.join(given_overrides()), **measured}
     if cfg.results:
-        name = f"speed_{cfg.backbone.name}.json"
-        Console().print(f"results: {write_results(Path(cfg.results) / name, results)}", highlight=False)
-    return results
-
-
-def _convert(cfg: DictConfig) -> dict[str, Any]:
-    from flowleap.scripts.convert_speed import measure
-
-    results = {"command": "flowleap speed " + shlex.join(given_overrides()), **measure(cfg)}
-    if cfg.results:
-        place = write_results(Path(cfg.results) / "convert_speed.json", results)
-        Console().print(f"results: {place}", highlight=False)
-    return results
-
-
-def _images(cfg: DictConfig) -> dict[str, Any]:
-    from flowleap.scripts.image_speed import measure
-
-    results = {"command": "flowleap speed " + shlex.join(given_overrides()), **measure(cfg)}
-    if cfg.results:
-        place = write_results(Path(cfg.results) / "image_speed.json", results)
+        place = write_results(Path(cfg.results) / f"{name}.json", results)
         Console().print(f"results: {place}", highlight=False)
     return results
 
