@@ -215,6 +215,11 @@ class RobomimicSource(Source):
         seed = self._group(index).attrs.get("seed")
         return None if seed is None else int(seed)
 
+    def scene(self, index: int) -> str | None:
+        """The attribute `model_file` (MJCF), which robosuite's recordings have."""
+        model = self._group(index).attrs.get("model_file")
+        return None if model is None else _text(model)
+
     def close(self) -> None:
         """Close the file."""
         self._file.close()

@@ -51,6 +51,10 @@ class Source(ABC):
         """The seed that an episode was recorded with, None if unknown."""
         return None
 
+    def scene(self, index: int) -> str | None:
+        """The simulator's description of the episode's scene (robomimic's `model_file`), None if there is none."""
+        return None
+
     def times(self, index: int) -> NDArray | None:
         """Time stamps of the frames, [T] seconds, from a column of that name; None if there is none."""
         key = next((key for key in _TIMES if key in self.columns and self.columns[key].size == 1), None)

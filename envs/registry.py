@@ -25,6 +25,7 @@ from flowleap.policy.spec import optional_import as optional_import
 
 Metric = Literal["success", "max_reward", "sum_reward"]
 Observation = dict[str, np.ndarray]
+SCENE = "scene"  # beside the columns that `Task.reset_to` gets: the episode's scene, as text
 
 FAMILIES = {
     "adroit": "flowleap.envs.adroit",
@@ -80,8 +81,9 @@ class Task:
         measures: numbers of `info` whose largest value `flowleap replay` reports beside the rewards.
         reports_success: whether `info["success"]` can be true at all; where not, scores leave it out.
         reset_to: puts an environment into a recorded initial state and returns its observation; gets the first
-            frame of the columns of one entry of `state_keys`, {key: [*shape]}. None: no recorded state can be set,
-            and `flowleap replay` needs the seeds that `flowleap collect` stores.
+            frame of the columns of one entry of `state_keys`, {key: [*shape]}, and, where the recording has it, the
+            episode's scene as text under `SCENE`. None: no recorded state can be set, and `flowleap replay` needs
+            the seeds that `flowleap collect` stores.
         state_keys: sets of recorded columns that each determine the initial state; the first one there is used.
         recorded_outcome: reads off the columns of one recorded episode, key -> [T, *shape] (those there are), what
             they say of its outcome: any of `success`, `max_reward`, `sum_reward`, `outcomes` and `measures`.
@@ -103,7 +105,7 @@ class Task:
     outcomes: tuple[str, ...] = ()
     measures: tuple[str, ...] = ()
     reports_success: bool = True
-    reset_to: Callable[[Any, Mapping[str, np.ndarray]], Observation] | None = None
+    reset_to: Callable[[Any, Mapping[str, Any]], Observation] | None = None
     state_keys: tuple[tuple[str, ...], ...] = ()
     recorded_outcome: Callable[[Mapping[str, np.ndarray]], dict[str, float]] | None = None
     info_columns: Mapping[str, ObsKey] = field(default_factory=dict)

@@ -58,7 +58,7 @@ def replay(
     task: Task,
     env: gymnasium.Env[Any, Any],
     actions: np.ndarray,
-    start: Mapping[str, np.ndarray] | int,
+    start: Mapping[str, Any] | int,
     action_noise: float = 0.0,
 ) -> tuple[dict[str, float], Observation]:
     """Execute `actions` [T, A] from a recorded state (the first frame of its columns) or from a seed.

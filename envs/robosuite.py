@@ -21,7 +21,7 @@ from gymnasium.spaces import Box, Dict, Space
 
 from flowleap.envs.experts import lift_expert
 from flowleap.envs.gl import OffscreenRenderer
-from flowleap.envs.registry import Observation, Task, optional_import, package_versions
+from flowleap.envs.registry import SCENE, Observation, Task, optional_import, package_versions
 from flowleap.policy.spec import ActionConvention, FlowleapError, ObsKey, Spec, suggest
 
 TASKS = ("lift", "can", "square")
@@ -140,13 +140,18 @@ class RobosuiteEnv(gymnasium.Env[Observation, np.ndarray]):
                 scene of the last reset.
 
         Raises:
-            FlowleapError: the state does not belong to this scene.
+            FlowleapError: the model does not load, or the state does not belong to this scene.
         """
         sim = self.sim.sim
         if model is not None:
             with _numpy_seed(0):
                 self.sim.reset()
-                self.sim.reset_from_xml_string(self.sim.edit_model_xml(model))
+                try:
+                    self.sim.reset_from_xml_string(self.sim.edit_model_xml(model))
+                except Exception as error:  # the parsers of robosuite and of MuJoCo
+                    raise FlowleapError(
+                        f"the scene of the recording (model_file) does not load: {error}"
+                    ) from error
             sim = self.sim.sim
             sim.reset()
         size = 1 + sim.model.nq + sim.model.nv
@@ -226,6 +231,8 @@ def make(
         metric="success",
         seed_note=_SEED_NOTE,
         expert=lift_expert if name == "lift" else None,
+        reset_to=reset_to,
+        state_keys=((STATES,),),
         info_columns={STATES: ObsKey((_SCENES[name][2],), "float64")},
     )
 
@@ -241,9 +248,9 @@ def default_env_args(name: str) -> dict[str, Any]:
     }
 
 
-def reset_to(env: RobosuiteEnv, frame: Mapping[str, np.ndarray]) -> Observation:
-    """Put an environment into the state that the first frame of a recording holds, `states` [S]."""
-    return env.reset_to(frame[STATES])
+def reset_to(env: RobosuiteEnv, first: Mapping[str, Any]) -> Observation:
+    """Put an environment into a recorded state: `states` [S], in the `scene` (MJCF) if the recording has it."""
+    return env.reset_to(first[STATES], first.get(SCENE))
 
 
 def _checked(name: str, env_args: Mapping[str, Any]) -> dict[str, Any]:

@@ -5,8 +5,9 @@
 
 Open loop, so it needs no policy: the check to make before training. An episode reaches what was recorded if its
 score (of the task) is the recorded one or better, less `tolerance`; a recorded success must succeed. Datasets without
-recorded outcomes are judged by success. Initial states come from the columns that the task can be reset to, else from
-the seeds that `flowleap collect` stores. Package versions that differ from the recorded ones are named.
+recorded outcomes are judged by success. Initial states come from the seeds that `flowleap collect` stored for this very
+task, else from the columns that it can be reset to (and, for robosuite, robomimic's `model_file` of each episode).
+Package versions that differ from the recorded ones are named.
 """
 
 from __future__ import annotations
@@ -18,14 +19,13 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
 from flowleap.datasets.columns import ACTION
 from flowleap.datasets.formats import open_source
 from flowleap.datasets.source import Source
-from flowleap.envs.registry import Task, make_task
+from flowleap.envs.registry import SCENE, Task, make_task
 from flowleap.envs.replay import (
     Replayed,
     differences,
@@ -41,7 +41,7 @@ from flowleap.envs.workers import env_errors
 from flowleap.policy.metrics import progress_bar
 from flowleap.policy.spec import FlowleapError
 from flowleap.scripts.cli import UsageError, run_verb
-from flowleap.scripts.data import task_columns
+from flowleap.scripts.data import task_columns, with_recorded_env
 from flowleap.scripts.hydra_app import given_overrides
 
 
@@ -51,7 +51,9 @@ def main(cfg: DictConfig) -> dict[str, Any]:
         raise UsageError("'task' is required: add task=NAME (`flowleap list what=tasks` shows them)")
     if cfg.episodes is not None and (not isinstance(cfg.episodes, int) or cfg.episodes < 1):
         raise UsageError(f"episodes={cfg.episodes} must be a whole number >= 1, or null for all")
-    task = make_task(cfg.task.name, **cfg.task.get("kwargs", {}))
+    name, plain = cfg.task.name, OmegaConf.to_container(cfg.task, resolve=True)
+    assert isinstance(plain, dict)
+    task = make_task(name, **with_recorded_env(name, plain.get("kwargs") or {}, cfg.dataset))
     with open_source(cfg.dataset) as source:
         rows = _replay_all(task, source, cfg)
         versions = [source.spec.source.get("versions"), source.attrs.get("versions")]
@@ -75,7 +77,7 @@ def main(cfg: DictConfig) -> dict[str, Any]:
 def _replay_all(task: Task, source: Source, cfg: DictConfig) -> list[Replayed]:
     """Replay episode by episode; only one is in memory."""
     keys, translate = task_columns(task, list(source.columns), None, cfg.dataset)
-    states = initial_state_columns(task, list(source.columns))
+    states = None if _has_seeds(task, source) else initial_state_columns(task, list(source.columns))
     if states is None:
         _require_seeds(task, source)
     rewards = [key for key in source.extra if key in ("reward", "rewards")]
@@ -94,9 +96,10 @@ def _replay_all(task: Task, source: Source, cfg: DictConfig) -> list[Replayed]:
                 seed = source.seed(index)
                 if states is None and seed is None:
                     raise FlowleapError(f"'{source.path}', {source.label(index)}: no seed was recorded")
-                start: Mapping[str, np.ndarray] | int = seed or 0
+                start: Mapping[str, Any] | int = seed or 0
                 if states is not None:
-                    start = {key: columns[key][0] for key in states}
+                    scene = source.scene(index)
+                    start = {key: columns[key][0] for key in states} | ({SCENE: scene} if scene else {})
                 outcome, seen = replay(task, env, own[ACTION], start, noise)
                 known = recorded_outcome(task, columns, succeeded)
                 off = differences(seen, own)
@@ -110,8 +113,16 @@ def _replay_all(task: Task, source: Source, cfg: DictConfig) -> list[Replayed]:
     return rows
 
 
+def _has_seeds(task: Task, source: Source) -> bool:
+    """Whether the dataset stores the seeds of episodes of this very task."""
+    origin = source.spec.source
+    return source.seed(0) is not None and task.name in (origin.get("task"), f"gym/{origin.get('env')}")
+
+
 def _require_seeds(task: Task, source: Source) -> None:
     """Raise unless the dataset stores the seeds of episodes of this very task."""
+    if _has_seeds(task, source):
+        return
     states = " or ".join(" + ".join(keys) for keys in task.state_keys)
     cannot = (
         f"needs the column(s) {states}" if states else "cannot be reset to a recorded state, only to a seed"
@@ -122,12 +133,10 @@ def _require_seeds(task: Task, source: Source) -> None:
             "this dataset cannot be replayed there"
         )
     origin = source.spec.source
-    recorded = {origin.get("task"), f"gym/{origin.get('env')}"}
-    if task.name not in recorded:
-        raise FlowleapError(
-            f"task {task.name} {cannot}, and the seeds in '{source.path}' are of "
-            f"{origin.get('task') or origin.get('env') or 'an unknown task'}"
-        )
+    raise FlowleapError(
+        f"task {task.name} {cannot}, and the seeds in '{source.path}' are of "
+        f"{origin.get('task') or origin.get('env') or 'an unknown task'}"
+    )
 
 
 def describe(results: Mapping[str, Any]) -> list[str]:

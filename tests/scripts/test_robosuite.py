@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import shutil
 import sys
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,6 +16,7 @@ from omegaconf import OmegaConf
 
 # Now, before any test renders: triton's LLVM, loaded after Mesa's, ends the process.
 import flowleap.policy.trainer  # noqa: F401
+from flowleap.envs.registry import make_task
 from flowleap.envs.robosuite import default_env_args
 from flowleap.policy.checkpoint import read_manifest, resolve
 from flowleap.scripts import cli
@@ -55,6 +58,38 @@ def test_robomimic_plays_the_file_back(lift: Path, monkeypatch: pytest.MonkeyPat
     for action in demo["actions"]:
         env.step(action)
     assert env.is_success()["task"]
+
+
+def test_replay_of_seeds_and_of_a_file_by_robomimic(
+    lift: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """From seeds all is as it was; from `states`, the scene of each episode (`model_file`) has to come with them."""
+    words = ["replay", "task=robosuite/lift", f"out={tmp_path}/r.json"]
+
+    def replayed(dataset: Path) -> list[dict[str, Any]]:
+        assert cli.main([*words, f"dataset={dataset}"]) == 0
+        rows: list[dict[str, Any]] = json.loads((tmp_path / "r.json").read_text())["rows"]
+        return rows
+
+    assert [row["mean_difference"] for row in replayed(lift)] == [0.0, 0.0]
+    file = tmp_path / "public.hdf5"
+    shutil.copy(lift, file)
+    env = make_task("robosuite/lift").make_env()
+    with h5py.File(file, "a") as f:
+        del f["flowleap"]  # and with it the seeds
+        for demo in f["data"].values():
+            env.reset(seed=int(demo.attrs["seed"]))
+            demo.attrs["model_file"] = env.unwrapped.sim.sim.model.get_xml()
+    env.close()
+    rows = replayed(file)
+    assert all(row["reached"] and row["outcome"]["success"] for row in rows)
+    assert all(row["start_difference"] < 1e-3 and row["mean_difference"] < 1e-2 for row in rows)
+    with h5py.File(file, "a") as f:
+        attrs = f["data/demo_0"].attrs
+        attrs["model_file"] = attrs["model_file"].replace("<worldbody>", '<worldbody unknown="1">')
+    capsys.readouterr()
+    assert cli.main([*words, f"dataset={file}"]) == 1
+    assert "scene of the recording" in capsys.readouterr().err
 
 
 def test_training_takes_the_environment_from_the_file(lift: Path, tmp_path: Path) -> None:
