@@ -79,6 +79,7 @@ def main(cfg: DictConfig) -> dict[str, Any]:
     path.with_suffix(".md").write_text(markdown(results))
     score_curves(
         results["table"],
+        results["runs"],
         metric,
         path.with_suffix(".png"),
         f"{cfg.task.name}, {len(cfg.seeds)} training seeds",

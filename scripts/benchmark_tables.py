@@ -10,7 +10,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from flowleap.envs.report import bootstrap_mean, wilson
+from flowleap.envs.report import bootstrap_mean, rate
 
 Record = Mapping[str, Any]  # one evaluation: objective, nfe, seed, rows (one per episode), ...
 HEAD = (
@@ -28,15 +28,15 @@ def aggregate(records: Sequence[Record], episodes: int, metric: str) -> list[dic
     """One line per objective and NFE: mean and spread over training seeds, pooled intervals.
 
     `score` is the mean of `metric` over training seeds, its interval a bootstrap over evaluation seeds (for a
-    success rate the pooled Wilson interval). A task with modes adds `entropy_share`, a mean over training seeds.
+    success rate the pooled Wilson interval). A task with modes adds `entropy_share`, a mean over training seeds;
+    `outcomes` are rates of what else the task reports of an episode.
     """
     table = []
     for (objective, nfe), group in _groups(records).items():
-        values, success = _scores(group, metric), _scores(group, "success")
+        values, success = _scores(group, metric), rate([e["success"] for run in group for e in run["rows"]])
         reward = _scores(group, "max_reward")
         per_seed = values.mean(1)
-        count, n = int(success.sum()), success.size
-        interval = wilson(count, n) if metric == "success" else bootstrap_mean(values.mean(0))
+        interval = success["interval"] if metric == "success" else bootstrap_mean(values.mean(0))
         row = {
             "objective": objective,
             "nfe": nfe,
@@ -47,7 +47,11 @@ def aggregate(records: Sequence[Record], episodes: int, metric: str) -> list[dic
             "per_seed": [float(x) for x in per_seed],
             "seed_sd": float(per_seed.std(ddof=1)) if len(group) > 1 else None,
             "mean_max_reward": float(reward.mean()),
-            "success": {"count": count, "n": n, "rate": count / n, "interval": list(wilson(count, n))},
+            "success": success,
+            "outcomes": {
+                name: rate([e["outcomes"][name] for run in group for e in run["rows"]])
+                for name in group[0]["summary"].get("outcomes", {})
+            },
             "train_steps": [e["train_steps"] for e in group],
             "train_minutes": [e["train_minutes"] for e in group],
             "latency_ms_p50": float(np.median([e["summary"]["latency_ms"]["p50"] for e in group])),
@@ -81,7 +85,7 @@ def markdown(results: Mapping[str, Any]) -> str:
     lines = [f"`{results['command']}`", ""]
     for key, title in (("table", "First budget"), ("table_equal_time", "Equal training time")):
         if key in results:
-            head = [*HEAD, "entropy share"] if "entropy_share" in results[key][0] else list(HEAD)
+            head = [*HEAD, *_extra(results[key])]
             body = [cells(row) for row in results[key]]
             lines += [f"**{title}** (score: {results['metric']})", ""]
             lines += ["| " + " | ".join(line) + " |" for line in (head, ["---"] * len(head), *body)]
@@ -105,15 +109,19 @@ def cells(row: Mapping[str, Any]) -> list[str]:
     if "entropy_share" in row:
         share = row["entropy_share"]
         line.append("-" if share is None else f"{share:.2f}")
-    return line
+    return line + [f"{part['count']}/{part['n']}" for part in row["outcomes"].values()]
+
+
+def _extra(table: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Columns beyond those of `HEAD`, in the order of `cells`."""
+    return [*(["entropy share"] if "entropy_share" in table[0] else []), *table[0]["outcomes"]]
 
 
 def print_tables(console: Console, results: Mapping[str, Any], path: Path) -> None:
     """Print every table, the paired differences of the first, and where the files are."""
     for key, title in (("table", results["metric"]), ("table_equal_time", "equal training time")):
         if key in results:
-            extra = ["entropy share"] if "entropy_share" in results[key][0] else []
-            table = Table(*HEAD, *extra, title=title)
+            table = Table(*HEAD, *_extra(results[key]), title=title)
             for row in results[key]:
                 table.add_row(*cells(row))
             console.print(table)

@@ -100,17 +100,25 @@ def toy_samples(
     return _save(figure, out)
 
 
-def score_curves(rows: Sequence[Mapping[str, Any]], metric: str, out: Path, title: str) -> Path:
+def score_curves(
+    rows: Sequence[Mapping[str, Any]],
+    runs: Sequence[Mapping[str, Any]],
+    metric: str,
+    out: Path,
+    title: str,
+) -> Path:
     """Draw score against NFE and score against training time, one line or point an objective.
 
     Args:
         rows: the `table` of a benchmark: `objective`, `nfe`, `score`, `interval`, `train_minutes`.
+        runs: its `runs`; the evaluations during training (`curve`) are a third panel where there are any.
         metric: what the score is.
         out: image file.
-        title: above both.
+        title: above all.
     """
-    figure, axes = _figure(1, 2, 9, 3.8)
-    left, right = axes[0]
+    curves = {(run["objective"], run["seed"]): run for run in runs if run["curve"]}
+    figure, axes = _figure(1, 3 if curves else 2, 13 if curves else 9, 3.8)
+    left, right = axes[0, :2]
     for name in dict.fromkeys(str(row["objective"]) for row in rows):
         own = sorted((row for row in rows if row["objective"] == name), key=lambda row: int(row["nfe"]))
         scores = [row["score"] for row in own]
@@ -120,8 +128,15 @@ def score_curves(rows: Sequence[Mapping[str, Any]], metric: str, out: Path, titl
         minutes = [float(np.mean(row["train_minutes"])) for row in own]
         right.scatter(minutes, scores, color=line.get_color(), s=14)
         right.annotate(name, (minutes[0], max(scores)), fontsize=7, xytext=(3, 2), textcoords="offset points")
+        for (objective, _), run in curves.items():
+            if objective == name:
+                pace = run["train_minutes"] / run["train_steps"]
+                points = [(pace * point["step"], point["score"]) for point in run["curve"]]
+                axes[0, 2].plot(*zip(*points, strict=True), ".-", lw=0.9, ms=4, color=line.get_color())
     left.set(xscale="log", xlabel="NFE", ylabel=metric)
     right.set(xlabel="training, minutes of one core", ylabel=metric)
+    if curves:
+        axes[0, 2].set(xlabel="minutes into training (few episodes, other seeds)", ylabel=metric)
     left.legend(frameon=False, fontsize=7)
     figure.suptitle(title)
     return _save(figure, out)

@@ -39,8 +39,11 @@ def test_demo_in_miniature(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
 
 
 def evaluation(objective: str, nfe: int, seed: int, rewards: list[float]) -> dict[str, Any]:
-    rows = [{"seed": i, "max_reward": r, "success": r > 0.9} for i, r in enumerate(rewards)]
-    summary = {"latency_ms": {"p50": 1.0}, "modes": {"entropy_share": 0.5 + seed}}
+    rows = [
+        {"seed": i, "max_reward": r, "success": r > 0.9, "outcomes": {"open": r > 0.6}}
+        for i, r in enumerate(rewards)
+    ]
+    summary = {"latency_ms": {"p50": 1.0}, "modes": {"entropy_share": 0.5 + seed}, "outcomes": {"open": {}}}
     return {
         "objective": objective,
         "nfe": nfe,
@@ -64,6 +67,7 @@ def test_benchmark_arithmetic() -> None:
     assert isd["seed_sd"] == pytest.approx(0.0)
     assert isd["success"]["count"] == 1
     assert isd["success"]["n"] == 4
+    assert (isd["outcomes"]["open"]["count"], isd["outcomes"]["open"]["n"]) == (3, 4)
     assert regression["mean_max_reward"] == pytest.approx(0.3)
     assert isd["score"] == pytest.approx(0.75)
     assert isd["entropy_share"] == pytest.approx(1.0)
@@ -85,7 +89,7 @@ def test_benchmark_repeats_nothing_that_is_finished(pusht_human: Path, tmp_path:
         "budget=[steps,time]",
         "seeds=[0]",
         "episodes=1",
-        'train="trainer.steps=2 trainer.warmup_steps=1 backbone.width=16"',
+        'train="trainer.steps=2 trainer.warmup_steps=1 backbone.width=16 trainer.eval_every=2 eval.episodes=1"',
     ]
     assert cli.main(["benchmark", *words]) == 0
     first = (tmp_path / "runs" / "regression_seed0" / benchmark.TIMING).stat().st_mtime_ns
@@ -95,5 +99,6 @@ def test_benchmark_repeats_nothing_that_is_finished(pusht_human: Path, tmp_path:
     for table in ("table", "table_equal_time"):
         assert [(row["objective"], row["nfe"]) for row in result[table]] == [("regression", 1)]
         assert result[table][0]["train_steps"] == [2]
+    assert [point["step"] for point in result["runs"][0]["curve"]] == [2]
     assert "| regression | 1 |" in (tmp_path / "results" / "pusht_keypoints.md").read_text()
     assert (tmp_path / "results" / "pusht_keypoints.png").stat().st_size > 1000
