@@ -171,6 +171,74 @@ def lift() -> str:
     )
 
 
+def images() -> str:
+    """Push-T from the human images, and MetaWorld from a camera."""
+    result, drawer = load("pusht_pixels"), load("image_drawer-open-v3")
+
+    def cell(row: dict[str, Any]) -> str:
+        low, high = row["interval"]
+        success = row["success"]
+        return f"{row['score']:.3f} [{low:.2f}, {high:.2f}] ({success['count']}/{success['n']})"
+
+    seeds = {row["training_seeds"] for row in result["table"]}
+    row = drawer["table"][0]
+    success, minutes = row["success"], row["train_minutes"][0]
+    low, high = success["interval"]
+    return (
+        pivot(result["table"], cell)
+        + f"\n\nMean max reward [95 % bootstrap over evaluation seeds] (successes), {min(seeds)} training seeds of "
+        + f"{result['table'][0]['episodes_per_seed']} episodes.\n\n{drawer['config']['task']['name']} from one camera, "
+        + f"50 scripted demonstrations, {minutes:.0f} CPU minutes: {success['count']}/{success['n']} at NFE {row['nfe']} "
+        + f"[{low:.2f}, {high:.2f}]."
+    )
+
+
+def image_cost() -> str:
+    """What training and acting from images take."""
+    measured = load("image_speed")["measured"]
+    names = {
+        "in memory, uint8": "frames in memory as uint8 (the default where they fit)",
+        "from the disk": "frames read from the disk",
+        "DataLoader, float32 in memory": "torch DataLoader over float32 frames",
+    }
+    body = [
+        [
+            text,
+            f"{100 * measured[name]['network_share']:.0f} %" if "network_share" in measured[name] else "",
+            f"{measured[name]['loader_windows_per_cpu_s']:,.0f}",
+            f"{measured[name]['peak_mb'] / 1e3:.1f} GB",
+        ]
+        for name, text in names.items()
+    ]
+    head = ["Push-T, 25,650 frames", "forward + backward", "loader alone, windows a CPU s", "peak memory"]
+    latencies = []
+    for name, what in (
+        ("export_pusht_pixels", "CNN + MLP"),
+        ("export_pusht_pixels_unet", "CNN + U-Net 5.7 M"),
+    ):
+        report = load(name)
+        worst = max(case["max_relative"] for case in report["parity"]["cases"])
+        p50 = report["latency"]["onnxruntime"]["p50_ms"]
+        latencies.append(f"{what} {p50:.2f} ms, parity {worst:.0e} of the action range")
+    return (
+        table(head, body) + f"\n\nExported, uint8 images in, p50 a chunk on one core: {'; '.join(latencies)}."
+    )
+
+
+def door() -> str:
+    """The Adroit door from 25 human demonstrations."""
+    result = load("adroit_door")
+    rows = []
+    for row in result["table"]:
+        parts = [row["success"], *row["outcomes"].values()]
+        cells = [f"{p['count']}/{p['n']} [{p['interval'][0]:.2f}, {p['interval'][1]:.2f}]" for p in parts]
+        minutes = sum(row["train_minutes"]) / len(row["train_minutes"])
+        rows.append([row["objective"], str(row["nfe"]), *cells, f"{minutes:.1f}"])
+    return table(
+        ["objective", "NFE", "hinge > 1.35 rad (success)", "hinge > 1.0 rad", "train, CPU min"], rows
+    )
+
+
 def replay() -> str:
     """What the replays of the human demonstrations gave."""
     push, door = load("replay_pusht")["summary"], load("replay_adroit_door")["summary"]
@@ -184,7 +252,20 @@ def replay() -> str:
 
 def render(readme: str) -> str:
     """Replace what stands between `<!-- NAME -->` and `<!-- /NAME -->` by the table of that name."""
-    for build in (pusht, mirror, probe, metaworld, lift, speed, demo, convert, replay):
+    for build in (
+        pusht,
+        mirror,
+        probe,
+        metaworld,
+        lift,
+        images,
+        image_cost,
+        door,
+        speed,
+        demo,
+        convert,
+        replay,
+    ):
         name = build.__name__
         pattern = re.compile(rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)", re.S)
         text = build()

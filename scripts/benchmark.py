@@ -54,7 +54,7 @@ class Row:
 
 
 def main(cfg: DictConfig) -> dict[str, Any]:
-    """Run all rows, write `<results>/<name>.{json,md,png}`, print the tables, and return the results."""
+    """Run all rows, write `<results>/<name>.{json,md}` (`.png`: of more than one point), print and return them."""
     if cfg.get("task") is None or cfg.parallel < 1 or not set(cfg.budget) <= {"steps", "time"}:
         raise FlowleapError("benchmark needs task=NAME, parallel >= 1 and budget=[steps], [time] or both")
     metric = make_task(cfg.task.name).metric
@@ -77,13 +77,9 @@ def main(cfg: DictConfig) -> dict[str, Any]:
     path = Path(cfg.results) / f"{cfg.name.replace('/', '_')}.json"
     write_results(path, results)
     path.with_suffix(".md").write_text(markdown(results))
-    score_curves(
-        results["table"],
-        results["runs"],
-        metric,
-        path.with_suffix(".png"),
-        f"{cfg.task.name}, {len(cfg.seeds)} training seeds",
-    )
+    if len(results["table"]) > 1 or any(run["curve"] for run in results["runs"]):
+        title = f"{cfg.task.name}, training seeds {', '.join(map(str, cfg.seeds))}"
+        score_curves(results["table"], results["runs"], metric, path.with_suffix(".png"), title)
     print_tables(console, results, path)
     return results
 

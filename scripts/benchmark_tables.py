@@ -129,7 +129,7 @@ def print_tables(console: Console, results: Mapping[str, Any], path: Path) -> No
         low, high = row["interval"]
         text = f"{row['a']} - {row['b']}: {row['mean']:+.3f} [{low:+.3f}, {high:+.3f}]"
         console.print(text, highlight=False)
-    console.print(f"results: {path}, .md, .png", highlight=False)
+    console.print(f"results: {path}, .md", highlight=False)
 
 
 def _scores(group: Sequence[Record], field: str) -> np.ndarray:

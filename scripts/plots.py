@@ -133,7 +133,10 @@ def score_curves(
                 pace = run["train_minutes"] / run["train_steps"]
                 points = [(pace * point["step"], point["score"]) for point in run["curve"]]
                 axes[0, 2].plot(*zip(*points, strict=True), ".-", lw=0.9, ms=4, color=line.get_color())
+    nfes = sorted({int(row["nfe"]) for row in rows})
     left.set(xscale="log", xlabel="NFE", ylabel=metric)
+    left.set_xticks(nfes, [str(nfe) for nfe in nfes])
+    left.minorticks_off()
     right.set(xlabel="training, minutes of one core", ylabel=metric)
     if curves:
         axes[0, 2].set(xlabel="minutes into training (few episodes, other seeds)", ylabel=metric)
