@@ -186,11 +186,21 @@ class _ChunkFiles:
         file = self._folder + self._name((frame, *self._rest))
         try:
             with open(file, "rb", buffering=0) as stream:
-                self._decode(stream.read(), out)
+                self._fill(stream.read(), out)
         except (OSError, RuntimeError, ValueError) as error:
             raise FlowleapError(
                 f"chunk {file} is truncated or damaged ({error}); copy the dataset again"
             ) from error
+
+    def _fill(self, chunk: bytes, out: NDArray[np.uint8]) -> None:
+        """Decode, and raise where the chunk holds less than `out`, of which the decoders say nothing."""
+        last = out.reshape(-1)[-1:]
+        for mark in (1, 2):  # a byte of the image may equal one mark, not both
+            last[:] = mark
+            self._decode(chunk, out)
+            if last[0] != mark:
+                return
+        raise ValueError(f"it holds less than {out.nbytes} bytes")
 
 
 def free_memory() -> int:

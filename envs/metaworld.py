@@ -193,7 +193,7 @@ def make(
     max_steps: int = MAX_STEPS,
     camera: str = "corner",
     image_size: int = 320,
-    cameras: Sequence[str] | None = None,
+    cameras: str | Sequence[str] | None = None,
     camera_size: int = 84,
 ) -> Task:
     """Build `metaworld/<name>`.
@@ -203,11 +203,13 @@ def make(
         max_steps: time limit.
         camera: of videos.
         image_size: of videos, px.
-        cameras: what the policy sees instead of the state: their images and the hand.
+        cameras: what the policy sees instead of the state: their images and the hand; a name or several.
         camera_size: side of these images, px.
     """
-    eyes = tuple(map(str, cameras or ()))
+    eyes = (cameras,) if isinstance(cameras, str) else tuple(map(str, cameras or ()))
     for eye in eyes:
+        if eyes.count(eye) > 1:
+            raise FlowleapError(f"cameras names {eye!r} twice")
         if eye not in CAMERAS:
             raise FlowleapError(
                 f"no camera {eye!r} in MetaWorld{suggest(eye, CAMERAS)}; it has {', '.join(CAMERAS)}"

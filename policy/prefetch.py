@@ -31,6 +31,11 @@ class Prefetcher:
         self._pool = ThreadPoolExecutor(workers, "gather") if workers else None
         self._ahead: deque[tuple[np.ndarray, Future[dict[str, Any]], dict[str, int]]] = deque()
 
+    @property
+    def most(self) -> int:
+        """How many batches are in memory at once, at most: the one in use and those ahead."""
+        return self._workers + 1
+
     def next(self) -> tuple[np.ndarray, dict[str, Any]]:
         """Return the next batch; errors of the gathering threads are raised here."""
         if self._pool is None:

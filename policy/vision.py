@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+import math
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -113,7 +115,8 @@ def vit(size: tuple[int, int], model: str, features: int, weights: str | None) -
         size: height and width of the images, multiples of the patch size.
         model: timm's name, such as `vit_tiny_patch16_224` or `vit_small_patch14_dinov2`; nothing is downloaded.
         features: D.
-        weights: a local file of timm's weights for this model and image size.
+        weights: a local file of timm's weights for this model; position embeddings of another image size are
+            resampled.
     """
     timm = optional_import("timm", extra="vision")
     known = timm.list_models("*vit*")
@@ -127,27 +130,71 @@ def vit(size: tuple[int, int], model: str, features: int, weights: str | None) -
         raise FlowleapError(
             f"encoder.model={model} does not take images of {size[0]} x {size[1]} px: {error}"
         ) from error
+    norms = [name for name, m in net.named_modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    if norms:
+        raise FlowleapError(
+            f"encoder.model={model} has BatchNorm, whose statistics EMA weights do not follow: choose a plain "
+            "transformer, such as vit_tiny_patch16_224"
+        )
+    patches = getattr(net, "patch_embed", None)
+    patch = getattr(patches, "patch_size", (1, 1))
+    if size[0] % patch[0] or size[1] % patch[1]:  # timm would drop the rim
+        raise FlowleapError(
+            f"encoder.model={model} cuts images into patches of {patch[0]} x {patch[1]} px, but encoder.crop leaves "
+            f"{size[0]} x {size[1]} px: choose a crop that leaves whole patches"
+        )
     if weights is not None:
-        load_into(net, read_weights(weights), weights)
+        state = read_weights(weights)
+        position, own = state.get("pos_embed"), getattr(net, "pos_embed", None)
+        if position is not None and own is not None and position.dim() == 3 and position.shape != own.shape:
+            state["pos_embed"] = _resampled(position, patches.grid_size, net.num_prefix_tokens, own, weights)
+        load_into(net, state, weights)
+        if missing := net.state_dict().keys() - state.keys():
+            raise FlowleapError(f"encoder.weights={weights} holds no {model}: '{min(missing)}' is missing")
     return nn.Sequential(
         ImageNetColours(), net, nn.Linear(net.num_features, features), nn.LayerNorm(features)
     )
 
 
+def _resampled(position: Tensor, grid: tuple[int, int], prefix: int, own: Tensor, path: str) -> Tensor:
+    """Position embeddings [1, prefix + N, D] of a square grid of patches for the grid of another image size."""
+    # Some models give their class token no position.
+    without = 0 if own.shape[1] == grid[0] * grid[1] else prefix
+    side = math.isqrt(position.shape[1] - without) if position.shape[1] > without else 0
+    if position.shape[::2] != own.shape[::2] or side**2 + without != position.shape[1]:
+        raise FlowleapError(
+            f"encoder.weights={path} does not fit: pos_embed is {list(position.shape)}, not {list(own.shape)}"
+        )
+    layers = optional_import("timm.layers", extra="vision")
+    return layers.resample_abs_pos_embed(position, list(grid), [side, side], num_prefix_tokens=without)
+
+
 def read_weights(path: str) -> dict[str, Tensor]:
-    """Read a state dict from a local file, without running code from it."""
+    """Read a state dict of finite tensors from a local file, without running code from it."""
     file = Path(path).expanduser()
     try:
         if file.suffix == ".safetensors":
             from safetensors.torch import load_file
 
-            return load_file(file)
-        state = torch.load(file, map_location="cpu", weights_only=True)
+            state = load_file(file)
+        else:
+            with warnings.catch_warnings(action="ignore"):  # the error says what matters
+                state = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises many kinds for damaged or hostile files
-        reason = "it does not exist" if not file.exists() else f"not readable ({type(error).__name__})"
+        reason = "it does not exist"
+        if file.exists():
+            reason = f"not readable as plain tensors ({type(error).__name__}), and nothing else is loaded"
+            reason += ": save model.state_dict() as .safetensors or .pth"
         raise FlowleapError(f"encoder.weights={path}: {reason}") from error
     if not isinstance(state, dict):
         raise FlowleapError(f"encoder.weights={path} holds no state dict")
+    for name, x in state.items():
+        if not isinstance(x, Tensor):
+            raise FlowleapError(
+                f"encoder.weights={path} holds no state dict: {name!r} is a {type(x).__name__}, not a tensor"
+            )
+        if not torch.isfinite(x).all():
+            raise FlowleapError(f"encoder.weights={path}: '{name}' holds NaN or infinite values")
     return state
 
 

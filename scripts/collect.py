@@ -23,6 +23,7 @@ from flowleap.envs.report import wilson
 from flowleap.policy.metrics import progress_bar
 from flowleap.policy.spec import FlowleapError
 from flowleap.scripts.cli import run_verb
+from flowleap.scripts.data import check_cameras
 
 
 def main(cfg: DictConfig) -> dict[str, Any]:
@@ -32,6 +33,7 @@ def main(cfg: DictConfig) -> dict[str, Any]:
         FlowleapError: no expert, `out` exists, or too few attempts succeed (the successes are kept then).
     """
     _check(cfg)
+    check_cameras(cfg.cameras, cfg.task)
     task = make_task(cfg.task.name, **cfg.task.kwargs)
     max_attempts = int(cfg.episodes * cfg.max_attempts_factor)
     n_envs = min(cfg.n_envs or os.cpu_count() or 1, cfg.episodes)

@@ -24,13 +24,14 @@ Columns = Mapping[str, Any]
 
 
 def load_columns(
-    task: Task | None, dataset: str | Path, cache_bytes: int = CACHE_BYTES
+    task: Task | None, dataset: str | Path, cache_bytes: int = CACHE_BYTES, images: bool = False
 ) -> tuple[Columns, NDArray[np.int64], Spec]:
     """Read the columns that a policy for `task` trains on (without a task: all that the store's Spec names).
 
     A store that holds the task's own keys is read as it is; a foreign one goes through `task.from_recorded`.
     Other formats than zarr are read in place, less their images. Images of a zarr store are `Frames`: in memory
-    if all of them fit into `cache_bytes`, else read when they are asked for.
+    if all of them fit into `cache_bytes`, else read when they are asked for. `images` says that the policy has an
+    encoder for them, so that leaving them out would be a mistake.
 
     Returns:
         columns {key: [N, *shape]} with `action`, episode ends [E], and the Spec (To, H, Ta still 1).
@@ -40,6 +41,11 @@ def load_columns(
     """
     store = EpisodeStore(dataset) if detect(dataset) == "zarr" else _InPlace(dataset)
     if task is None:
+        if images and isinstance(store, _InPlace) and store.images:
+            raise FlowleapError(
+                f"dataset {dataset} is read in place, without its images {store.images}: "
+                f"`flowleap convert source={dataset} out=NAME.zarr` first, or choose encoder=lowdim"
+            )
         spec = store.spec or EpisodeStore(dataset).infer_spec()
         return *_read(store, [*spec.observations, ACTION], cache_bytes), spec
     keys, translate = task_columns(task, store.keys, store.spec, dataset)
@@ -67,6 +73,9 @@ def task_columns(
     wanted = task.spec.observations.get(missing)
     if wanted is not None and wanted.kind == "rgb" and detect(dataset) != "zarr":
         convert = f"; images train from zarr: `flowleap convert source={dataset} out=NAME.zarr` first"
+    cameras = _recorded_kwargs(spec.source).get("cameras") if spec else None
+    if missing in task.spec.observations and missing not in (cameras or ()) and isinstance(cameras, list):
+        convert += f"; it was recorded with cameras=[{','.join(map(str, cameras))}]"
     raise FlowleapError(
         f"task {task.name} needs column '{missing}', but dataset {dataset} offers only {list(offered)}"
         f"{suggest(missing, offered)}{convert}"
@@ -74,15 +83,38 @@ def task_columns(
 
 
 def with_recorded_env(name: str, kwargs: Mapping[str, Any], dataset: str | Path) -> dict[str, Any]:
-    """`kwargs` of task `name` and, where the task takes `env_args` and none are given, those that the dataset recorded.
+    """`kwargs` of task `name` and what the dataset recorded of those that are not given.
 
-    robomimic's files say in which robot, controller and scene they were recorded.
+    `env_args`, where the task takes them: robomimic's files say in which robot, controller and scene they were
+    recorded. `camera_size`, where the task is seen through `cameras`.
     """
-    if "env_args" in kwargs or "env_args" not in task_options(name):
+    options = task_options(name)
+    wants_args = "env_args" in options and "env_args" not in kwargs
+    wants_size = "camera_size" in options and "camera_size" not in kwargs and kwargs.get("cameras")
+    if not wants_args and not wants_size:
         return dict(kwargs)
     spec = (EpisodeStore(dataset) if detect(dataset) == "zarr" else _InPlace(dataset)).spec
-    recorded = spec.source.get("env_args") if spec else None
-    return {**kwargs, "env_args": recorded} if isinstance(recorded, dict) and recorded else dict(kwargs)
+    source = spec.source if spec else {}
+    env_args, size = source.get("env_args"), _recorded_kwargs(source).get("camera_size")
+    known: dict[str, Any] = {}
+    if wants_args and isinstance(env_args, dict) and env_args:
+        known["env_args"] = env_args
+    if wants_size and source.get("task") == name and isinstance(size, int):
+        known["camera_size"] = size
+    return {**kwargs, **known}
+
+
+def _recorded_kwargs(source: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The options of the task that a dataset was recorded with, as far as it says."""
+    kwargs = source.get("kwargs")
+    return kwargs if isinstance(kwargs, dict) else {}
+
+
+def check_cameras(cameras: Any, task: Mapping[str, Any] | None) -> None:
+    """Raise `FlowleapError` where `cameras` are given for a task (its config, or none) that has none to choose."""
+    if cameras and "cameras" not in (task.get("kwargs") or {} if task else {}):
+        where = f"task {task['name']} has none to choose" if task else "no task is given"
+        raise FlowleapError(f"cameras={cameras} are for tasks metaworld/*, and {where}: leave them out")
 
 
 def with_mirrored(
@@ -120,6 +152,7 @@ class _InPlace:
         with open_source(path) as source:
             spec = source.spec
             self.keys = [key for key, column in source.columns.items() if column.kind != "rgb"]
+            self.images = [key for key, column in source.columns.items() if column.kind == "rgb"]
         lowdim = {key: obs for key, obs in spec.observations.items() if obs.kind == "lowdim"}
         if not lowdim:
             raise FlowleapError(

@@ -26,8 +26,9 @@ from rich.table import Table
 
 from flowleap.datasets.windows import ShuffledIndices, Windows
 from flowleap.envs.registry import Task, make_task
+from flowleap.policy.registry import require_int
 from flowleap.policy.spec import FlowleapError, Spec
-from flowleap.scripts.data import load_columns, with_mirrored, with_recorded_env
+from flowleap.scripts.data import check_cameras, load_columns, with_mirrored, with_recorded_env
 
 CONFIG = "config.yaml"
 RESUMABLE = ("trainer.", "eval.")
@@ -45,11 +46,13 @@ def main(cfg: DictConfig) -> Path:
     if cfg.dataset is None:
         raise FlowleapError("no dataset given: add dataset=PATH (or resume=RUN_DIR to continue a run)")
     options = TrainerConfig.from_mapping(_plain(cfg.trainer))
+    check_cameras(cfg.get("cameras"), cfg.get("task"))
     task, kwargs = None, {}
     if cfg.get("task"):
         kwargs = with_recorded_env(cfg.task.name, _plain(cfg.task.get("kwargs", {})), cfg.dataset)
         task = make_task(cfg.task.name, **kwargs)
-    columns, ends, spec = load_columns(task, cfg.dataset, int(cfg.image_cache_mb) * 2**20)
+    cache = require_int("image_cache_mb", cfg.image_cache_mb, 0, 2**30) * 2**20
+    columns, ends, spec = load_columns(task, cfg.dataset, cache, images=cfg.encoder.name != "lowdim")
     recorded = len(ends)
     if cfg.get("mirror"):
         columns, ends = with_mirrored(task, columns, ends)
@@ -187,7 +190,8 @@ def print_plan(trainer: Any, spec: Spec, info: Mapping[str, Any]) -> None:
         "actions": str(list(batch["action"].shape)),
         "steps": f"{config.steps:,} x {config.batch_size} = {epochs:.1f} epochs",
         "device": f"{trainer.accelerator.device}, {trainer.accelerator.num_processes} process(es)",
-        "memory": f"weights, gradients, Adam and EMA {20 * parameters / 1e6:.0f} MB, batch {size / 1e6:.1f} MB, "
+        "memory": f"weights, gradients, Adam and EMA {20 * parameters / 1e6:.0f} MB, "
+        f"{trainer.batches.most} batch(es) of {size / 1e6:.1f} MB, "
         f"peak of this process so far {_peak_megabytes():.0f} MB",
         "one step": f"{seconds * 1e3:.1f} ms",
         "whole run": f"about {seconds * config.steps / 60:.1f} minutes",

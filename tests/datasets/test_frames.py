@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import zarr
-from numcodecs import Blosc
+from numcodecs import Blosc, Zstd
 
 from flowleap.datasets.episodes import EpisodeStore, EpisodeWriter
 from flowleap.datasets.frames import Frames, Mirrored
@@ -149,3 +149,18 @@ def test_the_loaders_memory_is_that_of_a_batch(tmp_path: Path) -> None:
     batch_bytes = 16 * images[0].nbytes
     assert peak(0) < 6 * batch_bytes < 0.15 * images.nbytes
     assert images.nbytes < peak(2**30) < images.nbytes + 6 * batch_bytes
+
+
+@pytest.mark.parametrize("budget", [0, 2**30])
+def test_a_chunk_that_holds_less_than_a_frame_is_damaged(tmp_path: Path, budget: int) -> None:
+    """Its rest would be whatever the memory held before; a frame that ends in the marks themselves is none."""
+    write(tmp_path / "a.zarr")
+    folder = tmp_path / "a.zarr" / "data" / "camera" / "c"
+    for frame, value in ((3, 1), (4, 2)):
+        marked = np.full((24, 32, 3), value, np.uint8)
+        (folder / str(frame) / "0" / "0" / "0").write_bytes(Zstd(checksum=True).encode(marked))
+    frames = Frames(EpisodeStore(tmp_path / "a.zarr"), "camera", budget)
+    assert frames.take(np.array([3, 4])).mean((1, 2, 3)).tolist() == [1.0, 2.0]
+    (folder / "7" / "0" / "0" / "0").write_bytes(Zstd(checksum=True).encode(np.zeros(100, np.uint8)))
+    with pytest.raises(FlowleapError, match=r"c/7/0/0/0 is truncated or damaged \(it holds less than 2304"):
+        Frames(EpisodeStore(tmp_path / "a.zarr"), "camera", budget).take(np.array([7]))

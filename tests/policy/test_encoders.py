@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pickle
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +12,12 @@ import pytest
 import torch
 from torch import Tensor
 
+from flowleap.policy import vision
 from flowleap.policy.augment import centre_crop, colour_jitter, random_crop
 from flowleap.policy.encoders import build_encoder
 from flowleap.policy.policy import Policy
 from flowleap.policy.spec import FlowleapError, ObsKey, Spec
-from flowleap.policy.vision import SpatialSoftmax
+from flowleap.policy.vision import SpatialSoftmax, read_weights
 
 SMALL: dict[str, Any] = {"name": "cnn", "channels": [8, 8], "features": 6}
 
@@ -243,3 +246,58 @@ def test_a_missing_package_names_the_extra(monkeypatch: pytest.MonkeyPatch, name
         monkeypatch.setitem(__import__("sys").modules, module, None)
     with pytest.raises(FlowleapError, match=r"pip install 'flowleap\[vision\]'"):
         build_encoder({"name": name}, make_spec(1))
+
+
+class Touch:
+    """Unpickled, it would make a file."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Path.touch, (self.path,)
+
+
+def test_weights_are_plain_finite_tensors_and_run_no_code(tmp_path: Path) -> None:
+    def refused(state: object) -> str:
+        torch.save(state, tmp_path / "weights.pth")
+        with warnings.catch_warnings(action="error"), pytest.raises(FlowleapError) as error:
+            read_weights(str(tmp_path / "weights.pth"))
+        return str(error.value)
+
+    assert "save model.state_dict()" in refused({"conv1.weight": Touch(tmp_path / "proof")})
+    assert not (tmp_path / "proof").exists()
+    assert "'conv1.weight' holds NaN" in refused({"conv1.weight": torch.tensor([1.0, float("nan")])})
+    assert "'state_dict' is a dict, not a tensor" in refused({"state_dict": {"conv1.weight": torch.zeros(2)}})
+    (tmp_path / "weights.pth").write_bytes(pickle.dumps({"conv1.weight": Touch(tmp_path / "proof")}))
+    with warnings.catch_warnings(action="error"), pytest.raises(FlowleapError, match="plain tensors"):
+        read_weights(str(tmp_path / "weights.pth"))
+    assert not (tmp_path / "proof").exists()
+
+
+def test_vit_weights_of_another_image_size_are_resampled_and_must_be_whole(tmp_path: Path) -> None:
+    timm = pytest.importorskip("timm", reason="needs the vision extra")
+    model, file = "vit_tiny_patch16_224", tmp_path / "vit.pth"
+    reference = timm.create_model(model, num_classes=0, img_size=(48, 48))
+    state = reference.state_dict()
+    torch.save(state, file)
+    same = vision.vit((48, 48), model, 6, str(file))[1]
+    larger = vision.vit((64, 32), model, 6, str(file))[1]
+    assert torch.equal(same.pos_embed, state["pos_embed"])  # type: ignore[arg-type, union-attr]
+    assert larger.pos_embed.shape == (1, 1 + 4 * 2, 192)  # type: ignore[union-attr]
+    assert torch.equal(larger.pos_embed[:, 0], state["pos_embed"][:, 0])  # type: ignore[index, union-attr]
+    assert torch.equal(larger.blocks[3].mlp.fc1.weight, state["blocks.3.mlp.fc1.weight"])  # type: ignore[index, union-attr]
+    torch.save({"norm.weight": state["norm.weight"]}, file)
+    with pytest.raises(FlowleapError, match=r"holds no vit_tiny_patch16_224: 'blocks.0.attn.*' is missing"):
+        vision.vit((48, 48), model, 6, str(file))
+    torch.save({**state, "pos_embed": torch.zeros(1, 1 + 9, 384)}, file)
+    with pytest.raises(FlowleapError, match=r"does not fit: pos_embed is \[1, 10, 384\]"):
+        vision.vit((48, 48), model, 6, str(file))
+
+
+def test_vit_takes_whole_patches_and_no_batchnorm() -> None:
+    pytest.importorskip("timm", reason="needs the vision extra")
+    with pytest.raises(FlowleapError, match=r"encoder.crop leaves 43 x 48 px.*whole patches"):
+        vision.vit((43, 48), "vit_tiny_patch16_224", 6, None)
+    with pytest.raises(FlowleapError, match=r"efficientvit_m0"):
+        vision.vit((64, 64), "efficientvit_m0", 6, None)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -76,7 +77,9 @@ def test_the_plan_says_where_the_images_are(
 ) -> None:
     plan = [f"dataset={dataset}", f"run_dir={tmp_path}/run", "trainer.dry_run=true", *TINY]
     run("train", *plan)
-    assert "1 MB uint8 in memory" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "1 MB uint8 in memory" in out
+    assert "3 batch(es) of" in " ".join(out.replace("│", " ").split())
     run("train", *plan, "image_cache_mb=0")
     assert "1 MB uint8 on disk" in capsys.readouterr().out
 
@@ -106,6 +109,90 @@ def test_eval_and_export_agree(run_dir: Path, tmp_path: Path) -> None:
 def test_mistakes_are_named(dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["train", "task=pusht/pixels", f"dataset={dataset}", f"run_dir={tmp_path}/run"]) == 1
     assert "choose encoder=cnn" in capsys.readouterr().err
+    words = ["train", "task=pusht/pixels", f"dataset={dataset}", f"run_dir={tmp_path}/run", "encoder=cnn"]
+    for word, message in (
+        ("image_cache_mb=none", "image_cache_mb must be a whole number"),
+        ("image_cache_mb=-1", "image_cache_mb must be a whole number"),
+        ("cameras=[corner2]", "task pusht/pixels has none to choose"),
+    ):
+        assert cli.main([*words, word]) == 1
+        assert message in capsys.readouterr().err
     state = ["train", "task=pusht/state", f"dataset={dataset}", f"run_dir={tmp_path}/run"]
     assert cli.main(state) == 1
     assert "block_position" in capsys.readouterr().err
+
+
+def test_a_damaged_image_ends_training_with_one_line(
+    dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The threads that gather batches find it; no checkpoint is written, and nothing hangs."""
+    copy = tmp_path / "damaged.zarr"
+    shutil.copytree(dataset, copy)
+    file = copy / "data" / "image" / "c" / "20" / "0" / "0" / "0"
+    file.write_bytes(file.read_bytes()[:40])
+    words = [f"dataset={copy}", f"run_dir={tmp_path}/run", "trainer.steps=40", "image_cache_mb=0", *TINY]
+    assert cli.main(["train", *words, "mirror=false"]) == 1
+    error = capsys.readouterr().err.strip()
+    assert error.startswith(f"error: chunk {file} is truncated or damaged")
+    assert len(error.splitlines()) == 1
+    assert not (tmp_path / "run" / "checkpoints").exists()
+
+
+def write_two_cameras(path: Path, size: int) -> None:
+    """A store as `flowleap collect ... cameras=[corner2,gripperPOV]` records it, of random images."""
+    task = make_task("metaworld/reach-v3", cameras=["corner2", "gripperPOV"], camera_size=size)
+    rng = np.random.default_rng(0)
+    with EpisodeWriter(path, task.spec) as writer:
+        for _ in range(2):
+            images = {
+                key: rng.integers(0, 256, (9, size, size, 3), np.uint8) for key in ("corner2", "gripperPOV")
+            }
+            hand, action = (rng.normal(size=(9, 4)).astype(np.float32) for _ in range(2))
+            writer.add({**images, "hand": hand, "action": np.clip(action, -1, 1)})
+
+
+TWO = ["task=metaworld/reach-v3", *TINY[1:]]
+
+
+@pytest.mark.parametrize("shared", ["true", "false"])
+def test_two_cameras_train_and_keep_the_size_that_was_recorded(tmp_path: Path, shared: str) -> None:
+    pytest.importorskip("metaworld")
+    write_two_cameras(tmp_path / "two.zarr", 24)
+    where = [f"dataset={tmp_path}/two.zarr", f"run_dir={tmp_path}/run", "trainer.steps=2"]
+    run("train", *where, "cameras=[gripperPOV,corner2]", f"encoder.shared={shared}", *TWO)
+    policy = Policy.load(tmp_path / "run")
+    assert {key: obs.shape for key, obs in policy.spec.observations.items()} == {
+        "gripperPOV": (24, 24, 3),
+        "corner2": (24, 24, 3),
+        "hand": (4,),
+    }
+    assert len(policy.encoder.towers) == (1 if shared == "true" else 2)  # type: ignore[arg-type]
+    assert policy.spec.source["kwargs"]["camera_size"] == 24
+
+
+def test_camera_mistakes_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("metaworld")
+    write_two_cameras(tmp_path / "two.zarr", 24)
+    words = ["train", f"dataset={tmp_path}/two.zarr", "trainer.dry_run=true", *TWO]
+    for more, message in (
+        ([], "it was recorded with cameras=[corner2,gripperPOV]"),
+        (["cameras=[corner2,corner2]"], "cameras names 'corner2' twice"),
+        (["cameras=corner3"], "needs column 'corner3'"),
+        (["cameras=corner9"], "no camera 'corner9'"),
+        (["cameras=[corner2]", "+task.kwargs.camera_size=32"], "observation 'corner2'"),
+    ):
+        assert cli.main([*words, *more]) == 1
+        assert message in capsys.readouterr().err
+    run(*words, "cameras=corner2")
+
+
+def test_images_of_other_formats_are_for_conversion(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("h5py")
+    write_two_cameras(tmp_path / "two.zarr", 24)
+    run("convert", f"source={tmp_path}/two.zarr", f"out={tmp_path}/two.hdf5")
+    assert cli.main(["train", f"dataset={tmp_path}/two.hdf5", *TINY[1:], "trainer.dry_run=true"]) == 1
+    error = capsys.readouterr().err
+    assert "without its images ['corner2', 'gripperPOV']" in error
+    assert f"flowleap convert source={tmp_path}/two.hdf5" in error
