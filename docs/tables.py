@@ -188,8 +188,8 @@ def images() -> str:
         pivot(result["table"], cell)
         + f"\n\nMean max reward [95 % bootstrap over evaluation seeds] (successes), {min(seeds)} training seeds of "
         + f"{result['table'][0]['episodes_per_seed']} episodes.\n\n{drawer['config']['task']['name']} from one camera, "
-        + f"50 scripted demonstrations, {minutes:.0f} CPU minutes: {success['count']}/{success['n']} at NFE {row['nfe']} "
-        + f"[{low:.2f}, {high:.2f}]."
+        + f"50 scripted demonstrations, {minutes:.0f} CPU minutes: {success['count']}/{success['n']} "
+        + f"at NFE {row['nfe']} [{low:.2f}, {high:.2f}]."
     )
 
 

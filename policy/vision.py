@@ -146,8 +146,9 @@ def vit(size: tuple[int, int], model: str, features: int, weights: str | None) -
     if weights is not None:
         state = read_weights(weights)
         position, own = state.get("pos_embed"), getattr(net, "pos_embed", None)
-        if position is not None and own is not None and position.dim() == 3 and position.shape != own.shape:
-            state["pos_embed"] = _resampled(position, patches.grid_size, net.num_prefix_tokens, own, weights)
+        grid = getattr(patches, "grid_size", None)
+        if position is not None and own is not None and grid is not None and position.shape != own.shape:
+            state["pos_embed"] = _resampled(position, grid, net.num_prefix_tokens, own, weights)
         load_into(net, state, weights)
         if missing := net.state_dict().keys() - state.keys():
             raise FlowleapError(f"encoder.weights={weights} holds no {model}: '{min(missing)}' is missing")
@@ -160,8 +161,9 @@ def _resampled(position: Tensor, grid: tuple[int, int], prefix: int, own: Tensor
     """Position embeddings [1, prefix + N, D] of a square grid of patches for the grid of another image size."""
     # Some models give their class token no position.
     without = 0 if own.shape[1] == grid[0] * grid[1] else prefix
-    side = math.isqrt(position.shape[1] - without) if position.shape[1] > without else 0
-    if position.shape[::2] != own.shape[::2] or side**2 + without != position.shape[1]:
+    flat = position.dim() == 3 and position.shape[1] > without
+    side = math.isqrt(position.shape[1] - without) if flat else 0
+    if not flat or position.shape[::2] != own.shape[::2] or side**2 + without != position.shape[1]:
         raise FlowleapError(
             f"encoder.weights={path} does not fit: pos_embed is {list(position.shape)}, not {list(own.shape)}"
         )
