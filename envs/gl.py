@@ -49,6 +49,8 @@ def choose_gl() -> str:
             return backend
     tried = "; ".join(f"{backend}: {reason}" for backend, reason in reasons.items())
     remedies = " or ".join(f"`{_REMEDY[backend]}`" for backend in _BACKENDS if backend in _REMEDY)
+    if os.environ.get("MUJOCO_GL"):
+        remedies = f"`unset MUJOCO_GL`, which allows no other, or {remedies}".removesuffix(", or ")
     raise FlowleapError(
         f"no OpenGL backend renders here ({tried})" + (f"; try {remedies}" if remedies else "")
     )

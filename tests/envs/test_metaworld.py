@@ -221,6 +221,13 @@ def test_an_unknown_camera_is_named():
         make_task("metaworld/reach-v3", camera="front").make_env(render_mode="rgb_array")
 
 
+def test_a_chosen_backend_that_fails_is_named(monkeypatch):
+    monkeypatch.setenv("MUJOCO_GL", "vulkan")
+    gl.choose_gl.cache_clear()
+    with pytest.raises(FlowleapError, match=r"MUJOCO_GL=vulkan is not one of .* try `unset MUJOCO_GL`"):
+        gl.choose_gl()
+
+
 def test_no_backend_says_how_to_get_one(monkeypatch):
     monkeypatch.delenv("MUJOCO_GL", raising=False)
     monkeypatch.setattr(gl, "_BACKENDS", ("egl", "osmesa"))
