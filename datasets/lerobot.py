@@ -245,10 +245,12 @@ def _size(metadata: Any, groups: Sequence[int], names: Sequence[str]) -> int:
 
 def _in_dtype(values: NDArray, dtype: str) -> NDArray:
     """Return a table's values in the dtype that info.json declares; raise if a whole number changes."""
-    cast = values.astype(dtype)
+    with np.errstate(invalid="ignore", over="ignore"):
+        cast = values.astype(dtype)
+        back = cast.astype(values.dtype)
     if values.dtype.kind == "f" and cast.dtype.kind == "f":  # tables of others hold float64 for float32
         return cast
-    if not np.array_equal(cast, values):
+    if not np.array_equal(back, values):
         raise FlowleapError(
             f"has values of {values.dtype} that {dtype}, the dtype in meta/info.json, cannot hold"
         )

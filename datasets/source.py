@@ -120,7 +120,8 @@ class Source(ABC):
         dtype = np.dtype(self.columns[key].dtype)
         if values.dtype == dtype or self.columns[key].kind == "rgb":
             return values
-        if not np.can_cast(values.dtype, dtype, "safe"):
+        rounded = values.dtype.kind in "iu" and dtype.kind == "f" and values.dtype.itemsize >= dtype.itemsize
+        if rounded or not np.can_cast(values.dtype, dtype, "safe"):  # numpy calls int64 to float64 safe
             raise self.error(index, key, f"has dtype {values.dtype}, {dtype} in the episodes before")
         return values.astype(dtype)
 

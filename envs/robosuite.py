@@ -107,6 +107,14 @@ class RobosuiteEnv(gymnasium.Env[Observation, np.ndarray]):
                     f"robosuite {suite.__version__} refuses the env_args of robosuite "
                     f"{env_args.get('env_version', 'of an unknown version')}: {error}"
                 ) from error
+            except Exception as error:  # robosuite raises no narrower kind for it
+                if "pybullet" not in str(error):
+                    raise
+                kind = kwargs["controller_configs"]["type"]
+                raise FlowleapError(
+                    f"the controller {kind} of env_args needs pybullet (`pip install pybullet-svl`), or evaluate with "
+                    "OSC_POSE (task.kwargs.env_args)"
+                ) from error
         if self.sim.action_dim != ACTION_DIM:
             raise FlowleapError(
                 f"the controller of env_args takes {self.sim.action_dim} numbers; robosuite/{name} needs the "
