@@ -105,8 +105,9 @@ def test_benchmark_repeats_nothing_that_is_finished(pusht_human: Path, tmp_path:
 
 
 SLEEPERS = """
-import sys
+import signal, sys
 from flowleap.scripts import benchmark, cli
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
 child = "import os, time; open(f'child{os.getpid()}', 'w').close(); time.sleep(600)"
 benchmark.COMMAND = (sys.executable, "-c", child)
 sys.exit(cli.main(sys.argv[1:]))
@@ -122,7 +123,7 @@ def test_the_end_of_a_benchmark_ends_its_trainings(tmp_path: Path, number: int, 
         assert process.poll() is None
         time.sleep(0.05)
     process.send_signal(number)
-    assert process.wait() == code
+    assert process.wait(timeout=300) == code
     for file in children:
         with pytest.raises(ProcessLookupError):
             os.kill(int(file.name.removeprefix("child")), 0)
