@@ -11,6 +11,7 @@ a word. The store checks the files itself before it reads them.
 from __future__ import annotations
 
 import itertools
+import math
 import os
 from collections.abc import Sequence
 from functools import cached_property
@@ -23,12 +24,15 @@ import zarr.storage
 from numpy.typing import NDArray
 
 from flowleap.datasets.columns import ACTION, infer_key
-from flowleap.datasets.store_files import Folder, Zip, open_files
+from flowleap.datasets.memory import require_memory
+from flowleap.datasets.store_files import Folder, Zip, blosc_size, open_files
 from flowleap.datasets.writer import FORMAT_ATTRIBUTE, FORMAT_VERSION, SPEC_ATTRIBUTE, EpisodeWriter
 from flowleap.policy.spec import ActionConvention, FlowleapError, Spec, suggest
 
 __all__ = ["EpisodeStore", "EpisodeWriter"]
 
+_MAX_MISSING = 10_000  # chunk files after which nobody counts on: metadata may claim any number of them
+_MAX_EXPANSION, _MAX_EXTRA = 8, 2**20  # a chunk file larger than so many times its values, and bytes, is none
 _LAYOUT = "a dataset is a zarr folder with data/<key> and meta/episode_ends"
 
 
@@ -188,6 +192,9 @@ class EpisodeStore:
                 f"dataset '{self.path}': action has shape {action_shape} a frame, expected one axis"
             )
         chosen = keys if keys is not None else [key for key in self.readable if key != ACTION]
+        if not chosen:
+            why = "".join(f"; '{key}' cannot be read: {reason}" for key, reason in self.refused.items())
+            raise FlowleapError(f"dataset '{self.path}' has no column beside '{ACTION}' to observe{why}")
         return Spec(
             observations={key: infer_key(self.shape(key), self.dtype(key)) for key in chosen},
             action_dim=action_shape[0],
@@ -226,6 +233,8 @@ class EpisodeStore:
             array = group[f"meta/{name}"]
         except KeyError as error:
             raise FlowleapError(f"{where} is missing: {_LAYOUT}") from error
+        except Exception as error:  # zarr raises many kinds for metadata it cannot parse
+            raise FlowleapError(f"{where} is damaged ({error}); copy the dataset again") from error
         if not isinstance(array, zarr.Array) or array.ndim != 1 or np.dtype(array.dtype).kind not in "iu":
             raise FlowleapError(f"{where} must be one vector of whole numbers")
         return self._load(array, 0, array.shape[0]).astype(np.int64)
@@ -268,6 +277,8 @@ class EpisodeStore:
     def _load(self, array: zarr.Array, start: int, stop: int) -> NDArray:
         """Read rows of an array after looking at their chunk files."""
         rows = (array.shards or array.chunks)[0]
+        nbytes = (stop - start) * array.dtype.itemsize * math.prod(array.shape[1:])
+        require_memory(nbytes, f"dataset '{self.path}': {array.path}, frames {start} to {stop - 1},")
         wanted = (start // rows, -(-stop // rows))
         checked = self._intact.get(array.path)
         if checked is None or wanted[0] < checked[0] or wanted[1] > checked[1]:
@@ -284,19 +295,25 @@ class EpisodeStore:
     def _check_chunks(self, array: zarr.Array, first: int, last: int) -> None:
         """Raise if a file of the chunk rows [first, last) is missing or shorter than its header says."""
         sizes = array.shards or array.chunks
-        grid = [
-            range(first, last),
-            *(range(-(-n // c)) for n, c in zip(array.shape[1:], sizes[1:], strict=True)),
-        ]
+        grid = [range(-(-n // c)) for n, c in zip(array.shape[1:], sizes[1:], strict=True)]
+        largest = _MAX_EXPANSION * array.dtype.itemsize * math.prod(sizes) + _MAX_EXTRA
         blosc = not array.shards and any("blosc" in type(c).__name__.lower() for c in array.compressors)
-        missing = []
-        for place in itertools.product(*grid):
+        missing: list[str] = []
+        places = ((row, *rest) for row in range(first, last) for rest in itertools.product(*grid))
+        for place in places:
             name = f"{array.path}/{array.metadata.encode_chunk_key(place)}"
             size = self._files.size(name)
             if size is None:
                 if not self._fill_missing:
                     missing.append(name)
-            elif blosc and size < _blosc_size(self._files.head(name, 16)):
+                if len(missing) == _MAX_MISSING:
+                    break
+            elif size > largest:
+                raise FlowleapError(
+                    f"dataset '{self.path}': chunk {name} has {size} bytes, too many for {math.prod(sizes)} values; "
+                    "copy the dataset again"
+                )
+            elif blosc and size < blosc_size(self._files.head(name, 16)):
                 raise FlowleapError(
                     f"dataset '{self.path}': chunk {name} is truncated; copy the dataset again"
                 )
@@ -327,11 +344,6 @@ def _open_group(path: Path) -> tuple[zarr.Group, Folder | Zip]:
         inside = sorted(p.name for p in path.glob("*.zarr")) if path.is_dir() else []
         hint = f"; it contains {', '.join(inside[:8])}" if inside else ""
         raise FlowleapError(f"dataset '{path}' is not a zarr group: {_LAYOUT}{hint}") from error
-
-
-def _blosc_size(header: bytes) -> int:
-    """Return the compressed size that a Blosc chunk states in its 16-byte header."""
-    return int.from_bytes(header[12:16], "little") if len(header) == 16 else 16
 
 
 def _damaged_chunk(array: zarr.Array, start: int, stop: int) -> str:

@@ -19,7 +19,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from flowleap.datasets.source import Source
+from flowleap.datasets.source import MALFORMED, Source
 from flowleap.policy.spec import FlowleapError, suggest
 
 FORMATS = {  # in the order in which they are asked whether a path is theirs
@@ -79,5 +79,14 @@ def open_source(path: str | os.PathLike[str], name: str | None = None, **options
     for key in given:
         if key not in known:
             raise FlowleapError(f"format {name} has no option '{key}' ('{path}' was taken for {name})")
-    source: Source = module.open_source(Path(path).expanduser(), **given)
+    try:
+        source: Source = module.open_source(Path(path).expanduser(), **given)
+    except FlowleapError as error:
+        if str(path) in str(error) or str(Path(path).expanduser()) in str(error):
+            raise
+        raise FlowleapError(f"'{path}': {error}") from error
+    except MALFORMED as error:  # what a reader did not foresee in a file of others
+        raise FlowleapError(
+            f"'{path}' was taken for {name}, and cannot be understood ({type(error).__name__}: {error})"
+        ) from error
     return source

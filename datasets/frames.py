@@ -21,6 +21,7 @@ from zarr.codecs import BloscCodec, ZstdCodec
 
 from flowleap.datasets.columns import to_uint8
 from flowleap.datasets.episodes import EpisodeStore
+from flowleap.datasets.memory import free_memory
 from flowleap.policy.spec import FlowleapError
 
 CACHE_BYTES = 1024 * 2**20
@@ -201,16 +202,3 @@ class _ChunkFiles:
             if last[0] != mark:
                 return
         raise ValueError(f"it holds less than {out.nbytes} bytes")
-
-
-def free_memory() -> int:
-    """Bytes of memory that are free or hold caches, a very large number where the system does not say."""
-    try:
-        with open("/proc/meminfo", encoding="ascii") as stream:
-            fields = dict(line.split(":", 1) for line in stream)
-        return int(fields["MemAvailable"].split()[0]) * 1024
-    except (OSError, KeyError, ValueError):
-        try:
-            return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-        except (AttributeError, OSError, ValueError):
-            return 2**62

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from flowleap.datasets.columns import ACTION, Episode, flat_names
 from flowleap.datasets.lerobot_index import DERIVED, NOTE, Place, index_v2, index_v3, inside, read_json
 from flowleap.datasets.lerobot_writer import LeRobotWriter as Writer
+from flowleap.datasets.memory import require_memory
 from flowleap.datasets.source import Source
 from flowleap.datasets.video import read_frames
 from flowleap.policy.spec import FlowleapError, ObsKey, Spec, optional_import
@@ -135,9 +136,9 @@ class LeRobotSource(Source):
                 if kind == "video":
                     columns[key] = self._video(place, name, rows["timestamp"], shape)
                 elif kind == "image":
-                    columns[key] = self._images(rows[name])
+                    columns[key] = self._images(rows[name], shape)
                 else:
-                    columns[key] = _numbers(self._pa, rows[name], shape)
+                    columns[key] = _in_dtype(_numbers(self._pa, rows[name], shape), self.columns[key].dtype)
             except FlowleapError as error:
                 file = place.videos[name][0] if kind == "video" else place.table
                 raise self.error(index, key, f"{error} ({file.relative_to(self.path)})") from error
@@ -165,9 +166,12 @@ class LeRobotSource(Source):
                 )
             first = int(np.searchsorted(ends, place.offset, side="right"))
             last = int(np.searchsorted(ends, place.offset + place.length, side="left"))
+            groups = list(range(first, last + 1))
+            numbers = _size(file.metadata, groups, names)
+            require_memory(8 * numbers, f"'{self.path}', episode {place.episode}: its rows")
             wanted = (place.table, first, last, tuple(names))
             if self._table[0] != wanted:
-                self._table = wanted, file.read_row_groups(list(range(first, last + 1)), columns=list(names))
+                self._table = wanted, file.read_row_groups(groups, columns=list(names))
         except (OSError, self._pa.ArrowException) as error:
             raise FlowleapError(
                 f"'{self.path}', episode {place.episode}: {place.table.relative_to(self.path)} cannot be read "
@@ -184,20 +188,25 @@ class LeRobotSource(Source):
             raise FlowleapError("cannot be found in the video: the time stamps do not increase")
         return read_frames(file, start + times, self._fps, shape)
 
-    def _images(self, cells: Any) -> NDArray[np.uint8]:
-        """Decode cells {bytes, path}, as the image feature of Hugging Face datasets stores them."""
+    def _images(self, cells: Any, shape: tuple[int, ...]) -> NDArray[np.uint8]:
+        """Decode cells {bytes, path}, as the image feature of Hugging Face datasets stores them; one at a time."""
         image = optional_import("PIL.Image", extra="formats")
-        frames = []
-        for cell in cells.to_pylist():
+        frames: list[NDArray[np.uint8]] = []
+        for scalar in cells:
+            cell = scalar.as_py()
             data: Any = cell.get("bytes") if isinstance(cell, dict) else cell
-            if data is None and isinstance(cell, dict) and cell.get("path"):
-                data = inside(self.path, str(cell["path"])).read_bytes()
             try:
-                frames.append(np.asarray(image.open(io.BytesIO(data)).convert("RGB")))
+                if data is None and isinstance(cell, dict) and cell.get("path"):
+                    data = inside(self.path, str(cell["path"])).read_bytes()
+                picture = image.open(io.BytesIO(data))
+                if (picture.height, picture.width) != shape[:2]:  # before it is decoded, whatever its size
+                    size = (picture.height, picture.width)
+                    raise FlowleapError(
+                        f"has {size} pixels at frame {len(frames)}, meta/info.json says {shape[:2]}"
+                    )
+                frames.append(np.asarray(picture.convert("RGB")))
             except (OSError, ValueError, TypeError, SyntaxError, image.DecompressionBombError) as error:
                 raise FlowleapError(f"holds a damaged image at frame {len(frames)} ({error})") from error
-            if frames[-1].shape != frames[0].shape:
-                raise FlowleapError(f"has an image of another size at frame {len(frames) - 1}")
         return np.stack(frames)
 
     def label(self, index: int) -> str:
@@ -224,6 +233,28 @@ def _column(feature: Mapping[str, Any]) -> ObsKey | None:
     channels_first = axes.index("c") == 0 if "c" in axes else shape[2] not in (1, 3, 4)
     height, width = shape[1:] if channels_first else shape[:2]
     return ObsKey((height, width, 3), "uint8", "rgb")
+
+
+def _size(metadata: Any, groups: Sequence[int], names: Sequence[str]) -> int:
+    """Count the values of some columns in some row groups of a table, in lists too."""
+    columns = [
+        i for i in range(metadata.num_columns) if metadata.schema.column(i).path.split(".")[0] in names
+    ]
+    return sum(metadata.row_group(g).column(i).num_values for g in groups for i in columns)
+
+
+def _in_dtype(values: NDArray, dtype: str) -> NDArray:
+    """Return a table's values in the dtype that info.json declares; raise if a whole number changes."""
+    with np.errstate(invalid="ignore", over="ignore"):
+        cast = values.astype(dtype)
+        back = cast.astype(values.dtype)
+    if values.dtype.kind == "f" and cast.dtype.kind == "f":  # tables of others hold float64 for float32
+        return cast
+    if not np.array_equal(back, values):
+        raise FlowleapError(
+            f"has values of {values.dtype} that {dtype}, the dtype in meta/info.json, cannot hold"
+        )
+    return cast
 
 
 def _rest(columns: Mapping[str, ObsKey], taken: Mapping[str, str]) -> dict[str, str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,6 +14,7 @@ NOTE = "flowleap.json"  # in meta/: what a store knows and LeRobot has no place 
 DERIVED = ("timestamp", "frame_index", "episode_index", "index", "task_index")
 """Features that every LeRobotDataset has, and that are made anew when one is written."""
 
+_FIELD = re.compile(r"\{\w+(:0?\d{1,2}d?)?\}")
 _DATA_V2 = "data/chunk-{episode_chunk:03d}/episode_{episode_index:06d}.parquet"
 _VIDEO_V2 = "videos/chunk-{episode_chunk:03d}/{video_key}/episode_{episode_index:06d}.mp4"
 DATA_V3 = "data/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet"
@@ -34,7 +36,7 @@ def read_json(file: Path) -> dict[str, Any]:
     """Read a JSON object."""
     try:
         data = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise FlowleapError(f"'{file}' cannot be read: {error}") from error
     if not isinstance(data, dict):
         raise FlowleapError(f"'{file}' holds no JSON object")
@@ -91,6 +93,7 @@ def index_v3(root: Path, info: dict[str, Any], videos: Sequence[str]) -> tuple[l
             clip = _fill(root, info.get("video_path") or VIDEO_V3, video_key=key, **numbers)
             clips[key] = (clip, float(row.get(f"videos/{key}/from_timestamp") or 0.0))
         seed = row.get("seed")
+        seed = seed if isinstance(seed, int) else None
         episode, length = _whole(root, row, "episode_index"), _whole(root, row, "length")
         places.append(Place(episode, length, table, start, clips, seed))
     places = [place._replace(offset=place.offset - first[place.table]) for place in places]
@@ -148,8 +151,12 @@ def _whole(root: Path, row: dict[str, Any], name: str) -> int:
 def _fill(root: Path, template: str, **values: Any) -> Path:
     """Fill a path template of info.json."""
     try:
+        if any(
+            mark in _FIELD.sub("", template) for mark in "{}"
+        ):  # a width could ask for gigabytes of blanks
+            raise ValueError("fields are written {name} or {name:03d}")
         return inside(root, template.format(**values))
-    except (KeyError, IndexError, ValueError, AttributeError) as error:
+    except (KeyError, IndexError, ValueError, AttributeError, TypeError) as error:
         raise FlowleapError(
             f"'{root}': meta/info.json has a bad path template {template!r} ({error})"
         ) from error

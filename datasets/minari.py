@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import io
 import json
+import math
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flowleap.datasets.columns import ACTION, Episode, flat_names, infer_key
+from flowleap.datasets.hdf5 import open_hdf5, require_own, text
+from flowleap.datasets.memory import require_memory
 from flowleap.datasets.source import Source
 from flowleap.policy.spec import FlowleapError, Spec, optional_import
 
@@ -39,19 +43,13 @@ class MinariSource(Source):
     """A Minari dataset; the columns are those of its first episode."""
 
     def __init__(self, path: Path) -> None:
-        h5py = optional_import("h5py", extra="formats")
         folder = _folder(path)
         if folder is None:
             raise FlowleapError(f"'{path}' is no Minari dataset: it needs metadata.json and {_FILE}")
-        self._h5, self.path = h5py, path
+        self._h5, self.path = optional_import("h5py", extra="formats"), path
         self._metadata = _read_json(folder / "metadata.json")
-        try:
-            self._file = h5py.File(folder / _FILE, "r")
-        except OSError as error:
-            raise FlowleapError(
-                f"'{folder / _FILE}' is no whole HDF5 file ({error}); copy it again"
-            ) from error
-        names = [name for name in self._file if name.startswith("episode_") and name[8:].isdigit()]
+        self._file = open_hdf5(folder / _FILE)
+        names = [name for name in self._file if re.fullmatch(r"episode_[0-9]+", text(name))]
         self._episodes = sorted(names, key=lambda name: int(name[8:]))
         self.n_episodes = len(self._episodes)
         expected = self._metadata.get("total_episodes", self.n_episodes)
@@ -65,7 +63,7 @@ class MinariSource(Source):
         paths: list[str] = []
 
         def visit(name: str, node: Any) -> None:
-            full = f"observations/{name}"
+            full = f"observations/{text(name)}"
             if isinstance(node, self._h5.Dataset) and (node.dtype.kind in "biuf" or full in self._images):
                 paths.append(full)
 
@@ -104,6 +102,12 @@ class MinariSource(Source):
             node = group.get(path)
             if not isinstance(node, self._h5.Dataset):
                 raise self.error(index, key, f"is missing (no dataset {path})")
+            try:
+                require_own(node.id, self._file.id)
+            except FlowleapError as error:
+                raise self.error(index, key, str(error)) from error
+            nbytes = math.prod(node.shape) * node.dtype.itemsize
+            require_memory(nbytes, f"'{self.path}', {self.label(index)}: '{key}'")
             try:
                 values = node[()]
             except (OSError, RuntimeError) as error:

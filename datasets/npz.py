@@ -7,8 +7,10 @@ episode's frames, and arrays with neither are left out. Nothing is unpickled.
 
 from __future__ import annotations
 
+import math
 import re
 import zipfile
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import IO, NamedTuple
@@ -17,11 +19,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flowleap.datasets.columns import ACTION, Episode, flat_names, infer_key
+from flowleap.datasets.memory import require_memory
 from flowleap.datasets.source import Source
 from flowleap.policy.spec import FlowleapError, Spec
 
 _ENDS = "episode_ends"
 _ACTIONS = (ACTION, "actions")
+_DAMAGE = (ValueError, OSError, EOFError, zipfile.BadZipFile, zlib.error)
 _EXTRA = {"reward", "rewards", "done", "dones", "terminals", "timeouts"}
 
 
@@ -43,9 +47,15 @@ class _Array(NamedTuple):
     shape: tuple[int, ...]
     dtype: np.dtype
 
+    @property
+    def width(self) -> int:
+        """Bytes of a row."""
+        return self.dtype.itemsize * math.prod(self.shape[1:])
+
     def rows(self, first: int, last: int) -> NDArray:
         """Read the rows [first, last)."""
-        width = self.dtype.itemsize * int(np.prod(self.shape[1:]))
+        width = self.width
+        require_memory((last - first) * width, f"array of {last - first} rows")
         self.stream.seek(self.start + first * width)
         data = self.stream.read((last - first) * width)
         if len(data) < (last - first) * width:
@@ -61,13 +71,13 @@ class _Zip:
         self.refused: dict[str, str] = {}
         try:
             self._file = zipfile.ZipFile(path)
-            for name in self._file.namelist():
-                self._open(name)
-        except (OSError, ValueError, zipfile.BadZipFile, EOFError) as error:
+            for member in self._file.infolist():
+                self._open(member)
+        except _DAMAGE as error:
             raise FlowleapError(f"'{path}' is no whole .npz file ({error})") from error
 
-    def _open(self, member: str) -> None:
-        name = member.removesuffix(".npy")
+    def _open(self, member: zipfile.ZipInfo) -> None:
+        name = member.filename.removesuffix(".npy")
         stream = self._file.open(member)
         version = np.lib.format.read_magic(stream)
         header = (
@@ -79,7 +89,12 @@ class _Zip:
         elif fortran and len(shape) > 1:
             self.refused[name] = "is in Fortran order: save np.ascontiguousarray(...)"
         elif shape:
-            self.arrays[name] = _Array(stream, stream.tell(), shape, dtype)
+            array = _Array(stream, stream.tell(), shape, dtype)
+            if min(shape) < 0 or array.start + shape[0] * array.width != member.file_size:
+                raise ValueError(
+                    f"{member.filename} has {member.file_size} bytes, not those of shape {shape}"
+                )
+            self.arrays[name] = array
 
     def require(self, path: Path, name: str) -> _Array:
         """Return an array, or raise saying why it cannot be read."""
@@ -98,12 +113,16 @@ class FlatSource(Source):
         self.path = path
         self._zip = _Zip(path)
         ends = self._zip.require(path, _ENDS)
-        self._ends = ends.rows(0, ends.shape[0]).astype(np.int64)
+        try:
+            self._ends = ends.rows(0, ends.shape[0]).astype(np.int64)
+        except _DAMAGE as error:
+            raise FlowleapError(f"'{path}': {_ENDS} is damaged ({error}); copy the file again") from error
         if ends.dtype.kind not in "iu" or len(self._ends) < 1 or np.any(np.diff(self._ends, prepend=0) < 1):
             raise FlowleapError(f"'{path}': {_ENDS} must be whole numbers that increase from above 0")
         self.n_episodes = len(self._ends)
         arrays = {n: a for n, a in self._zip.arrays.items() if n != _ENDS}
         frames = {n: (a.shape[1:], a.dtype) for n, a in arrays.items() if a.shape[0] == self._ends[-1]}
+        self.refused = self._zip.refused
         self._paths = _describe(self, frames)
         once = [n for n, a in arrays.items() if n not in frames and a.shape[0] == self.n_episodes]
         self._once = {key: n for key, n in flat_names(once, []).items() if key not in self._paths}
@@ -121,7 +140,7 @@ class FlatSource(Source):
                     columns[key] = np.repeat(row, last - first, axis=0)
                 else:
                     columns[key] = self._zip.arrays[self._paths[key]].rows(first, last)
-            except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
+            except (*_DAMAGE, FlowleapError) as error:
                 raise self.error(index, key, f"is damaged ({error}); copy the file again") from error
         return columns
 
@@ -138,6 +157,7 @@ class FolderSource(Source):
         self._files = sorted(path.glob("*.npz"), key=_numbers)
         self.n_episodes = len(self._files)
         first = _Zip(self._files[0])
+        self.refused = first.refused
         self._paths = _describe(self, {name: (a.shape[1:], a.dtype) for name, a in first.arrays.items()})
         first.close()
 
@@ -152,7 +172,7 @@ class FolderSource(Source):
             array = file.arrays[name]
             try:
                 columns[key] = array.rows(0, array.shape[0])
-            except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
+            except (*_DAMAGE, FlowleapError) as error:
                 raise self.error(index, key, f"is damaged ({error}); copy the file again") from error
         file.close()
         return columns
@@ -166,18 +186,25 @@ def _describe(source: Source, found: dict[str, tuple[tuple[int, ...], np.dtype]]
     """Set Spec, extra columns and attributes from the arrays' shapes and dtypes; return column -> array."""
     action = next((name for name in _ACTIONS if name in found), None)
     if action is None:
-        raise FlowleapError(f"'{source.path}' has no array 'action' among {sorted(found)}")
+        raise FlowleapError(f"'{source.path}' has no array 'action' among {sorted(found)}{_why(source)}")
     shape, dtype = found.pop(action)
     if len(shape) != 1:
         raise FlowleapError(f"'{source.path}': '{action}' has shape {shape} a frame, expected one axis")
     names = flat_names(sorted(found), [])
     columns = {key: infer_key(*found[name]) for key, name in names.items()}
     source.extra = {key: columns.pop(key) for key in list(columns) if key in _EXTRA}
+    if not columns:
+        raise FlowleapError(f"'{source.path}' has no observations, with a row a frame{_why(source)}")
     if dtype != np.float32:
         source.extra[ACTION] = infer_key(shape, dtype)
     source.spec = Spec(columns, action_dim=shape[0], source={"dataset": source.path.name})
     source.attrs = {}
     return names | {ACTION: action}
+
+
+def _why(source: Source) -> str:
+    """Which arrays could not be read, for a message."""
+    return "".join(f"; '{name}' {reason}" for name, reason in source.refused.items())
 
 
 def _numbers(path: Path) -> tuple[list[int], str]:

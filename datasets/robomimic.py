@@ -8,6 +8,7 @@ Observations are the datasets of `obs/`, actions those of `actions`; the other d
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,6 +17,8 @@ from typing import Any
 import numpy as np
 
 from flowleap.datasets.columns import ACTION, Episode, flat_names, infer_key
+from flowleap.datasets.hdf5 import open_hdf5, require_own, text
+from flowleap.datasets.memory import require_memory
 from flowleap.datasets.robomimic_writer import ACTIONS, MASKS, NOTE, is_hdf5
 from flowleap.datasets.robomimic_writer import RobomimicWriter as Writer
 from flowleap.datasets.source import Source
@@ -46,17 +49,16 @@ class RobomimicSource(Source):
     def __init__(self, path: Path, filter: str | None, actions: str) -> None:
         self._h5 = optional_import("h5py", extra="formats")
         self.path = path
-        try:
-            self._file = self._h5.File(path, "r")
-        except OSError as error:
-            raise FlowleapError(
-                f"'{path}' is no whole HDF5 file ({error}); copy or record it again"
-            ) from error
+        self._file = open_hdf5(path)
         data = self._file.get("data")
         if not isinstance(data, self._h5.Group):
             raise FlowleapError(
                 f"'{path}' has no group 'data', only {sorted(self._file)}: not a robomimic file"
             )
+        try:
+            require_own(data.id, self._file.id)
+        except FlowleapError as error:
+            raise FlowleapError(f"'{path}': data {error}") from error
         _limit_cache(self._file)
         self._data = data
         self._types: dict[str, tuple[Any, np.dtype]] = {}  # column -> HDF5 type and dtype that were met last
@@ -94,7 +96,7 @@ class RobomimicSource(Source):
         self.spec = Spec(
             observations,
             action_dim=action.shape[0],
-            control_hz=float(rate) if isinstance(rate, int | float) else 0.0,
+            control_hz=float(rate) if isinstance(rate, int | float) and 0 < rate < np.inf else 0.0,
             action_convention="absolute" if actions.endswith("_abs") else action_convention(env_args),
             source={"dataset": self.path.name, "env_args": env_args},
         )
@@ -108,14 +110,15 @@ class RobomimicSource(Source):
 
     def _select(self, filter: str | None) -> list[str]:
         """Names of the demonstrations, by number; those of a filter only."""
-        demos = list(self._data)
-        if filter is not None:
-            masks = self._file.get("mask", {})
+        if filter is None:
+            demos = [self._text(name, "data") for name in self._data]
+        else:
+            masks = self._filters()
             if filter not in masks:
                 raise FlowleapError(
                     f"'{self.path}' has no filter '{filter}', only {sorted(masks)}{suggest(filter, masks)}"
                 )
-            demos = [_text(name) for name in masks[filter][()]]
+            demos = masks[filter]
             for name in demos:
                 if name not in self._data:
                     raise FlowleapError(f"'{self.path}': mask/{filter} names '{name}', which is not in data/")
@@ -124,13 +127,31 @@ class RobomimicSource(Source):
         return sorted(demos, key=lambda name: (int("".join(re.findall(r"[0-9]+", name)) or 0), name))
 
     def _masks(self) -> dict[str, Any]:
-        masks = self._file.get("mask", {})
         number = {name: i for i, name in enumerate(self._demos)}
         found = {
-            name: sorted(number[_text(demo)] for demo in masks[name][()] if _text(demo) in number)
-            for name in masks
+            name: sorted(number[demo] for demo in demos if demo in number)
+            for name, demos in self._filters().items()
         }
         return {MASKS: found} if found else {}
+
+    def _filters(self) -> dict[str, list[str]]:
+        """Filter -> names of its demonstrations, each once."""
+        group = self._file.get("mask", {})
+        if group and not isinstance(group, self._h5.Group):
+            raise FlowleapError(f"'{self.path}': mask is no group")
+        found: dict[str, list[str]] = {}
+        for name in group:
+            node = group[name]
+            if not isinstance(node, self._h5.Dataset) or node.ndim != 1:
+                raise FlowleapError(f"'{self.path}': mask/{name} is no list of demonstrations")
+            found[name] = list(dict.fromkeys(self._text(demo, f"mask/{name}") for demo in node[()]))
+        return found
+
+    def _text(self, name: Any, where: str) -> str:
+        try:
+            return text(name)
+        except FlowleapError as error:
+            raise FlowleapError(f"'{self.path}': {where} {error}") from error
 
     def _names(self, index: int, actions: str) -> dict[str, str]:
         """Column -> path below the demonstration, of all numeric datasets but the actions."""
@@ -138,6 +159,7 @@ class RobomimicSource(Source):
 
         def visit(name: str, node: Any) -> None:
             numeric = isinstance(node, self._h5.Dataset) and node.dtype.kind in "biuf" and node.ndim >= 1
+            name = self._text(name, self.label(index))
             if numeric and name != actions and not name.startswith("next_obs/"):
                 found.append(name)
 
@@ -160,7 +182,7 @@ class RobomimicSource(Source):
     def _env_args(self) -> dict[str, Any]:
         try:
             env_args = json.loads(self._data.attrs.get("env_args", "{}"))
-        except ValueError as error:
+        except (ValueError, TypeError, RecursionError) as error:
             raise FlowleapError(f"'{self.path}': attribute env_args of data is no JSON ({error})") from error
         return env_args if isinstance(env_args, dict) else {}
 
@@ -176,7 +198,10 @@ class RobomimicSource(Source):
         The low-level interface of h5py is three times as fast as `group[path][()]` for the small datasets here.
         """
         h5 = self._h5
-        group = h5.h5g.open(self._data.id, self._demos[index].encode())
+        try:
+            group = h5.h5g.open(self._data.id, self._demos[index].encode())
+        except (KeyError, ValueError) as error:
+            raise FlowleapError(f"'{self.path}': data/{self._demos[index]} is no group ({error})") from error
         columns: Episode = {}
         for key in keys:
             path = self._paths[key]
@@ -185,6 +210,10 @@ class RobomimicSource(Source):
             except (KeyError, ValueError, TypeError) as error:
                 raise self.error(index, key, f"is missing (no dataset {path})") from error
             try:
+                require_own(dataset, self._file.id)
+            except FlowleapError as error:
+                raise self.error(index, key, str(error)) from error
+            try:
                 kind = dataset.get_type()
                 known = self._types.get(key)
                 if known is None or not known[0].equal(kind):
@@ -192,17 +221,31 @@ class RobomimicSource(Source):
                 dtype, shape = known[1], dataset.shape
                 if dtype.kind not in "biuf" or not shape:
                     raise self.error(index, key, f"has dtype {dtype} and shape {shape}, not numbers a frame")
+                require_memory(
+                    math.prod(shape) * dtype.itemsize, f"'{self.path}', {self.label(index)}: '{key}'"
+                )
                 columns[key] = np.empty(shape, dtype)
                 dataset.read(h5.h5s.ALL, h5.h5s.ALL, columns[key])
             except (OSError, RuntimeError, ValueError, TypeError) as error:
                 raise self.error(index, key, f"is damaged ({error}); copy the file again") from error
         length = len(columns[keys[0]])
-        if h5.h5a.exists(group, b"num_samples"):
-            samples = np.empty((), np.int64)
-            h5.h5a.open(group, b"num_samples").read(samples)
-            if samples != length:
-                raise self.error(index, keys[0], f"has {length} frames, but num_samples says {samples}")
+        samples = self._samples(group)
+        if samples not in (None, length):
+            raise self.error(index, keys[0], f"has {length} frames, but num_samples says {samples}")
         return columns
+
+    def _samples(self, group: Any) -> int | str | None:
+        """The number of frames that a demonstration states, or what it states instead."""
+        h5 = self._h5
+        if not h5.h5a.exists(group, b"num_samples"):
+            return None
+        attribute = h5.h5a.open(group, b"num_samples")
+        number = attribute.get_type().get_class() in (h5.h5t.INTEGER, h5.h5t.FLOAT)
+        if not number or math.prod(attribute.shape) != 1:  # HDF5 would write beyond a buffer for one number
+            return f"{attribute.dtype} {list(attribute.shape)}"
+        samples = np.empty(attribute.shape, np.int64)
+        attribute.read(samples)
+        return int(samples.reshape(-1)[0])
 
     def label(self, index: int) -> str:
         """The name of the demonstration's group."""
@@ -218,7 +261,7 @@ class RobomimicSource(Source):
     def scene(self, index: int) -> str | None:
         """The attribute `model_file` (MJCF), which robosuite's recordings have."""
         model = self._group(index).attrs.get("model_file")
-        return None if model is None else _text(model)
+        return None if model is None else self._text(model, f"{self.label(index)}, model_file")
 
     def close(self) -> None:
         """Close the file."""
@@ -244,7 +287,7 @@ def action_convention(env_args: Mapping[str, Any]) -> ActionConvention:
     for config in controllers:
         if not isinstance(config, dict):
             continue
-        parts = (config.get("body_parts") or {}).values()
+        parts = body.values() if isinstance(body := config.get("body_parts"), dict) else ()
         kinds = [part["input_type"] for part in parts if isinstance(part, dict) and "input_type" in part]
         if kinds:
             return "delta" if "delta" in kinds else "absolute"
@@ -255,7 +298,3 @@ def action_convention(env_args: Mapping[str, Any]) -> ActionConvention:
 def _env_kwargs(env_args: Mapping[str, Any]) -> dict[str, Any]:
     kwargs = env_args.get("env_kwargs")
     return kwargs if isinstance(kwargs, dict) else {}
-
-
-def _text(name: Any) -> str:
-    return name.decode() if isinstance(name, bytes) else str(name)

@@ -17,6 +17,18 @@ from numpy.typing import NDArray
 from flowleap.datasets.columns import ACTION, Episode
 from flowleap.policy.spec import FlowleapError, ObsKey, Spec, suggest
 
+MALFORMED = (
+    ArithmeticError,
+    AttributeError,
+    LookupError,
+    MemoryError,
+    OSError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+)
+"""What reading metadata or data of a wrong shape or type may raise. A file of others is no bug of ours."""
+
 _TIMES = ("timestamp", "timestamps", "time")
 
 
@@ -83,7 +95,12 @@ class Source(ABC):
                 raise FlowleapError(
                     f"'{self.path}' has no column '{key}', only {known}{suggest(key, self.columns)}"
                 )
-        columns = self.read(index, keys)
+        try:
+            columns = self.read(index, keys)
+        except MALFORMED as error:  # what a reader did not foresee in a file of others
+            raise FlowleapError(
+                f"'{self.path}', {self.label(index)} is damaged ({type(error).__name__}: {error})"
+            ) from error
         length = len(columns[keys[0]])
         for key in keys:
             values, shape = columns[key], self.columns[key].shape
@@ -93,7 +110,20 @@ class Source(ABC):
                 )
             if len(values) != length:
                 raise self.error(index, key, f"has {len(values)} frames, '{keys[0]}' has {length}")
+            columns[key] = self._in_dtype(index, key, values)
+        if length < 1:
+            raise self.error(index, keys[0], "has no frames")
         return columns
+
+    def _in_dtype(self, index: int, key: str, values: NDArray) -> NDArray:
+        """Return a column in the dataset's dtype; raise where that could change a value (images: see `to_uint8`)."""
+        dtype = np.dtype(self.columns[key].dtype)
+        if values.dtype == dtype or self.columns[key].kind == "rgb":
+            return values
+        rounded = values.dtype.kind in "iu" and dtype.kind == "f" and values.dtype.itemsize >= dtype.itemsize
+        if rounded or not np.can_cast(values.dtype, dtype, "safe"):  # numpy calls int64 to float64 safe
+            raise self.error(index, key, f"has dtype {values.dtype}, {dtype} in the episodes before")
+        return values.astype(dtype)
 
     def error(self, index: int, key: str, problem: str) -> FlowleapError:
         """Return an error that names file, episode and key."""

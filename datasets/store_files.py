@@ -63,3 +63,8 @@ def open_files(path: Path) -> Folder | Zip:
     if path.is_file() and (path.suffix == ".zip" or zipfile.is_zipfile(path)):
         return Zip(path)
     return Folder(path)
+
+
+def blosc_size(header: bytes) -> int:
+    """Return the compressed size that a Blosc chunk states in its 16-byte header."""
+    return int.from_bytes(header[12:16], "little") if len(header) == 16 else 16

@@ -33,14 +33,14 @@ class EpisodeWriter:
     """Context manager that writes episodes into a new zarr v3 store.
 
     Episodes are buffered up to 64 MiB and streamed into a hidden folder beside `path`, which takes the name
-    `path` when the block ends. Any exception removes the hidden folder, except `KeyboardInterrupt` after at
-    least one episode: then what was recorded is kept, and the interrupt goes on.
+    `path` when the block ends. Any exception removes the hidden folder, except `KeyboardInterrupt` and `SystemExit`
+    (SIGTERM) after at least one episode: then what was recorded is kept, and the interrupt goes on.
 
     Every chunk carries a checksum and is written even where it is all zeros, so that a reader notices a
     damaged or missing file.
 
-    A writer with a `job` outlives `kill -9`: the next one with the same path and job begins with the episodes
-    that were streamed out (`n_episodes` says how many), and the caller goes on with the one after them.
+    A writer with a `job` outlives `kill -9` and SIGTERM: the next one with the same path and job begins with the
+    episodes that were streamed out (`n_episodes` says how many), and the caller goes on with the one after them.
 
     Args:
         path: the new store; by custom it ends in `.zarr`.
@@ -48,7 +48,7 @@ class EpisodeWriter:
         attrs: further attributes of the group; `self.attrs` may be changed until the block ends. Values that
             JSON does not know are written as lists or strings.
         overwrite: replace an existing store, once the new one is complete.
-        keep_interrupted: False removes what was written on `KeyboardInterrupt` too: all episodes or none.
+        keep_interrupted: False gives an interrupted store no name: all episodes or none.
         extra: columns that are no observations, see `columns.Layout`.
         job: names the work, so that a killed process can be continued.
 
@@ -128,7 +128,8 @@ class EpisodeWriter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        interrupted = kind is not None and issubclass(kind, KeyboardInterrupt)
+        interrupted = kind is not None and issubclass(kind, KeyboardInterrupt | SystemExit)
+        terminated = kind is not None and issubclass(kind, SystemExit)  # by SIGTERM: nobody said to give up
         keep = kind is None or (interrupted and self._keep_interrupted and self.n_episodes > 0)
         try:
             if keep:
@@ -137,7 +138,8 @@ class EpisodeWriter:
         finally:
             if self._journal is not None:
                 self._journal.close()
-            self._target.discard()
+            if not terminated or self._journal is None:
+                self._target.discard()
 
     def _create(self) -> None:
         """Begin an empty store."""

@@ -102,10 +102,16 @@ class RobosuiteEnv(gymnasium.Env[Observation, np.ndarray]):
         with _numpy_seed(0):
             try:
                 self.sim = suite.make(_SCENES[name][0], **kwargs, **_OWN)
-            except TypeError as error:
+            except Exception as error:  # robosuite raises no narrower kind for what it does not take
+                kind = kwargs["controller_configs"]["type"]
+                if "pybullet" in str(error):
+                    raise FlowleapError(
+                        f"the controller {kind} of env_args needs pybullet (`pip install pybullet-svl`), or evaluate "
+                        "with OSC_POSE (task.kwargs.env_args)"
+                    ) from error
                 raise FlowleapError(
-                    f"robosuite {suite.__version__} refuses the env_args of robosuite "
-                    f"{env_args.get('env_version', 'of an unknown version')}: {error}"
+                    f"robosuite {suite.__version__} refuses the env_args (controller {kind}) of robosuite "
+                    f"{env_args.get('env_version', 'of an unknown version')}: {type(error).__name__}: {error}"
                 ) from error
         if self.sim.action_dim != ACTION_DIM:
             raise FlowleapError(

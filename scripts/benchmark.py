@@ -21,6 +21,7 @@ import shlex
 import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -39,6 +40,10 @@ from flowleap.scripts.plots import score_curves
 
 TIMING = "train_seconds.json"
 STEP_COST = "step_seconds.json"
+COMMAND = (sys.executable, "-m", "flowleap.scripts.cli")
+
+_running: set[subprocess.Popen[bytes]] = set()  # by `run_flowleap`, in any thread
+_stopping = threading.Event()
 
 
 @dataclass(frozen=True)
@@ -60,8 +65,14 @@ def main(cfg: DictConfig) -> dict[str, Any]:
     metric = make_task(cfg.task.name).metric
     rows = _rows(cfg)
     console = Console()
+    _stopping.clear()
     with ThreadPoolExecutor(cfg.parallel) as pool:
-        records = [record for part in pool.map(lambda row: _run(cfg, row, console), rows) for record in part]
+        try:
+            parts = list(pool.map(lambda row: _run(cfg, row, console), rows))
+        except (KeyboardInterrupt, SystemExit):
+            _stop(pool)
+            raise
+    records = [record for part in parts for record in part]
     command = shlex.join(given_overrides())
     results: dict[str, Any] = {
         "command": f"flowleap benchmark {command}",
@@ -82,6 +93,14 @@ def main(cfg: DictConfig) -> dict[str, Any]:
         score_curves(results["table"], results["runs"], metric, path.with_suffix(".png"), title)
     print_tables(console, results, path)
     return results
+
+
+def _stop(pool: ThreadPoolExecutor) -> None:
+    """End the processes that are running, and start no more; the threads that wait for them end with them."""
+    pool.shutdown(wait=False, cancel_futures=True)
+    _stopping.set()
+    for process in list(_running):
+        process.terminate()
 
 
 def _rows(cfg: DictConfig) -> list[Row]:
@@ -186,15 +205,20 @@ def _curve(run_dir: Path) -> list[dict[str, float]]:
 def run_flowleap(verb: str, *words: str) -> float:
     """Run a verb in a process of its own on one CPU thread; return its CPU seconds. Its error line becomes ours."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "flowleap.scripts.cli", verb, *words]
+    command = [*COMMAND, verb, *words]
     with tempfile.TemporaryFile("w+") as errors:
         process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=errors)
+        _running.add(process)
         try:
+            if _stopping.is_set():
+                process.terminate()
             _, status, usage = os.wait4(process.pid, 0)
         except BaseException:
             process.terminate()
             process.wait()
             raise
+        finally:
+            _running.discard(process)
         process.returncode = os.waitstatus_to_exitcode(status)
         if process.returncode:
             errors.seek(0)

@@ -7,9 +7,11 @@ and torch load when a verb runs.
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from typing import NamedTuple
@@ -125,7 +127,7 @@ def verbs() -> list[str]:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; return the exit code.
 
-    0 success, 1 a mishap or a bug, 2 a wrong command line, 130 interrupted.
+    0 success, 1 a mishap or a bug, 2 a wrong command line, 130 interrupted. SIGTERM exits with 143.
     """
     args = list(sys.argv[1:] if argv is None else argv)
     if not args or args[0] in ("-h", "--help") or args == ["help"]:
@@ -146,7 +148,8 @@ def run_verb(verb: str, argv: Sequence[str]) -> int:
     `accelerate launch -m flowleap.scripts.train` behave like `flowleap train`.
     """
     try:
-        _dispatch(verb, list(argv))
+        with _orderly_termination():
+            _dispatch(verb, list(argv))
         return 0
     except UsageError as error:
         return _report(error, 2)
@@ -162,6 +165,32 @@ def run_verb(verb: str, argv: Sequence[str]) -> int:
         traceback.print_exc()
         print(f"error: this is a bug in flowleap ({type(error).__name__}), please report it", file=sys.stderr)
         return 1
+
+
+@contextmanager
+def _orderly_termination() -> Iterator[None]:
+    """Let SIGTERM unwind like an exit, so that child processes end and unfinished files go.
+
+    A forked child gets the signal's usual effect.
+    """
+    owner = os.getpid()
+
+    def handler(signum: int, frame: object) -> None:
+        if os.getpid() != owner:
+            signal.signal(signum, signal.SIG_DFL)
+            os.kill(os.getpid(), signum)
+        print("terminated", file=sys.stderr)
+        sys.exit(128 + signum)
+
+    try:
+        previous = signal.signal(signal.SIGTERM, handler)
+    except ValueError:  # not the main thread: nobody sends us signals there
+        yield
+        return
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, previous)
 
 
 def _dispatch(verb: str, argv: list[str]) -> None:

@@ -68,7 +68,7 @@ def main(cfg: DictConfig) -> dict[str, Any]:
                     break
             if not attrs["successes"]:
                 raise FlowleapError(f"the expert of {task.name} failed in all of {max_attempts} attempts")
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, SystemExit):  # Ctrl-C, SIGTERM
         if attrs["successes"]:
             kept = f"{cfg.out}: {attrs['successes']} episodes are kept"
             console.print(kept, highlight=False, soft_wrap=True)

@@ -168,7 +168,7 @@ def test_unknown_env_kwargs_are_named() -> None:
     needs_robosuite()
     args = default_env_args("lift")
     args["env_kwargs"]["gravity"] = 1
-    with pytest.raises(FlowleapError, match=r"refuses the env_args of robosuite 1.4.1: .*'gravity'"):
+    with pytest.raises(FlowleapError, match=r"refuses the env_args .* of robosuite 1.4.1: .*'gravity'"):
         make_task("robosuite/lift", env_args=args).make_env()
 
 
@@ -210,3 +210,24 @@ def test_a_recorded_episode_is_the_evaluated_one() -> None:
         frames[0][..., 0].astype(int) - frames[0][..., 1:].max(axis=-1)
     ) > 60  # the cube, not its green collision box
     assert red.sum() > 10
+
+
+def test_a_controller_without_its_package_is_one_error() -> None:
+    needs_robosuite()
+    if importlib.util.find_spec("pybullet") is not None:
+        pytest.skip("pybullet is there")
+    env_args = copy.deepcopy(default_env_args("lift"))
+    env_args["env_kwargs"]["controller_configs"] = {
+        "type": "IK_POSE",
+        "ik_pos_limit": 0.02,
+        "ik_ori_limit": 0.05,
+        "interpolation": None,
+        "ramp_ratio": 0.2,
+    }
+    with pytest.raises(FlowleapError, match="controller IK_POSE of env_args needs pybullet"):
+        make_task("robosuite/lift", env_args=env_args).make_env()
+    del env_args["env_kwargs"]["controller_configs"]["interpolation"]
+    with pytest.raises(
+        FlowleapError, match=r"refuses the env_args \(controller IK_POSE\).*KeyError: 'interpolation'"
+    ):
+        make_task("robosuite/lift", env_args=env_args).make_env()

@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -102,3 +107,29 @@ def test_benchmark_repeats_nothing_that_is_finished(pusht_human: Path, tmp_path:
     assert [point["step"] for point in result["runs"][0]["curve"]] == [2]
     assert "| regression | 1 |" in (tmp_path / "results" / "pusht_keypoints.md").read_text()
     assert (tmp_path / "results" / "pusht_keypoints.png").stat().st_size > 1000
+
+
+SLEEPERS = """
+import signal, sys
+from flowleap.scripts import benchmark, cli
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
+child = "import os, time; open(f'child{os.getpid()}', 'w').close(); time.sleep(600)"
+benchmark.COMMAND = (sys.executable, "-c", child)
+sys.exit(cli.main(sys.argv[1:]))
+"""
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_the_end_of_a_benchmark_ends_its_trainings(tmp_path: Path, number: int, code: int) -> None:
+    words = ["task=probe/slalom", "dataset=x", "out=runs", "parallel=2", "objectives=[isd]", "seeds=[0,1,2]"]
+    command = [sys.executable, "-c", SLEEPERS, "benchmark", *words]
+    process = subprocess.Popen(command, cwd=tmp_path, start_new_session=True)
+    while len(children := list(tmp_path.glob("child*"))) < 2:
+        assert process.poll() is None
+        time.sleep(0.05)
+    process.send_signal(number)
+    assert process.wait(timeout=300) == code
+    for file in children:
+        with pytest.raises(ProcessLookupError):
+            os.kill(int(file.name.removeprefix("child")), 0)
+    assert list(tmp_path.glob("child*")) == children
