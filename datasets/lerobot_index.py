@@ -151,9 +151,8 @@ def _whole(root: Path, row: dict[str, Any], name: str) -> int:
 def _fill(root: Path, template: str, **values: Any) -> Path:
     """Fill a path template of info.json."""
     try:
-        if any(
-            mark in _FIELD.sub("", template) for mark in "{}"
-        ):  # a width could ask for gigabytes of blanks
+        # A width could ask for gigabytes of blanks.
+        if any(mark in _FIELD.sub("", template) for mark in "{}"):
             raise ValueError("fields are written {name} or {name:03d}")
         return inside(root, template.format(**values))
     except (KeyError, IndexError, ValueError, AttributeError, TypeError) as error:

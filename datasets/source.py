@@ -122,7 +122,9 @@ class Source(ABC):
             return values
         rounded = values.dtype.kind in "iu" and dtype.kind == "f" and values.dtype.itemsize >= dtype.itemsize
         if rounded or not np.can_cast(values.dtype, dtype, "safe"):  # numpy calls int64 to float64 safe
-            raise self.error(index, key, f"has dtype {values.dtype}, {dtype} in the episodes before")
+            raise self.error(
+                index, key, f"has dtype {values.dtype}, {dtype} in the episodes before: write one"
+            )
         return values.astype(dtype)
 
     def error(self, index: int, key: str, problem: str) -> FlowleapError:
