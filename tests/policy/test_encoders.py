@@ -19,7 +19,7 @@ from flowleap.policy.policy import Policy
 from flowleap.policy.spec import FlowleapError, ObsKey, Spec
 from flowleap.policy.vision import SpatialSoftmax, read_weights
 
-SMALL: dict[str, Any] = {"name": "cnn", "channels": [8, 8], "features": 6}
+SMALL: dict[str, Any] = {"name": "cnn", "channels": [8, 8], "features": 6, "frames": 0}
 
 
 def make_spec(cameras: int, side: int = 32) -> Spec:
