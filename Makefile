@@ -31,6 +31,7 @@ $(STAMP): pyproject.toml
 	@for extra in $(TRIED); do \
 		$(BIN)/python -m pip install --editable ".[$(EXTRAS),$$extra]" || echo "without $$extra: it does not install here"; \
 	done
+	@$(BIN)/python -m pip install --quiet --no-deps robomimic==0.3.0 || echo 'without robomimic: its tests are skipped'
 	@rm -f $(VENV)/.installed-*
 	@touch $@
 
