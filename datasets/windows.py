@@ -46,13 +46,21 @@ class Windows:
             `frames.Frames`.
         episode_ends: [E], the frame after each episode's last one.
         spec: the keys to read, their shapes, To and H.
+        image_frames: how many of the To frames, the latest ones, windows hold of images; None is all. What an
+            encoder does not look at need not be read.
 
     Raises:
         SpecMismatch: a column is missing, or its shape or kind is not the Spec's.
         FlowleapError: the lengths of columns and episodes differ.
     """
 
-    def __init__(self, columns: Mapping[str, Any], episode_ends: ArrayLike, spec: Spec) -> None:
+    def __init__(
+        self,
+        columns: Mapping[str, Any],
+        episode_ends: ArrayLike,
+        spec: Spec,
+        image_frames: int | None = None,
+    ) -> None:
         ends = np.asarray(episode_ends, dtype=np.int64)
         if ends.ndim != 1 or len(ends) == 0 or np.any(np.diff(ends, prepend=0) < 1):
             raise FlowleapError("episode_ends must be a non-empty list of increasing frame counts")
@@ -65,6 +73,7 @@ class Windows:
         self._first = np.repeat(ends - lengths, lengths)  # [N]: first and last frame of each frame's episode
         self._last = np.repeat(ends - 1, lengths)
         self._obs_offsets = np.arange(1 - spec.n_obs_steps, 1)
+        self._image_steps = slice(-(image_frames or spec.n_obs_steps), None)
         self._action_offsets = np.arange(spec.horizon)
 
         self._rgb: dict[str, Column] = {
@@ -89,8 +98,8 @@ class Windows:
         """Return the windows `index` (integers [B]) as fresh arrays.
 
         Returns:
-            `{"obs": {key: [B, To, *shape]}, "action": [B, H, A]}`, float32, rgb uint8. The low-dim keys are
-            views of one array.
+            `{"obs": {key: [B, To, *shape]}, "action": [B, H, A]}`, float32, rgb uint8 (the latest `image_frames` of
+            To). The low-dim keys are views of one array.
         """
         current = index[:, None]
         obs_rows = np.maximum(current + self._obs_offsets, self._first.take(index)[:, None])
@@ -99,7 +108,7 @@ class Windows:
         obs: dict[str, NDArray] = {}
         for key, spec in self.spec.observations.items():
             if key in self._rgb:
-                obs[key] = self._rgb[key].take(obs_rows, axis=0)
+                obs[key] = self._rgb[key].take(obs_rows[:, self._image_steps], axis=0)
             else:
                 obs[key] = flat[..., self._slices[key]].reshape(*obs_rows.shape, *spec.shape)
         return {"obs": obs, "action": self._action.take(action_rows, axis=0)}

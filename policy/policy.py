@@ -39,6 +39,9 @@ class Policy(nn.Module):
         config: plain data with `objective`, `backbone`, `encoder` (each a registry `name` and its options),
             `normalizer` (`obs` and `action` mode) and `head_sigma` (see `FlowMap`).
 
+    Attributes:
+        image_frames: how many of the To images, the latest ones, the encoder looks at.
+
     Raises:
         FlowleapError: an unknown name, option or value; the message names it.
     """
@@ -57,6 +60,7 @@ class Policy(nn.Module):
         self.objective = Objective(config["objective"])
         self.normalizer = Normalizer(spec, **normalizer_modes(config.get("normalizer", {})))
         self.encoder, encoder = build_encoder(config["encoder"], spec)
+        self.image_frames: int = getattr(self.encoder, "frames", spec.n_obs_steps)
         cond_dim: int = self.encoder.dim  # type: ignore[assignment]
         self.net, backbone = build_backbone(config["backbone"], spec.action_dim, spec.horizon, cond_dim)
         if self.objective.options.get("derivative") == "difference" and backbone.get("dropout"):
@@ -79,13 +83,17 @@ class Policy(nn.Module):
         return next(self.net.parameters()).device
 
     def encode(self, obs: Mapping[str, Tensor]) -> Tensor:
-        """Raw observations {key: [B, To, *shape]} -> cond [B, C]; a missing or misshapen key is an error."""
+        """Raw observations {key: [B, To, *shape]} -> cond [B, C]; a missing or misshapen key is an error.
+
+        Of images, the latest `image_frames` suffice, which are all that the encoder looks at.
+        """
         normalized: dict[str, Tensor] = {}
         for key, known in self.spec.observations.items():
             if key not in obs:
                 raise FlowleapError(f"observation '{key}' is missing; got {sorted(obs)}{suggest(key, obs)}")
             expected = (self.spec.n_obs_steps, *known.shape)
-            if tuple(obs[key].shape[1:]) != expected:
+            enough = (self.image_frames, *known.shape) if known.kind == "rgb" else expected
+            if tuple(obs[key].shape[1:]) not in (expected, enough):
                 raise FlowleapError(
                     f"observation '{key}': expected [batch, {', '.join(map(str, expected))}], "
                     f"got {list(obs[key].shape)}"

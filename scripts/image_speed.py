@@ -61,9 +61,8 @@ def _apart(name: str, options: dict[str, Any]) -> dict[str, float]:
 def _windows(cfg: DictConfig, cache_bytes: int) -> Windows:
     task = make_task(cfg.task.name, **cfg.task.kwargs)
     columns, ends, spec = load_columns(task, cfg.dataset, cache_bytes)
-    return Windows(
-        columns, ends, spec.with_window(cfg.task.n_obs_steps, cfg.task.horizon, cfg.task.n_action_steps)
-    )
+    spec = spec.with_window(cfg.task.n_obs_steps, cfg.task.horizon, cfg.task.n_action_steps)
+    return Windows(columns, ends, spec, cfg.encoder.get("frames") or None)
 
 
 def training(cfg: DictConfig, cache_bytes: int) -> dict[str, float]:
@@ -114,7 +113,7 @@ def plain_loader(cfg: DictConfig) -> dict[str, float]:
 
     windows = _windows(cfg, 2**40)
     keys = [key for key, obs in windows.spec.observations.items() if obs.kind == "rgb"]
-    steps = np.arange(1 - windows.spec.n_obs_steps, 1)
+    steps = np.arange(1 - (cfg.encoder.get("frames") or windows.spec.n_obs_steps), 1)
     # The frames alone, decoded once: what is compared is how they get into a batch.
     frames: dict[str, torch.Tensor] = {}
     for key in keys:

@@ -57,10 +57,10 @@ def main(cfg: DictConfig) -> Path:
     if cfg.get("mirror"):
         columns, ends = with_mirrored(task, columns, ends)
     spec = spec.with_window(*(_window(cfg, name) for name in ("n_obs_steps", "horizon", "n_action_steps")))
-    windows = Windows(columns, ends, spec)
     torch.manual_seed(options.seed)
     config = {part: _plain(cfg[part]) for part in PARTS}
     policy = Policy(spec, config)
+    windows = Windows(columns, ends, spec, policy.image_frames)
     policy.normalizer.fit(columns)
     info = {
         "task": {"name": task.name, "kwargs": kwargs} if task else None,

@@ -173,3 +173,11 @@ def test_low_dim_batches_leave_the_loader_fast() -> None:
             windows.gather(sampler.next())
         rates.append(200 * 256 / (time.process_time() - start))
     assert max(rates) > 1e6, f"{max(rates):.3g} samples a second"
+
+
+def test_only_the_latest_images_are_read() -> None:
+    columns, ends, spec = make([5, 4], n_obs_steps=3)
+    whole = Windows(columns, ends, spec).gather(np.arange(9))["obs"]
+    latest = Windows(columns, ends, spec, image_frames=2).gather(np.arange(9))["obs"]
+    np.testing.assert_array_equal(latest["image"], whole["image"][:, 1:])
+    np.testing.assert_array_equal(latest["points"], whole["points"])

@@ -301,3 +301,16 @@ def test_vit_takes_whole_patches_and_no_batchnorm() -> None:
         vision.vit((43, 48), "vit_tiny_patch16_224", 6, None)
     with pytest.raises(FlowleapError, match=r"efficientvit_m0"):
         vision.vit((64, 64), "efficientvit_m0", 6, None)
+
+
+def test_images_that_nobody_looks_at_need_not_come() -> None:
+    spec = make_spec(1)
+    policy = make_policy(spec, {**SMALL, "frames": 1}).eval()
+    obs = observations(spec)
+    latest = {**obs, "camera.0": obs["camera.0"][:, -1:]}
+    assert policy.image_frames == 1
+    assert torch.equal(policy.encode(latest), policy.encode(obs))
+    with pytest.raises(FlowleapError, match=r"'joints': expected \[batch, 2, 5\]"):
+        policy.encode({**obs, "joints": obs["joints"][:, -1:]})
+    with pytest.raises(FlowleapError, match=r"'camera.0': expected \[batch, 2, 32, 40, 3\]"):
+        make_policy(spec, SMALL).encode(latest)
