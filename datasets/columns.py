@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from flowleap.policy.spec import FlowleapError, ObsKey, Spec, suggest
+from flowleap.policy.core.errors import FlowleapError, suggest
+from flowleap.policy.core.spec import ObsKey, Spec
 
 ACTION = "action"
 Episode = dict[str, NDArray]
 """One episode: key -> [T, *shape]."""
+
 
 _MIN_IMAGE_SIDE = 16  # a column [N, H, W, 3] is taken for images from this height and width on
 
@@ -148,3 +151,31 @@ def _cast(values: NDArray, dtype: np.dtype, where: str) -> NDArray:
     if values.dtype.kind in "iu" and values.dtype != dtype and not np.array_equal(cast, values):
         raise FlowleapError(f"{where} has values of {values.dtype} that {dtype} cannot hold exactly")
     return cast
+
+
+_SMALL = 256 * 2**20  # below this, nobody asks the system
+
+
+def require_memory(nbytes: int, where: str) -> None:
+    """Raise `FlowleapError` unless `nbytes` fit into the memory that is free.
+
+    A few bytes of metadata can claim any shape, and a system that runs out of memory kills without a word.
+    """
+    if nbytes > _SMALL and nbytes > free_memory():
+        raise FlowleapError(
+            f"{where} takes {nbytes / 1e9:,.1f} GB, more than the memory that is free "
+            f"({free_memory() / 1e9:.1f} GB): the dataset is damaged, or needs a larger machine"
+        )
+
+
+def free_memory() -> int:
+    """Bytes of memory that are free or hold caches, a very large number where the system does not say."""
+    try:
+        with open("/proc/meminfo", encoding="ascii") as stream:
+            fields = dict(line.split(":", 1) for line in stream)
+        return int(fields["MemAvailable"].split()[0]) * 1024
+    except (OSError, KeyError, ValueError):
+        try:
+            return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        except (AttributeError, OSError, ValueError):
+            return 2**62

@@ -19,10 +19,9 @@ import zarr
 from numpy.typing import NDArray
 from zarr.codecs import BloscCodec, ZstdCodec
 
-from flowleap.datasets.columns import to_uint8
-from flowleap.datasets.episodes import EpisodeStore
-from flowleap.datasets.memory import free_memory
-from flowleap.policy.spec import FlowleapError
+from flowleap.datasets.columns import free_memory, to_uint8
+from flowleap.datasets.formats.zarr_store import EpisodeStore
+from flowleap.policy.core.errors import FlowleapError
 
 CACHE_BYTES = 1024 * 2**20
 _BLOCK_BYTES = 32 * 2**20

@@ -12,7 +12,8 @@ from typing import Literal, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from flowleap.policy.spec import FlowleapError, Spec
+from flowleap.policy.core.errors import FlowleapError
+from flowleap.policy.core.spec import Spec
 
 Representation = Literal["axis_angle", "6d"]
 _ARM = {"axis_angle": 7, "6d": 10}  # position (3), rotation (3 or 6), gripper (1)

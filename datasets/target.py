@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from flowleap.policy.spec import FlowleapError
+from flowleap.policy.core.errors import FlowleapError
 
 
 class Target:

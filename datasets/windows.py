@@ -18,7 +18,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from flowleap.datasets.frames import Frames, Mirrored
-from flowleap.policy.spec import FlowleapError, Spec, SpecMismatch, suggest
+from flowleap.policy.core.errors import FlowleapError, suggest
+from flowleap.policy.core.spec import Spec, SpecMismatch
 
 ACTION = "action"
 

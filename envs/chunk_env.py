@@ -10,8 +10,9 @@ import gymnasium
 import numpy as np
 from gymnasium.spaces import Box, Dict, Space
 
-from flowleap.envs.registry import Observation, Task
-from flowleap.policy.spec import FlowleapError, Spec
+from flowleap.envs.task import Observation, Task
+from flowleap.policy.core.errors import FlowleapError
+from flowleap.policy.core.spec import Spec
 
 
 class ChunkEnv(gymnasium.Env[Observation, np.ndarray]):

@@ -18,9 +18,9 @@ from typing import Any
 import gymnasium
 import numpy as np
 
-from flowleap.envs.registry import Observation, Task
+from flowleap.envs.task import Observation, Task
 from flowleap.envs.workers import clean_start, env_errors, ignore_interrupt
-from flowleap.policy.spec import FlowleapError
+from flowleap.policy.core.errors import FlowleapError
 
 _NOISE_STREAM = 0xDA27  # keeps action noise apart from any other generator seeded with the episode's seed
 

@@ -15,10 +15,11 @@ import gymnasium
 import numpy as np
 
 from flowleap.envs.demonstrate import noise_stream
-from flowleap.envs.registry import Observation, Task, package_versions
-from flowleap.envs.report import rate
+from flowleap.envs.statistics import rate
+from flowleap.envs.task import Observation, Task
 from flowleap.envs.workers import env_errors
-from flowleap.policy.spec import FlowleapError
+from flowleap.policy.core.errors import FlowleapError
+from flowleap.policy.core.versions import package_versions
 
 _REWARDS = ("reward", "rewards")
 _FIGURES = ("max_reward", "sum_reward")

@@ -7,22 +7,21 @@ same seeds are paired.
 
 from __future__ import annotations
 
-import os
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
-from pathlib import Path
 from time import perf_counter
 from typing import Any, Protocol
 
 import numpy as np
 
 from flowleap.envs.chunk_env import ChunkEnv
-from flowleap.envs.registry import Observation, Task, optional_import
+from flowleap.envs.task import Observation, Task
 from flowleap.envs.workers import env_errors, open_vector_env
-from flowleap.policy.spec import FlowleapError, Spec
+from flowleap.policy.core.errors import FlowleapError
+from flowleap.policy.core.spec import Spec
 
 _NOISE_STREAM = 0xF10  # keeps chunk noise apart from any other generator seeded with the episode's seed
 
@@ -171,32 +170,6 @@ def record_episode(task: Task, actor: Actor, spec: Spec, seed: int) -> tuple[np.
     finally:
         env.close()
     return np.stack(frames), _episode(task, seed, info)
-
-
-def save_video(path: str | os.PathLike[str], frames: np.ndarray, fps: float) -> Path:
-    """Write frames uint8 [T, height, width, 3] as `.mp4` (H.264) or `.gif`, atomically; return the path."""
-    imageio = optional_import("imageio.v2", extra="pusht")
-    path = Path(path)
-    options: dict[str, dict[str, Any]] = {
-        ".mp4": {"fps": fps, "macro_block_size": 2, "quality": 7},
-        ".gif": {"duration": 1000.0 / fps, "loop": 0},
-    }
-    if path.suffix not in options:
-        raise FlowleapError(f"{path.name}: videos are written as .mp4 or .gif")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.stem}.{os.getpid()}.tmp{path.suffix}")
-    try:
-        imageio.mimwrite(temporary, list(frames), **options[path.suffix])
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    return path
-
-
-def film_strip(frames: np.ndarray, count: int = 6) -> np.ndarray:
-    """Put `count` frames, evenly spaced from first to last, side by side: [height, count * width, 3]."""
-    picks = np.linspace(0, len(frames) - 1, count).round().astype(int)
-    return np.concatenate(list(frames[picks]), axis=1)
 
 
 def _reset(envs: Any, slots: dict[int, _Slot], n_envs: int) -> Observation:

@@ -15,7 +15,7 @@ from typing import Any
 import gymnasium
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv
 
-from flowleap.policy.spec import FlowleapError
+from flowleap.policy.core.errors import FlowleapError
 
 VectorEnv = SyncVectorEnv | AsyncVectorEnv
 

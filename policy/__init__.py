@@ -1,6 +1,6 @@
 """What a policy is: flow map, objectives, backbones, encoder, normaliser, trainer, deployment.
 
-Attributes load lazily, so that `flowleap.policy.spec` and `flowleap.policy.deploy.runtime` import without torch.
+Attributes load lazily, so that `flowleap.policy.core.spec` and `flowleap.policy.deploy.runtime` import without torch.
 """
 
 from __future__ import annotations

@@ -16,7 +16,6 @@ import os
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +24,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from flowleap.policy.spec import FlowleapError, Spec
+from flowleap.policy.core.errors import FlowleapError
+from flowleap.policy.core.files import write_directory
+from flowleap.policy.core.spec import Spec
+from flowleap.policy.core.versions import flowleap_version
 
 FORMAT = "flowleap-policy"
 FORMAT_VERSION = 1
@@ -44,41 +46,6 @@ class StoredPolicy:
     config: dict[str, Any]
     info: dict[str, Any]
     state: dict[str, Tensor]
-
-
-def write_directory(path: Path, fill: Callable[[Path], None]) -> None:
-    """Create directory `path` with the contents that `fill(temporary)` writes; all or nothing.
-
-    Raises:
-        FlowleapError: the disk is full or the place is not writable; nothing half-written remains.
-    """
-    temporary = path.with_name(f".{path.name}.tmp{os.getpid()}")
-    retired = path.with_name(f".{path.name}.old{os.getpid()}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir()
-        fill(temporary)
-        if path.exists():
-            os.replace(path, retired)
-        os.replace(temporary, path)
-    except (OSError, SafetensorError) as error:
-        raise FlowleapError(
-            f"cannot write {path}: {error}; free some space or choose another place"
-        ) from error
-    finally:
-        if retired.exists() and not path.exists():
-            os.replace(retired, path)
-        shutil.rmtree(temporary, ignore_errors=True)
-        shutil.rmtree(retired, ignore_errors=True)
-
-
-def flowleap_version() -> str:
-    """Installed version, or `unknown` when run from a tree that is not installed."""
-    try:
-        return version("flowleap")
-    except PackageNotFoundError:
-        return "unknown"
 
 
 def write_policy(

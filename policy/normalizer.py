@@ -9,7 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from flowleap.policy.spec import FlowleapError, Spec
+from flowleap.policy.core.errors import FlowleapError
+from flowleap.policy.core.spec import Spec
 
 MODES = ("minmax", "gaussian", "identity")
 ACTION = "action"

@@ -9,16 +9,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from flowleap.policy.backbones import build_backbone
 from flowleap.policy.checkpoint import read_policy, write_policy
-from flowleap.policy.draws import Draw
-from flowleap.policy.encoders import build_encoder
-from flowleap.policy.flow_map import FlowMap
+from flowleap.policy.core.errors import FlowleapError, require_number, suggest
+from flowleap.policy.core.spec import Spec
+from flowleap.policy.flow.draws import Draw
+from flowleap.policy.flow.flow_map import FlowMap
+from flowleap.policy.flow.objectives import Objective
+from flowleap.policy.flow.samplers import time_grid
+from flowleap.policy.networks.build import build_backbone
+from flowleap.policy.networks.encoders import build_encoder
 from flowleap.policy.normalizer import ACTION, Normalizer
-from flowleap.policy.objectives import Objective
-from flowleap.policy.registry import require_number
-from flowleap.policy.samplers import time_grid
-from flowleap.policy.spec import FlowleapError, Spec, suggest
 
 Batch = Mapping[str, Any]
 PARTS = ("objective", "backbone", "encoder", "normalizer", "head_sigma")

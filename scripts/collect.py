@@ -16,14 +16,15 @@ from typing import Any
 from omegaconf import DictConfig
 from rich.console import Console
 
-from flowleap.datasets.episodes import EpisodeWriter
+from flowleap.datasets.formats.zarr_store import EpisodeWriter
 from flowleap.envs.demonstrate import demonstrations
-from flowleap.envs.registry import make_task, package_versions
-from flowleap.envs.report import wilson
-from flowleap.policy.metrics import progress_bar
-from flowleap.policy.spec import FlowleapError
-from flowleap.scripts.cli import run_verb
-from flowleap.scripts.data import check_cameras
+from flowleap.envs.registry import make_task
+from flowleap.envs.statistics import wilson
+from flowleap.envs.task_data import check_cameras
+from flowleap.policy.core.errors import FlowleapError
+from flowleap.policy.core.versions import package_versions
+from flowleap.policy.training.metrics import progress_bar
+from flowleap.scripts.cli.main import run_verb
 
 
 def main(cfg: DictConfig) -> dict[str, Any]:

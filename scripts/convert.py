@@ -21,12 +21,13 @@ from rich.console import Console
 from rich.progress import track
 
 from flowleap.datasets.columns import ACTION, Episode, to_uint8
-from flowleap.datasets.formats import format_module, open_source, writable_formats
+from flowleap.datasets.formats.registry import format_module, open_source, writable_formats
+from flowleap.datasets.formats.source import Source
 from flowleap.datasets.rotations import Rotations
-from flowleap.datasets.source import Source
 from flowleap.envs.registry import make_task
-from flowleap.policy.spec import FlowleapError, ObsKey, Spec, suggest
-from flowleap.scripts.cli import UsageError, run_verb
+from flowleap.policy.core.errors import FlowleapError, UsageError, suggest
+from flowleap.policy.core.spec import ObsKey, Spec
+from flowleap.scripts.cli.main import run_verb
 
 _SUFFIXES = {".hdf5": "robomimic", ".h5": "robomimic"}
 

@@ -16,11 +16,13 @@ from rich.console import Console
 
 from flowleap.datasets.windows import Windows
 from flowleap.envs.registry import make_task
-from flowleap.envs.report import format_line, write_results
-from flowleap.policy.spec import FlowleapError
-from flowleap.scripts import collect, eval, export, plots, train
-from flowleap.scripts.data import load_columns
-from flowleap.scripts.hydra_app import compose
+from flowleap.envs.report import format_line
+from flowleap.envs.task_data import load_columns
+from flowleap.policy.core.errors import FlowleapError
+from flowleap.policy.core.files import write_results
+from flowleap.scripts import collect, evaluate, export, train
+from flowleap.scripts.cli.run import compose
+from flowleap.scripts.studies import plots
 
 MARKER = ".flowleap-demo"  # only a folder that an earlier demo made is replaced
 
@@ -54,10 +56,10 @@ def main(cfg: DictConfig) -> dict[str, Any]:
         f"trainer.batch_size={cfg.batch_size}",
         f"trainer.seed={cfg.seed}",
     )
-    torch_result = stage("eval", eval, f"checkpoint={run}", "steps=1", "videos=1", *episodes)
+    torch_result = stage("eval", evaluate, f"checkpoint={run}", "steps=1", "videos=1", *episodes)
     exported = stage("export", export, f"checkpoint={run}", "steps=1", f"out={out}/export")
     episodes[1] = f"out={out}/eval_export.json"
-    export_result = stage("eval (export)", eval, f"checkpoint={exported}", "videos=0", *episodes)
+    export_result = stage("eval (export)", evaluate, f"checkpoint={exported}", "videos=0", *episodes)
     _draw(cfg, data, run, out)
     seconds["total"] = round(time.perf_counter() - start, 1)
     results = {
@@ -142,6 +144,6 @@ def _report(cfg: DictConfig, results: dict[str, Any]) -> str:
 if __name__ == "__main__":
     import sys
 
-    from flowleap.scripts.cli import run_verb
+    from flowleap.scripts.cli.main import run_verb
 
     sys.exit(run_verb("demo", sys.argv[1:]))

@@ -22,8 +22,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from flowleap.policy.spec import FlowleapError
-from flowleap.scripts.cli import run_verb
+from flowleap.policy.core.errors import FlowleapError
+from flowleap.scripts.cli.main import run_verb
 
 _MODULES = {
     "hydra-core": "hydra",
@@ -145,7 +145,7 @@ def torch_devices() -> Iterator[Check]:
 
 def rendering() -> Iterator[Check]:
     """Rendering backends of mujoco, each tried; one that works is enough."""
-    from flowleap.envs.gl import choose_gl, probe_gl
+    from flowleap.envs.rendering import choose_gl, probe_gl
 
     for backend, result in probe_gl().items():
         yield Check(f"GL {backend}", result)

@@ -21,10 +21,10 @@ from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, TimeRemainingColumn, TransferSpeedColumn
 from rich.progress import Progress as Bar
 
-from flowleap.datasets.fetch import Progress, fetch, unpack
-from flowleap.datasets.public import PUBLIC, Public
-from flowleap.policy.spec import FlowleapError, suggest
-from flowleap.scripts.cli import UsageError, run_verb
+from flowleap.datasets.download import Progress, fetch, unpack
+from flowleap.datasets.public_files import PUBLIC, Public
+from flowleap.policy.core.errors import FlowleapError, UsageError, suggest
+from flowleap.scripts.cli.main import run_verb
 
 
 def main(cfg: DictConfig) -> None:

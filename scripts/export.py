@@ -20,9 +20,9 @@ from rich.table import Table
 
 from flowleap.datasets.windows import Windows
 from flowleap.envs.registry import make_task
-from flowleap.envs.report import write_results
-from flowleap.policy.spec import Spec
-from flowleap.scripts.data import load_columns
+from flowleap.envs.task_data import load_columns
+from flowleap.policy.core.files import write_results
+from flowleap.policy.core.spec import Spec
 
 PARITY_WINDOWS = 1024
 
@@ -111,6 +111,6 @@ def _print_report(console: Console, report: Mapping[str, Any]) -> None:
 if __name__ == "__main__":
     import sys
 
-    from flowleap.scripts.cli import run_verb
+    from flowleap.scripts.cli.main import run_verb
 
     sys.exit(run_verb("export", sys.argv[1:]))

@@ -23,9 +23,9 @@ from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
 from flowleap.datasets.columns import ACTION
-from flowleap.datasets.formats import open_source
-from flowleap.datasets.source import Source
-from flowleap.envs.registry import SCENE, Task, make_task
+from flowleap.datasets.formats.registry import open_source
+from flowleap.datasets.formats.source import Source
+from flowleap.envs.registry import make_task
 from flowleap.envs.replay import (
     Replayed,
     differences,
@@ -36,13 +36,15 @@ from flowleap.envs.replay import (
     replay_summary,
     version_differences,
 )
-from flowleap.envs.report import format_rate, write_results
+from flowleap.envs.report import format_rate
+from flowleap.envs.task import SCENE, Task
+from flowleap.envs.task_data import task_columns, with_recorded_env
 from flowleap.envs.workers import env_errors
-from flowleap.policy.metrics import progress_bar
-from flowleap.policy.spec import FlowleapError
-from flowleap.scripts.cli import UsageError, run_verb
-from flowleap.scripts.data import task_columns, with_recorded_env
-from flowleap.scripts.hydra_app import given_overrides
+from flowleap.policy.core.errors import FlowleapError, UsageError
+from flowleap.policy.core.files import write_results
+from flowleap.policy.training.metrics import progress_bar
+from flowleap.scripts.cli.compose import given_overrides
+from flowleap.scripts.cli.main import run_verb
 
 
 def main(cfg: DictConfig) -> dict[str, Any]:

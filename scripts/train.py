@@ -25,10 +25,11 @@ from rich.console import Console
 from rich.table import Table
 
 from flowleap.datasets.windows import ShuffledIndices, Windows
-from flowleap.envs.registry import Task, make_task
-from flowleap.policy.registry import require_int
-from flowleap.policy.spec import FlowleapError, Spec
-from flowleap.scripts.data import check_cameras, load_columns, with_mirrored, with_recorded_env
+from flowleap.envs.registry import make_task
+from flowleap.envs.task import Task
+from flowleap.envs.task_data import check_cameras, load_columns, with_mirrored, with_recorded_env
+from flowleap.policy.core.errors import FlowleapError, require_int
+from flowleap.policy.core.spec import Spec
 
 CONFIG = "config.yaml"
 RESUMABLE = ("trainer.", "eval.")
@@ -40,8 +41,8 @@ def main(cfg: DictConfig) -> Path:
     import torch
 
     from flowleap.policy.policy import PARTS, Policy
-    from flowleap.policy.trainer import Trainer
-    from flowleap.policy.trainer_config import TrainerConfig
+    from flowleap.policy.training.config import TrainerConfig
+    from flowleap.policy.training.trainer import Trainer
 
     if cfg.dataset is None:
         raise FlowleapError("no dataset given: add dataset=PATH (or resume=RUN_DIR to continue a run)")
@@ -95,9 +96,9 @@ class Evaluation:
 
     def __call__(self, policy: Any, step: int) -> Mapping[str, float]:
         """Return the task's headline `score`, success rate, mean max reward and NFE."""
+        from flowleap.envs.actors import policy_actor
         from flowleap.envs.report import summary
         from flowleap.envs.rollout import rollout
-        from flowleap.scripts.actors import policy_actor
 
         o = self.options
         seeds = range(o.seed, o.seed + o.episodes)
@@ -212,6 +213,6 @@ def _peak_megabytes() -> float:
 if __name__ == "__main__":
     import sys
 
-    from flowleap.scripts.cli import run_verb
+    from flowleap.scripts.cli.main import run_verb
 
     sys.exit(run_verb("train", sys.argv[1:]))

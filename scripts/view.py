@@ -20,12 +20,12 @@ from numpy.typing import NDArray
 from omegaconf import DictConfig
 
 from flowleap.datasets.columns import ACTION
-from flowleap.datasets.formats import detect, open_source
-from flowleap.datasets.source import Source
-from flowleap.policy.spec import FlowleapError, optional_import
-from flowleap.scripts.cli import run_verb
-from flowleap.scripts.data_page import to_pixels
-from flowleap.scripts.files import complete_file
+from flowleap.datasets.formats.registry import detect, open_source
+from flowleap.datasets.formats.source import Source
+from flowleap.datasets.quality.page import to_pixels
+from flowleap.policy.core.errors import FlowleapError, optional_import
+from flowleap.policy.core.files import complete_file
+from flowleap.scripts.cli.main import run_verb
 
 _LINES = 64  # numbers of a column that get a line
 

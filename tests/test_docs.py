@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from flowleap.scripts.cli import override
-from flowleap.scripts.hydra_app import compose
+from flowleap.scripts.cli.main import override
+from flowleap.scripts.cli.run import compose
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = sorted((ROOT / "docs" / "results").glob("*.json"))

@@ -58,7 +58,7 @@ def test_the_wheel_equals_the_tree(wheel: list[str]) -> None:
     }
     packed = {name for name in wheel if ".dist-info/" not in name}
     assert packed == tree, f"missing: {sorted(tree - packed)}, too much: {sorted(packed - tree)}"
-    assert "flowleap/datasets/episodes.py" in packed
+    assert "flowleap/datasets/formats/zarr_store.py" in packed
     assert "flowleap/configs/list.yaml" in packed
 
 

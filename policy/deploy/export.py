@@ -21,8 +21,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from flowleap.policy.backbones.embedding import TimeEmbedding
-from flowleap.policy.checkpoint import flowleap_version, read_manifest, resolve, write_directory
+from flowleap.policy.checkpoint import read_manifest, resolve
+from flowleap.policy.core.errors import FlowleapError
+from flowleap.policy.core.files import write_directory
+from flowleap.policy.core.versions import flowleap_version
+from flowleap.policy.deploy.parity import (
+    Observations,
+    check_tolerance,
+    latency,
+    parity,
+    synthetic_observations,
+)
 from flowleap.policy.deploy.runtime import (
     ACTION,
     FINGERPRINT,
@@ -36,15 +45,8 @@ from flowleap.policy.deploy.runtime import (
     input_dtype,
     require_deploy,
 )
-from flowleap.policy.deploy.verify import (
-    Observations,
-    check_tolerance,
-    latency,
-    parity,
-    synthetic_observations,
-)
+from flowleap.policy.networks.time_embedding import TimeEmbedding
 from flowleap.policy.policy import Policy
-from flowleap.policy.spec import FlowleapError
 
 OPSET = 20
 MAX_BYTES = 2**31 - 2**20  # of weights: protobuf ends at 2 GB, the graph itself needs some room

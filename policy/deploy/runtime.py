@@ -20,7 +20,8 @@ from typing import Any
 
 import numpy as np
 
-from flowleap.policy.spec import FlowleapError, ObsKey, Spec, suggest
+from flowleap.policy.core.errors import FlowleapError, suggest
+from flowleap.policy.core.spec import ObsKey, Spec
 
 FORMAT = "flowleap-export"
 FORMAT_VERSION = 1

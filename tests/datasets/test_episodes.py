@@ -17,8 +17,9 @@ import zarr
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from flowleap.datasets.episodes import EpisodeStore, EpisodeWriter
-from flowleap.policy.spec import FlowleapError, ObsKey, Spec
+from flowleap.datasets.formats.zarr_store import EpisodeStore, EpisodeWriter
+from flowleap.policy.core.errors import FlowleapError
+from flowleap.policy.core.spec import ObsKey, Spec
 
 SPEC = Spec({"state": ObsKey((3,))}, action_dim=2, control_hz=10.0)
 
@@ -139,8 +140,8 @@ def test_round_trip(keys: dict[str, tuple[str, tuple[int, ...]]], lengths: list[
 def test_many_episodes_are_streamed_in_several_blocks(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("flowleap.datasets.writer._BUFFER_BYTES", 100)
-    monkeypatch.setattr("flowleap.datasets.writer._CHUNK_BYTES", 64)
+    monkeypatch.setattr("flowleap.datasets.formats.zarr_writer._BUFFER_BYTES", 100)
+    monkeypatch.setattr("flowleap.datasets.formats.zarr_writer._CHUNK_BYTES", 64)
     lengths = (3, 9, 1, 1, 1, 20, 2)
     store = EpisodeStore(write(tmp_path / "a.zarr", lengths))
     for i, length in enumerate(lengths):
@@ -425,7 +426,7 @@ def test_an_interrupt_keeps_what_was_recorded(tmp_path: Path, keep: bool) -> Non
 def test_an_interrupt_between_two_columns_loses_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("flowleap.datasets.writer._BUFFER_BYTES", 1)
+    monkeypatch.setattr("flowleap.datasets.formats.zarr_writer._BUFFER_BYTES", 1)
     set_rows, calls = zarr.Array.__setitem__, []
 
     def interrupted(array: zarr.Array, selection: object, values: object) -> None:
@@ -460,8 +461,8 @@ def test_a_full_disk_names_the_dataset(tmp_path: Path, monkeypatch: pytest.Monke
 def test_a_killed_writer_leaves_no_store(tmp_path: Path) -> None:
     code = (
         "import os, sys, numpy as np\n"
-        "from flowleap.datasets.episodes import EpisodeWriter\n"
-        "from flowleap.policy.spec import ObsKey, Spec\n"
+        "from flowleap.datasets.formats.zarr_store import EpisodeWriter\n"
+        "from flowleap.policy.core.spec import ObsKey, Spec\n"
         "with EpisodeWriter(sys.argv[1], Spec({'state': ObsKey((3,))}, 2)) as writer:\n"
         "    writer.add({'state': np.zeros((4, 3)), 'action': np.zeros((4, 2))})\n"
         "    writer._flush()\n"

@@ -18,12 +18,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from flowleap.datasets import fetch as fetch_module
-from flowleap.datasets import public
-from flowleap.datasets.fetch import fetch, unpack
-from flowleap.datasets.public import PUBLIC, HubFile, Public, WebFile
-from flowleap.policy.spec import FlowleapError
-from flowleap.scripts import cli
+from flowleap.datasets import download as fetch_module
+from flowleap.datasets import public_files as public
+from flowleap.datasets.download import fetch, unpack
+from flowleap.datasets.public_files import PUBLIC, HubFile, Public, WebFile
+from flowleap.policy.core.errors import FlowleapError
+from flowleap.scripts.cli import main as cli
 
 BODY = np.random.default_rng(0).bytes(3_000_000)
 SHA256 = hashlib.sha256(BODY).hexdigest()
@@ -314,9 +314,9 @@ def test_every_public_file_has_an_address() -> None:
 HUB = """
 import sys
 from pathlib import Path
-from flowleap.datasets.fetch import fetch
-from flowleap.datasets.public import HubFile
-from flowleap.policy.spec import FlowleapError
+from flowleap.datasets.download import fetch
+from flowleap.datasets.public_files import HubFile
+from flowleap.policy.core.spec import FlowleapError
 try:
     fetch(HubFile("some/data", "c0ffee", "a/b.hdf5"), Path(sys.argv[1]), waits=eval(sys.argv[2]))
 except FlowleapError as error:

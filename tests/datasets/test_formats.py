@@ -22,13 +22,14 @@ import zarr
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from flowleap.datasets import formats
 from flowleap.datasets.columns import flat_names
-from flowleap.datasets.episodes import EpisodeStore, EpisodeWriter
-from flowleap.datasets.source import Source, read_columns
-from flowleap.policy.spec import FlowleapError, ObsKey, Spec
-from flowleap.scripts import cli
-from flowleap.scripts.data import load_columns
+from flowleap.datasets.formats import registry as formats
+from flowleap.datasets.formats.source import Source, read_columns
+from flowleap.datasets.formats.zarr_store import EpisodeStore, EpisodeWriter
+from flowleap.envs.task_data import load_columns
+from flowleap.policy.core.errors import FlowleapError
+from flowleap.policy.core.spec import ObsKey, Spec
+from flowleap.scripts.cli import main as cli
 
 h5py = pytest.importorskip("h5py", reason="needs flowleap[formats]")
 for _package in ("pyarrow", "av"):
@@ -278,8 +279,8 @@ def test_the_push_t_demonstrations_go_around(pusht_human: Path, tmp_path: Path) 
 
 KILLED = """
 import os, sys
-from flowleap.datasets import writer
-from flowleap.scripts import cli
+from flowleap.datasets.formats import zarr_writer as writer
+from flowleap.scripts.cli import main as cli
 writer._BUFFER_BYTES = 400
 append, calls = writer.Journal.append, []
 def counted(self, *block):

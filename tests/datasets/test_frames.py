@@ -11,10 +11,11 @@ import pytest
 import zarr
 from numcodecs import Blosc, Zstd
 
-from flowleap.datasets.episodes import EpisodeStore, EpisodeWriter
+from flowleap.datasets.formats.zarr_store import EpisodeStore, EpisodeWriter
 from flowleap.datasets.frames import Frames, Mirrored
 from flowleap.datasets.windows import Windows
-from flowleap.policy.spec import FlowleapError, ObsKey, Spec
+from flowleap.policy.core.errors import FlowleapError
+from flowleap.policy.core.spec import ObsKey, Spec
 
 SPEC = Spec({"camera": ObsKey((24, 32, 3), "uint8", "rgb"), "joints": ObsKey((2,))}, 2, 2, 4, 2)
 

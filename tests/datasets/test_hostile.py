@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 import zarr
 
-from flowleap.datasets import formats
-from flowleap.policy.spec import FlowleapError
+from flowleap.datasets.formats import registry as formats
+from flowleap.policy.core.errors import FlowleapError
 
 MANY = 10**12
 

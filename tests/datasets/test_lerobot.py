@@ -10,12 +10,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from flowleap.datasets import formats
-from flowleap.datasets.lerobot_index import DATA_V3, VIDEO_V3
-from flowleap.datasets.video import read_frames, write_frames
-from flowleap.policy.spec import FlowleapError, ObsKey, Spec
-from flowleap.scripts import cli
-from flowleap.scripts.data import load_columns
+from flowleap.datasets.formats import registry as formats
+from flowleap.datasets.formats.lerobot_index import DATA_V3, VIDEO_V3
+from flowleap.datasets.formats.video import read_frames, write_frames
+from flowleap.envs.task_data import load_columns
+from flowleap.policy.core.errors import FlowleapError
+from flowleap.policy.core.spec import ObsKey, Spec
+from flowleap.scripts.cli import main as cli
 
 pytest.importorskip("av", reason="needs flowleap[formats]")
 pa = pytest.importorskip("pyarrow", reason="needs flowleap[formats]")
@@ -344,7 +345,7 @@ def test_frames_are_where_lerobot_looks_for_them(tmp_path: Path) -> None:
 
 
 def test_tables_are_cut_and_tasks_checked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("flowleap.datasets.lerobot_writer._TABLE_BYTES", 1)
+    monkeypatch.setattr("flowleap.datasets.formats.lerobot_writer._TABLE_BYTES", 1)
     with formats.open_source(ours(tmp_path / "x", False)) as source:
         assert len(list((tmp_path / "x/data").rglob("*.parquet"))) == 3
         np.testing.assert_array_equal(source.episode(2)["top"], images(2))

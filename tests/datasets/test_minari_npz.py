@@ -10,9 +10,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from flowleap.datasets import formats
-from flowleap.policy.spec import FlowleapError, ObsKey
-from flowleap.scripts.data import load_columns
+from flowleap.datasets.formats import registry as formats
+from flowleap.envs.task_data import load_columns
+from flowleap.policy.core.errors import FlowleapError
+from flowleap.policy.core.spec import ObsKey
 
 LENGTHS = (4, 1, 7)
 

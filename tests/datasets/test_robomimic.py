@@ -10,13 +10,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from flowleap.datasets import formats
 from flowleap.datasets.columns import Episode
-from flowleap.datasets.robomimic import action_convention
+from flowleap.datasets.formats import registry as formats
+from flowleap.datasets.formats.robomimic import action_convention
 from flowleap.datasets.windows import Windows
-from flowleap.policy.spec import FlowleapError, ObsKey
-from flowleap.scripts import cli
-from flowleap.scripts.data import load_columns
+from flowleap.envs.task_data import load_columns
+from flowleap.policy.core.errors import FlowleapError
+from flowleap.policy.core.spec import ObsKey
+from flowleap.scripts.cli import main as cli
 
 h5py = pytest.importorskip("h5py", reason="needs flowleap[formats]")
 

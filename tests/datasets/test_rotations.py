@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from flowleap.datasets import rotations
-from flowleap.policy.spec import FlowleapError, ObsKey, Spec
+from flowleap.policy.core.errors import FlowleapError
+from flowleap.policy.core.spec import ObsKey, Spec
 
 scipy_rotation = pytest.importorskip("scipy.spatial.transform").Rotation
 

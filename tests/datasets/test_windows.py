@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from flowleap.datasets.windows import ShuffledIndices, Windows
-from flowleap.policy.spec import FlowleapError, ObsKey, Spec, SpecMismatch
+from flowleap.policy.core.errors import FlowleapError
+from flowleap.policy.core.spec import ObsKey, Spec, SpecMismatch
 
 LENGTHS = st.lists(st.integers(1, 7), min_size=1, max_size=6)
 

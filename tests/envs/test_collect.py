@@ -12,7 +12,7 @@ from omegaconf import OmegaConf
 from flowleap.envs import demonstrate as demonstrate_module
 from flowleap.envs.demonstrate import demonstrate, demonstrations
 from flowleap.envs.registry import make_task
-from flowleap.policy.spec import FlowleapError
+from flowleap.policy.core.errors import FlowleapError
 from flowleap.scripts import collect
 
 pytest.importorskip("metaworld")

@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 from gymnasium.spaces import Box, Dict, Discrete
 
-from flowleap.envs import gym_task
 from flowleap.envs.registry import list_tasks, make_task, open_families
 from flowleap.envs.report import format_line, summary
 from flowleap.envs.rollout import rollout
-from flowleap.policy.spec import FlowleapError, ObsKey
+from flowleap.envs.tasks import gym_task
+from flowleap.policy.core.errors import FlowleapError
+from flowleap.policy.core.spec import ObsKey
 
 _IMAGE = Box(0, 255, (16, 20, 3), np.uint8)
 

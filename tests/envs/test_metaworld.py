@@ -8,12 +8,12 @@ import sys
 import numpy as np
 import pytest
 
-from flowleap.envs import gl
+from flowleap.envs import rendering as gl
 from flowleap.envs.chunk_env import ChunkEnv
 from flowleap.envs.demonstrate import demonstrate
 from flowleap.envs.registry import make_task
 from flowleap.envs.rollout import record_episode, rollout
-from flowleap.policy.spec import FlowleapError
+from flowleap.policy.core.errors import FlowleapError
 
 env_dict = pytest.importorskip("metaworld.env_dict")
 
@@ -129,7 +129,7 @@ def test_without_rendering_no_opengl_is_loaded(monkeypatch):
 
 def test_a_broken_mujoco_gl_is_named(monkeypatch):
     code = (
-        "from flowleap.envs.registry import make_task; from flowleap.policy.spec import FlowleapError\n"
+        "from flowleap.envs.registry import make_task; from flowleap.policy.core.spec import FlowleapError\n"
         "try: make_task('metaworld/reach-v3').make_env()\n"
         "except FlowleapError as error: print(error)"
     )

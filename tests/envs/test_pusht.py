@@ -7,9 +7,9 @@ import pytest
 import zarr
 
 from flowleap.envs.chunk_env import ChunkEnv
-from flowleap.envs.pusht import PushTEnv, block_keypoints, coverage, mirror
 from flowleap.envs.registry import make_task
 from flowleap.envs.rollout import record_episode, rollout
+from flowleap.envs.tasks.pusht import PushTEnv, block_keypoints, coverage, mirror
 
 gym_pusht = pytest.importorskip("gym_pusht.envs.pusht")
 

@@ -8,9 +8,10 @@ import sys
 
 import pytest
 
-from flowleap.envs.metaworld import TASKS
-from flowleap.envs.registry import list_tasks, make_task, package_versions
-from flowleap.policy.spec import FlowleapError
+from flowleap.envs.registry import list_tasks, make_task
+from flowleap.envs.tasks.metaworld import TASKS
+from flowleap.policy.core.errors import FlowleapError
+from flowleap.policy.core.versions import package_versions
 
 
 def test_lists_every_family():
@@ -31,7 +32,7 @@ def test_listing_and_making_tasks_loads_no_simulator_and_no_torch():
     code = (
         "import sys; from flowleap.envs.registry import list_tasks, make_task\n"
         "for name in list_tasks(): make_task(name)\n"
-        "import flowleap.envs.rollout, flowleap.envs.report, flowleap.envs.demonstrate, flowleap.envs.gl\n"
+        "import flowleap.envs.rollout, flowleap.envs.report, flowleap.envs.demonstrate, flowleap.envs.rendering\n"
         "heavy = {'torch', 'mujoco', 'metaworld', 'gymnasium_robotics', 'gym_pusht', 'robosuite', 'pygame', 'cv2'}\n"
         "heavy |= {'OpenGL', 'imageio'}\n"
         "sys.exit(' '.join(heavy & set(sys.modules)) or 0)"

@@ -8,21 +8,18 @@ import numpy as np
 import pytest
 
 from flowleap.envs.registry import make_task
-from flowleap.envs.report import (
+from flowleap.envs.report import episode_rows, format_line, format_modes, summary
+from flowleap.envs.rollout import Episode, Rollout
+from flowleap.envs.statistics import (
     bootstrap_mean,
     entropy,
-    episode_rows,
     expected_uniform_entropy,
-    format_line,
-    format_modes,
     mode_coverage,
     paired_difference,
-    summary,
     wilson,
-    write_results,
 )
-from flowleap.envs.rollout import Episode, Rollout
-from flowleap.policy.spec import FlowleapError
+from flowleap.policy.core.errors import FlowleapError
+from flowleap.policy.core.files import write_results
 
 
 def episodes(rewards, first_seed=0):

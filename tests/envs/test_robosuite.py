@@ -14,12 +14,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from flowleap.envs import gl
+from flowleap.envs import rendering as gl
 from flowleap.envs.demonstrate import demonstrate
-from flowleap.envs.registry import Task, make_task
-from flowleap.envs.robosuite import STATES, TASKS, RobosuiteEnv, default_env_args, reset_to
+from flowleap.envs.registry import make_task
 from flowleap.envs.rollout import record_episode, rollout
-from flowleap.policy.spec import FlowleapError
+from flowleap.envs.task import Task
+from flowleap.envs.tasks.robosuite import STATES, TASKS, RobosuiteEnv, default_env_args, reset_to
+from flowleap.policy.core.errors import FlowleapError
 
 # What a step observes, robosuite computes before the last 2 ms of its motion; a state that was set, afterwards.
 # The gripper moves at up to 0.3 m/s.

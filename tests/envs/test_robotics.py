@@ -8,11 +8,11 @@ import sys
 import numpy as np
 import pytest
 
-from flowleap.envs import adroit
 from flowleap.envs.demonstrate import demonstrate
 from flowleap.envs.registry import make_task
 from flowleap.envs.report import episode_rows, format_line, summary
 from flowleap.envs.rollout import rollout
+from flowleap.envs.tasks import adroit
 
 pytest.importorskip("pettingzoo", reason="needs pip install 'flowleap[robotics]'")
 pytest.importorskip("mujoco", reason="needs pip install 'flowleap[robotics]'")

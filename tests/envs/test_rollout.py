@@ -18,9 +18,12 @@ import pytest
 from gymnasium.spaces import Box, Dict
 
 from flowleap.envs.chunk_env import ChunkEnv
-from flowleap.envs.registry import Task, make_task
-from flowleap.envs.rollout import film_strip, record_episode, rollout, save_video
-from flowleap.policy.spec import FlowleapError, ObsKey, Spec, SpecMismatch
+from flowleap.envs.registry import make_task
+from flowleap.envs.rendering import film_strip, save_video
+from flowleap.envs.rollout import record_episode, rollout
+from flowleap.envs.task import Task
+from flowleap.policy.core.errors import FlowleapError
+from flowleap.policy.core.spec import ObsKey, Spec, SpecMismatch
 
 cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers cannot import this file
 
@@ -226,7 +229,7 @@ def test_workers_import_neither_torch_nor_the_callers_script(tmp_path):
         "from gymnasium.spaces import Box, Dict\n"
         "from flowleap.envs.registry import Task\n"
         "from flowleap.envs.rollout import rollout\n"
-        "from flowleap.policy.spec import ObsKey, Spec\n"
+        "from flowleap.policy.core.spec import ObsKey, Spec\n"
         "class Env(gymnasium.Env):\n"
         "    render_mode = None\n"
         "    observation_space = Dict({'x': Box(-1, 1, (1,), np.float32)})\n"

@@ -14,7 +14,7 @@ from flowleap.envs.demonstrate import demonstrate
 from flowleap.envs.registry import make_task
 from flowleap.envs.report import format_modes, summary
 from flowleap.envs.rollout import rollout
-from flowleap.envs.slalom import (
+from flowleap.envs.tasks.slalom import (
     EFFECTOR_RADIUS,
     GOAL,
     POST_RADIUS,
@@ -133,7 +133,7 @@ def test_an_episode_depends_on_its_seed_alone():
 def test_pictures_need_no_gl():
     code = (
         "import sys, numpy as np\n"
-        "from flowleap.envs.slalom import SlalomEnv\n"
+        "from flowleap.envs.tasks.slalom import SlalomEnv\n"
         "env = SlalomEnv('rgb_array'); env.reset(seed=0); env.data.qpos[:] = -0.1, 0.1; env.goal[:] = 0.1, 0.4\n"
         "env.step([-0.1, 0.1]); image = env.render()\n"
         "assert (image.shape, image.dtype) == ((384, 192, 3), np.uint8)\n"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from flowleap.policy.flow_map import FlowMap, over_chunk
+from flowleap.policy.flow.flow_map import FlowMap, over_chunk
 
 
 class GaussianMap:

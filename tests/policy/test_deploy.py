@@ -14,15 +14,16 @@ import numpy as np
 import pytest
 import torch
 
-from flowleap.datasets.episodes import EpisodeWriter
+from flowleap.datasets.formats.zarr_store import EpisodeWriter
+from flowleap.policy.core.errors import FlowleapError
+from flowleap.policy.core.spec import ObsKey, Spec
 from flowleap.policy.deploy import export as export_module
-from flowleap.policy.deploy import verify
+from flowleap.policy.deploy import parity as verify
 from flowleap.policy.deploy.export import export
+from flowleap.policy.deploy.parity import action_range, eager_act, parity
 from flowleap.policy.deploy.runtime import ExportedPolicy, fingerprint
-from flowleap.policy.deploy.verify import action_range, eager_act, parity
 from flowleap.policy.policy import Policy
-from flowleap.policy.spec import FlowleapError, ObsKey, Spec
-from flowleap.scripts.hydra_app import compose
+from flowleap.scripts.cli.run import compose
 
 onnx = pytest.importorskip("onnx", reason="needs the deploy extra")
 pytest.importorskip("onnxscript", reason="needs the deploy extra")

@@ -23,10 +23,10 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from flowleap.policy.checkpoint import resolve
-from flowleap.policy.objectives import OBJECTIVES, Objective
+from flowleap.policy.core.errors import FlowleapError
+from flowleap.policy.flow.objectives import OBJECTIVES, Objective
 from flowleap.policy.policy import Policy
-from flowleap.policy.spec import FlowleapError
-from flowleap.policy.trainer import Trainer
+from flowleap.policy.training.trainer import Trainer
 
 PLAIN = {"grad_clip": 1e9, "batch_size": 8}
 

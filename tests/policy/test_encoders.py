@@ -12,12 +12,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from flowleap.policy import vision
-from flowleap.policy.augment import centre_crop, colour_jitter, random_crop
-from flowleap.policy.encoders import build_encoder
+from flowleap.policy.core.errors import FlowleapError
+from flowleap.policy.core.spec import ObsKey, Spec
+from flowleap.policy.networks import image_towers as vision
+from flowleap.policy.networks.augment import centre_crop, colour_jitter, random_crop
+from flowleap.policy.networks.encoders import build_encoder
+from flowleap.policy.networks.image_towers import SpatialSoftmax, read_weights
 from flowleap.policy.policy import Policy
-from flowleap.policy.spec import FlowleapError, ObsKey, Spec
-from flowleap.policy.vision import SpatialSoftmax, read_weights
 
 SMALL: dict[str, Any] = {"name": "cnn", "channels": [8, 8], "features": 6, "frames": 0}
 

@@ -9,9 +9,9 @@ import torch
 from gaussian import GaussianMap
 from torch import Tensor
 
-from flowleap.policy.derivatives import total_derivative
-from flowleap.policy.flow_map import FlowMap, over_chunk
-from flowleap.policy.samplers import (
+from flowleap.policy.flow.derivatives import total_derivative
+from flowleap.policy.flow.flow_map import FlowMap, over_chunk
+from flowleap.policy.flow.samplers import (
     Sampler,
     consistency_sampler,
     diffusion_sampler,

@@ -12,11 +12,11 @@ from gaussian import GaussianMap
 from scipy.stats import beta, kstest, norm
 from torch import Tensor, nn
 
-from flowleap.policy.backbones import build_backbone
-from flowleap.policy.derivatives import total_derivative
-from flowleap.policy.draws import DrawConfig, FlowBatch, draw_times
-from flowleap.policy.flow_map import FlowMap, over_chunk
-from flowleap.policy.objectives import (
+from flowleap.policy.core.errors import FlowleapError
+from flowleap.policy.flow.derivatives import total_derivative
+from flowleap.policy.flow.draws import DrawConfig, FlowBatch, draw_times
+from flowleap.policy.flow.flow_map import FlowMap, over_chunk
+from flowleap.policy.flow.objectives import (
     OBJECTIVES,
     Objective,
     adaptive_weight,
@@ -30,8 +30,8 @@ from flowleap.policy.objectives import (
     psd,
     squared_error,
 )
-from flowleap.policy.samplers import leap_sampler, time_grid
-from flowleap.policy.spec import FlowleapError
+from flowleap.policy.flow.samplers import leap_sampler, time_grid
+from flowleap.policy.networks.build import build_backbone
 
 BACKBONES = {
     "mlp": {"width": 32, "depth": 2},

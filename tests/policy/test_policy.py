@@ -12,9 +12,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from flowleap.policy.core.errors import FlowleapError
+from flowleap.policy.core.spec import ObsKey, Spec, SpecMismatch
 from flowleap.policy.normalizer import Normalizer
 from flowleap.policy.policy import Policy
-from flowleap.policy.spec import FlowleapError, ObsKey, Spec, SpecMismatch
 
 SPEC = Spec(
     observations={"robot.pos": ObsKey((3,)), "block": ObsKey((2, 2))},

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from flowleap.datasets.windows import ShuffledIndices
-from flowleap.policy.prefetch import Prefetcher
-from flowleap.policy.spec import FlowleapError
+from flowleap.policy.core.errors import FlowleapError
+from flowleap.policy.training.batches import Prefetcher
 
 
 class Doubles:

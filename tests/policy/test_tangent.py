@@ -13,11 +13,11 @@ from gaussian import GaussianMap
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from flowleap.policy.backbones import BACKBONES, build_backbone
-from flowleap.policy.dual import RULES, Dual
-from flowleap.policy.flow_map import FlowMap, over_chunk
-from flowleap.policy.spec import FlowleapError
-from flowleap.policy.tangent import jvp, linearize
+from flowleap.policy.core.errors import FlowleapError
+from flowleap.policy.flow.dual import RULES, Dual
+from flowleap.policy.flow.flow_map import FlowMap, over_chunk
+from flowleap.policy.flow.tangent import jvp, linearize
+from flowleap.policy.networks.build import BACKBONES, build_backbone
 
 SMALL: dict[str, dict[str, Any]] = {
     "mlp": {"width": 16, "depth": 2},
@@ -148,7 +148,7 @@ def test_every_rule_is_covered() -> None:
             return super().__getitem__(name)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("flowleap.policy.dual.RULES", Recorder(RULES))
+        patch.setattr("flowleap.policy.flow.dual.RULES", Recorder(RULES))
         for function in CASES.values():
             jvp(function, (rand(3, 4, 8), rand(3, 4, 8, seed=1)), (rand(3, 4, 8), rand(3, 4, 8)))
     assert called == set(RULES)

@@ -25,10 +25,11 @@ from torch import nn
 import flowleap.configs
 from flowleap.datasets.windows import ShuffledIndices, Windows
 from flowleap.policy.checkpoint import resolve
+from flowleap.policy.core.errors import FlowleapError
+from flowleap.policy.core.spec import ObsKey, Spec
 from flowleap.policy.policy import Policy
-from flowleap.policy.spec import FlowleapError, ObsKey, Spec
-from flowleap.policy.trainer import Trainer
-from flowleap.policy.trainer_config import TrainerConfig
+from flowleap.policy.training.config import TrainerConfig
+from flowleap.policy.training.trainer import Trainer
 
 SPEC = Spec({"state": ObsKey((3,))}, action_dim=2, n_obs_steps=2, horizon=4, n_action_steps=2)
 

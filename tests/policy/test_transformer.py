@@ -11,10 +11,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from flowleap.policy.backbones import build_backbone
-from flowleap.policy.backbones.transformer import TransformerBackbone, attend
+from flowleap.policy.core.errors import FlowleapError
+from flowleap.policy.core.spec import ObsKey, Spec
+from flowleap.policy.networks.build import build_backbone
+from flowleap.policy.networks.transformer import TransformerBackbone, attend
 from flowleap.policy.policy import Policy
-from flowleap.policy.spec import FlowleapError, ObsKey, Spec
 
 SMALL = {"name": "transformer", "width": 32, "depth": 2, "heads": 4, "expansion": 2}
 
@@ -107,10 +108,10 @@ def test_blocks_start_as_the_identity_and_all_learn_after_one_step() -> None:
 def test_export_repeats_the_eager_policy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for package in ("onnx", "onnxscript", "onnxruntime"):
         pytest.importorskip(package, reason="needs the deploy extra")
-    from flowleap.policy.deploy import verify
+    from flowleap.policy.deploy import parity as verify
     from flowleap.policy.deploy.export import export
+    from flowleap.policy.deploy.parity import action_range, eager_act
     from flowleap.policy.deploy.runtime import ExportedPolicy
-    from flowleap.policy.deploy.verify import action_range, eager_act
 
     monkeypatch.setattr(verify, "_LATENCY_CALLS", 20)
     spec = Spec({"agent_pos": ObsKey((3,))}, 2, 2, 6, 3, 10.0)

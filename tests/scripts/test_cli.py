@@ -14,14 +14,19 @@ import pytest
 import zarr
 from packaging.requirements import Requirement
 
-from flowleap.datasets.episodes import EpisodeStore, EpisodeWriter
-from flowleap.datasets.formats import open_source
-from flowleap.datasets.source import Source
-from flowleap.policy.spec import FlowleapError, ObsKey, Spec
-from flowleap.scripts import cli, completion, doctor, hydra_app, options
-from flowleap.scripts import inspect as inspect_script
-from flowleap.scripts.data_checks import Checks
-from flowleap.scripts.data_profile import Profile, Statistics
+from flowleap.datasets.formats.registry import open_source
+from flowleap.datasets.formats.source import Source
+from flowleap.datasets.formats.zarr_store import EpisodeStore, EpisodeWriter
+from flowleap.datasets.quality.checks import Checks
+from flowleap.datasets.quality.profile import Profile, Statistics
+from flowleap.policy.core.errors import FlowleapError
+from flowleap.policy.core.spec import ObsKey, Spec
+from flowleap.scripts import doctor
+from flowleap.scripts import inspect_dataset as inspect_script
+from flowleap.scripts.cli import completion, options
+from flowleap.scripts.cli import main as cli
+from flowleap.scripts.cli.run import compose
+from flowleap.scripts.cli.verbs import VERBS
 
 
 @pytest.fixture(autouse=True)
@@ -70,26 +75,26 @@ def test_the_overview_lists_each_verb_with_an_example(capsys: pytest.CaptureFixt
     text = capsys.readouterr().out
     assert cli.main(["--help"]) == cli.main(["help"]) == 0
     assert capsys.readouterr().out == 2 * text
-    for verb in cli.verbs():
+    for verb in VERBS:
         assert f"  {verb} " in text
-        assert cli.VERBS[verb].example in text
+        assert VERBS[verb].example in text
 
 
 def test_help_needs_neither_hydra_nor_torch() -> None:
     code = (
-        "import sys; from flowleap.scripts import cli; cli.main([]);"
+        "import sys; from flowleap.scripts.cli import main; main.main([]);"
         "print(sorted({'torch', 'hydra', 'numpy', 'zarr', 'gymnasium'} & set(sys.modules)), file=sys.stderr)"
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stderr.strip() == "[]"
 
 
-@pytest.mark.parametrize("verb", cli.verbs())
+@pytest.mark.parametrize("verb", VERBS)
 def test_every_verb_has_help_that_names_its_options(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main([verb, "--help"]) == 0
     text = capsys.readouterr().out
     assert text.startswith(f"flowleap {verb}: ")
-    assert cli.VERBS[verb].example in text
+    assert VERBS[verb].example in text
     known = options.load_options(verb)
     for key in known.values:
         assert f"  {key}=" in text
@@ -97,12 +102,12 @@ def test_every_verb_has_help_that_names_its_options(verb: str, capsys: pytest.Ca
         assert f"  {group}=" in text
 
 
-@pytest.mark.parametrize("verb", cli.verbs())
+@pytest.mark.parametrize("verb", VERBS)
 def test_every_example_composes(verb: str) -> None:
-    command, *words = cli.VERBS[verb].example.split()
+    command, *words = VERBS[verb].example.split()
     assert (command, words[0]) == ("flowleap", verb)
     overrides = [cli.override(verb, word) for word in words[1:]]
-    config = hydra_app.compose(verb, overrides)
+    config = compose(verb, overrides)
     for word in overrides:
         assert word.partition("=")[0] in config
 
@@ -207,7 +212,7 @@ def test_nothing_is_left_in_the_working_directory(tmp_path: Path) -> None:
     assert os.listdir(tmp_path) == []
 
 
-@pytest.mark.parametrize("module", ["flowleap.scripts.cli list", "flowleap.scripts.list"])
+@pytest.mark.parametrize("module", ["flowleap.scripts.cli.main list", "flowleap.scripts.list_choices"])
 def test_modules_run_as_programs(module: str) -> None:
     command = [sys.executable, "-m", *module.split()]
     result = subprocess.run([*command, "what=formats"], capture_output=True, text=True, check=True)
@@ -216,7 +221,7 @@ def test_modules_run_as_programs(module: str) -> None:
 
 
 def test_a_closed_pipe_is_no_bug() -> None:
-    command = f"{sys.executable} -m flowleap.scripts.list | true"
+    command = f"{sys.executable} -m flowleap.scripts.list_choices | true"
     result = subprocess.run(["sh", "-c", command], capture_output=True, text=True, check=True)
     assert result.stderr == ""
 
@@ -244,7 +249,7 @@ def test_completion(line: str, expected: list[str]) -> None:
 
 
 def test_verbs_complete() -> None:
-    assert completion.candidates("flowleap ") == [f"{verb} " for verb in cli.verbs()]
+    assert completion.candidates("flowleap ") == [f"{verb} " for verb in VERBS]
 
 
 @pytest.mark.skipif(shutil.which("bash") is None, reason="needs bash")
@@ -263,7 +268,7 @@ def test_completion_in_bash(
     """`breaks` are the characters at which bash splits words: it replaces what follows the last of them."""
     assert cli.main(["-sc", "install=bash"]) == 0
     script = (
-        f'flowleap() {{ "{sys.executable}" -m flowleap.scripts.cli "$@"; }}\n{capsys.readouterr().out}\n'
+        f'flowleap() {{ "{sys.executable}" -m flowleap.scripts.cli.main "$@"; }}\n{capsys.readouterr().out}\n'
         f"COMP_WORDBREAKS='{breaks}' COMP_LINE='{line}' COMP_POINT={len(line)}\n"
         "_flowleap_complete; printf '[%s]' \"${COMPREPLY[@]}\""
     )

@@ -7,11 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from flowleap.datasets.episodes import EpisodeWriter
-from flowleap.datasets.formats import open_source
-from flowleap.policy.spec import ObsKey, Spec
-from flowleap.scripts import cli
-from flowleap.scripts.data_checks import Checks
+from flowleap.datasets.formats.registry import open_source
+from flowleap.datasets.formats.zarr_store import EpisodeWriter
+from flowleap.datasets.quality.checks import Checks
+from flowleap.policy.core.spec import ObsKey, Spec
+from flowleap.scripts.cli import main as cli
 
 SPEC = Spec({"q": ObsKey((2,)), "timestamp": ObsKey((), "float64")}, 3)
 Episodes = list[dict[str, np.ndarray]]

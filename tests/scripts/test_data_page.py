@@ -11,10 +11,11 @@ import pytest
 import zarr
 from browser import CHROMIUM, Browser
 
-from flowleap.datasets.formats import open_source
-from flowleap.scripts import charts, cli
-from flowleap.scripts.data_checks import Checks
-from flowleap.scripts.data_profile import Profile
+from flowleap.datasets.formats.registry import open_source
+from flowleap.datasets.quality import charts
+from flowleap.datasets.quality.checks import Checks
+from flowleap.datasets.quality.profile import Profile
+from flowleap.scripts.cli import main as cli
 
 EVIL = '"><img src=x onerror=alert(1)><script>alert(2)<'
 ENDS = np.cumsum([40, 47, 54, 61, 68])

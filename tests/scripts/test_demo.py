@@ -13,7 +13,8 @@ from typing import Any
 
 import pytest
 
-from flowleap.scripts import benchmark, benchmark_tables, cli
+from flowleap.scripts.cli import main as cli
+from flowleap.scripts.studies import benchmark, benchmark_tables
 
 
 def test_demo_in_miniature(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -111,7 +112,8 @@ def test_benchmark_repeats_nothing_that_is_finished(pusht_human: Path, tmp_path:
 
 SLEEPERS = """
 import signal, sys
-from flowleap.scripts import benchmark, cli
+from flowleap.scripts.cli import main as cli
+from flowleap.scripts.studies import benchmark
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
 child = "import os, time; open(f'child{os.getpid()}', 'w').close(); time.sleep(600)"
 benchmark.COMMAND = (sys.executable, "-c", child)

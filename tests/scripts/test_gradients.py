@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from flowleap.scripts import cli, gradients
+from flowleap.scripts.cli import main as cli
+from flowleap.scripts.studies import gradients
 
 
 def test_study_reports_every_case(pusht_human: Path, tmp_path: Path) -> None:
@@ -33,7 +34,7 @@ def test_study_reports_every_case(pusht_human: Path, tmp_path: Path) -> None:
 def test_a_training_that_ends_in_nan_is_a_result(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     from omegaconf import OmegaConf
 
-    from flowleap.policy.spec import FlowleapError
+    from flowleap.policy.core.errors import FlowleapError
 
     def diverge(verb: str, *words: str) -> float:
         run = Path(next(w for w in words if w.startswith("run_dir=")).partition("=")[2])

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 import torch
 
-from flowleap.datasets.episodes import EpisodeWriter
+from flowleap.datasets.formats.zarr_store import EpisodeWriter
 from flowleap.envs.registry import make_task
 from flowleap.policy.policy import Policy
-from flowleap.scripts import cli
+from flowleap.scripts.cli import main as cli
 
 pytest.importorskip("gym_pusht")
 
@@ -87,8 +87,8 @@ def test_the_plan_says_where_the_images_are(
 def test_eval_and_export_agree(run_dir: Path, tmp_path: Path) -> None:
     pytest.importorskip("onnxruntime")
     pytest.importorskip("onnxscript")
+    from flowleap.policy.core.errors import FlowleapError
     from flowleap.policy.deploy.runtime import ExportedPolicy
-    from flowleap.policy.spec import FlowleapError
 
     run("export", f"checkpoint={run_dir}", f"out={tmp_path}/export")
     manifest = json.loads((tmp_path / "export" / "export.json").read_text())

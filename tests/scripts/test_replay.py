@@ -9,12 +9,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from flowleap.datasets.episodes import EpisodeStore, EpisodeWriter
-from flowleap.envs import pusht
+from flowleap.datasets.formats.zarr_store import EpisodeStore, EpisodeWriter
 from flowleap.envs.registry import make_task
 from flowleap.envs.replay import reaches, version_differences
-from flowleap.scripts import cli
-from flowleap.scripts.hydra_app import compose
+from flowleap.envs.tasks import pusht
+from flowleap.scripts.cli import main as cli
+from flowleap.scripts.cli.run import compose
 from flowleap.scripts.replay import main
 
 
@@ -88,7 +88,7 @@ def test_actions_in_the_wrong_order_do_not_reach_it(pusht_human: Path) -> None:
 
 
 def test_the_adroit_demonstrations_in_place(pusht_human: Path) -> None:
-    from flowleap.envs.registry import package_versions
+    from flowleap.policy.core.versions import package_versions
 
     if not package_versions("gymnasium-robotics")["gymnasium-robotics"]:
         pytest.skip("needs pip install 'flowleap[robotics]'")

@@ -15,12 +15,12 @@ import pytest
 from omegaconf import OmegaConf
 
 # Now, before any test renders: triton's LLVM, loaded after Mesa's, ends the process.
-import flowleap.policy.trainer  # noqa: F401
+import flowleap.policy.training.trainer  # noqa: F401
 from flowleap.envs.registry import make_task
-from flowleap.envs.robosuite import default_env_args
+from flowleap.envs.task_data import with_recorded_env
+from flowleap.envs.tasks.robosuite import default_env_args
 from flowleap.policy.checkpoint import read_manifest, resolve
-from flowleap.scripts import cli
-from flowleap.scripts.data import with_recorded_env
+from flowleap.scripts.cli import main as cli
 
 h5py = pytest.importorskip("h5py", reason="needs flowleap[formats]")
 

@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from flowleap.datasets.writer import EpisodeWriter
+from flowleap.datasets.formats.zarr_writer import EpisodeWriter
+from flowleap.policy.core.spec import ObsKey, Spec
 from flowleap.policy.policy import Policy
-from flowleap.policy.spec import ObsKey, Spec
-from flowleap.scripts import cli
+from flowleap.scripts.cli import main as cli
 
 
 @pytest.fixture

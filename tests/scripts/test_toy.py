@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from flowleap.scripts import cli, toy
+from flowleap.scripts.cli import main as cli
+from flowleap.scripts.studies import toy
 
 
 def test_measures_of_a_toy_sample() -> None:

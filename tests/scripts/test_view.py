@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from flowleap.datasets.episodes import EpisodeWriter
-from flowleap.policy.spec import ObsKey, Spec
-from flowleap.scripts import cli
+from flowleap.datasets.formats.zarr_store import EpisodeWriter
+from flowleap.policy.core.spec import ObsKey, Spec
+from flowleap.scripts.cli import main as cli
 
 ODD = "left arm [rad]"
 
@@ -66,7 +66,7 @@ def test_a_recording_holds_the_episode(
     pytest.importorskip("rerun", reason="needs flowleap[viewer]")
     from PIL import Image
 
-    from flowleap.datasets.episodes import EpisodeStore
+    from flowleap.datasets.formats.zarr_store import EpisodeStore
 
     out = tmp_path / "new" / "one.rrd"
     assert cli.main(["view", f"dataset={store}", "episode=1", f"save={out}"]) == 0

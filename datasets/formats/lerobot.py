@@ -1,0 +1,301 @@
+"""LeRobotDataset v2.0, v2.1 and v3.0: parquet tables, PNG or mp4 images; written as v3.0; no lerobot import
+
+`observation.state` becomes `state`, `observation.images.top` becomes `top`; features other than `observation*` and
+`action` are extra columns, texts are left out. Images are decoded by the time stamps of their rows.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from flowleap.datasets.columns import ACTION, Episode, flat_names, require_memory
+from flowleap.datasets.formats.lerobot_index import (
+    DERIVED,
+    NOTE,
+    Place,
+    index_v2,
+    index_v3,
+    inside,
+    read_json,
+)
+from flowleap.datasets.formats.lerobot_writer import LeRobotWriter as Writer
+from flowleap.datasets.formats.source import Source
+from flowleap.datasets.formats.video import read_frames
+from flowleap.policy.core.errors import FlowleapError, optional_import
+from flowleap.policy.core.spec import ObsKey, Spec
+
+__all__ = ["LeRobotSource", "Writer", "detect", "open_source"]
+
+_PREFIXES = ["observation.images.", "observation."]
+_IMAGES = ("image", "video")
+
+
+def detect(path: Path) -> bool:
+    """A folder with meta/info.json."""
+    return (path / "meta" / "info.json").is_file()
+
+
+def open_source(path: Path) -> Source:
+    """Open a dataset folder."""
+    return LeRobotSource(path)
+
+
+class LeRobotSource(Source):
+    """A LeRobotDataset folder."""
+
+    def __init__(self, path: Path) -> None:
+        self._pa = optional_import("pyarrow", extra="formats")
+        self._parquet = optional_import("pyarrow.parquet", extra="formats")
+        self.path = path
+        self._info = read_json(path / "meta" / "info.json")
+        version = str(self._info.get("codebase_version", ""))
+        if not version.startswith(("v2.", "v3.")):
+            raise FlowleapError(
+                f"'{path}' is a LeRobotDataset {version or 'of unknown version'}; v2.x and v3.x are read: convert it "
+                "with the scripts of lerobot"
+            )
+        features = self._info.get("features")
+        if not isinstance(features, dict) or ACTION not in features:
+            raise FlowleapError(f"'{path}': meta/info.json has no feature '{ACTION}'")
+        self._features: dict[str, dict[str, Any]] = features
+        videos = [name for name, feature in features.items() if feature.get("dtype") == "video"]
+        self._places, tasks = (index_v2 if version.startswith("v2.") else index_v3)(path, self._info, videos)
+        self.n_episodes = len(self._places)
+        self._fps = float(self._info.get("fps") or 0)
+        if self._fps <= 0:
+            raise FlowleapError(f"'{path}': meta/info.json has no frame rate (fps)")
+        self._table: tuple[Any, Any] = (None, None)  # what `_rows` read last, and the table it got
+        note = path / "meta" / NOTE
+        if note.is_file():
+            self._read_note(read_json(note))
+        else:
+            self._infer(tasks)
+
+    def _infer(self, tasks: list[str]) -> None:
+        """Describe the columns of a dataset that others wrote."""
+        columns: dict[str, ObsKey] = {}
+        for name, feature in self._features.items():
+            column = _column(feature)
+            if column is not None and name not in DERIVED:
+                columns[name] = column
+        action = columns.pop(ACTION, None)
+        if action is None or len(action.shape) != 1:
+            raise FlowleapError(f"'{self.path}': feature '{ACTION}' must be one vector of numbers")
+        names = flat_names([n for n in columns if n.startswith("observation")], _PREFIXES)
+        observations = {key: columns.pop(name) for key, name in names.items()}
+        rest = {key: name for key, name in _rest(columns, names).items()}
+        self.extra = {key: columns[name] for key, name in rest.items()}
+        if len(tasks) > 1:
+            rest["task_index"], self.extra["task_index"] = "task_index", ObsKey((), "int64")
+        if action.dtype != "float32":
+            self.extra[ACTION] = action
+        self._names = names | rest | {ACTION: ACTION}
+        self.spec = Spec(
+            observations,
+            action_dim=action.shape[0],
+            control_hz=self._fps,
+            source={"dataset": self.path.name, "robot": self._info.get("robot_type")},
+        )
+        axes = {key: self._features[name].get("names") for key, name in self._names.items()}
+        self.attrs = {
+            "tasks": tasks,
+            "lerobot": {
+                "names": {key: name for key, name in self._names.items() if key != name},
+                "axes": {key: names for key, names in axes.items() if names is not None},
+                "robot_type": self._info.get("robot_type"),
+            },
+        }
+
+    def _read_note(self, note: Mapping[str, Any]) -> None:
+        """Take the columns from what `Writer` noted."""
+        where = f"'{self.path}', meta/{NOTE}"
+        try:
+            self.spec = Spec.from_dict(note["spec"], where)
+            self.extra = {key: ObsKey(tuple(shape), dtype) for key, (shape, dtype) in note["extra"].items()}
+            self.attrs, self._names = dict(note["attrs"]), dict(note["names"])
+            lost = next((key for key in self.columns if self._names[key] not in self._features), None)
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise FlowleapError(f"{where} is damaged: {error}") from error
+        if lost is not None:
+            raise FlowleapError(f"{where} names '{self._names[lost]}', which meta/info.json does not have")
+
+    def read(self, index: int, keys: Sequence[str]) -> Episode:
+        """Read some columns of one episode."""
+        place = self._places[index]
+        tabled = [key for key in keys if self._features[self._names[key]]["dtype"] != "video"]
+        rows = self._rows(
+            index, sorted({self._names[key] for key in tabled} | {"episode_index", "timestamp"})
+        )
+        if set(rows["episode_index"].to_pylist()) != {place.episode}:
+            raise self.error(
+                index, "episode_index", f"names other episodes in the rows of this one ({place.table})"
+            )
+        columns: Episode = {}
+        for key in keys:
+            name, shape = self._names[key], tuple(self.columns[key].shape)
+            kind = self._features[name]["dtype"]
+            try:
+                if kind == "video":
+                    columns[key] = self._video(place, name, rows["timestamp"], shape)
+                elif kind == "image":
+                    columns[key] = self._images(rows[name], shape)
+                else:
+                    columns[key] = _in_dtype(_numbers(self._pa, rows[name], shape), self.columns[key].dtype)
+            except FlowleapError as error:
+                file = place.videos[name][0] if kind == "video" else place.table
+                raise self.error(index, key, f"{error} ({file.relative_to(self.path)})") from error
+        return columns
+
+    def times(self, index: int) -> NDArray:
+        """Time stamps of the frames, [T] seconds."""
+        return _numbers(self._pa, self._rows(index, ["timestamp"])["timestamp"], (1,))[:, 0]
+
+    def _rows(self, index: int, names: Sequence[str]) -> Any:
+        """Read the rows of an episode; the row groups read last are kept for the next one."""
+        place = self._places[index]
+        try:
+            file = self._parquet.ParquetFile(place.table)
+            for name in names:
+                if name not in file.schema_arrow.names:
+                    raise self.error(index, name, f"is no column of {place.table.relative_to(self.path)}")
+            sizes = [file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)]
+            ends = np.cumsum(sizes)
+            if not sizes or place.offset + place.length > ends[-1]:
+                total = int(ends[-1]) if sizes else 0
+                raise FlowleapError(
+                    f"'{self.path}', episode {place.episode} needs rows {place.offset} to "
+                    f"{place.offset + place.length} of {place.table.relative_to(self.path)}, which has {total}"
+                )
+            first = int(np.searchsorted(ends, place.offset, side="right"))
+            last = int(np.searchsorted(ends, place.offset + place.length, side="left"))
+            groups = list(range(first, last + 1))
+            numbers = _size(file.metadata, groups, names)
+            require_memory(8 * numbers, f"'{self.path}', episode {place.episode}: its rows")
+            wanted = (place.table, first, last, tuple(names))
+            if self._table[0] != wanted:
+                self._table = wanted, file.read_row_groups(groups, columns=list(names))
+        except (OSError, self._pa.ArrowException) as error:
+            raise FlowleapError(
+                f"'{self.path}', episode {place.episode}: {place.table.relative_to(self.path)} cannot be read "
+                f"({error})"
+            ) from error
+        return self._table[1].slice(place.offset - int(ends[first] - sizes[first]), place.length)
+
+    def _video(self, place: Place, name: str, stamps: Any, shape: tuple[int, ...]) -> NDArray[np.uint8]:
+        file, start = place.videos[name]
+        if not file.is_file():
+            raise FlowleapError("is missing: no such video")
+        times = _numbers(self._pa, stamps, (1,))[:, 0].astype(np.float64)
+        if np.any(np.diff(times) <= 0):
+            raise FlowleapError("cannot be found in the video: the time stamps do not increase")
+        return read_frames(file, start + times, self._fps, shape)
+
+    def _images(self, cells: Any, shape: tuple[int, ...]) -> NDArray[np.uint8]:
+        """Decode cells {bytes, path}, as the image feature of Hugging Face datasets stores them; one at a time."""
+        image = optional_import("PIL.Image", extra="formats")
+        frames: list[NDArray[np.uint8]] = []
+        for scalar in cells:
+            cell = scalar.as_py()
+            data: Any = cell.get("bytes") if isinstance(cell, dict) else cell
+            try:
+                if data is None and isinstance(cell, dict) and cell.get("path"):
+                    data = inside(self.path, str(cell["path"])).read_bytes()
+                picture = image.open(io.BytesIO(data))
+                if (picture.height, picture.width) != shape[:2]:  # before it is decoded, whatever its size
+                    size = (picture.height, picture.width)
+                    raise FlowleapError(
+                        f"has {size} pixels at frame {len(frames)}, meta/info.json says {shape[:2]}"
+                    )
+                frames.append(np.asarray(picture.convert("RGB")))
+            except (OSError, ValueError, TypeError, SyntaxError, image.DecompressionBombError) as error:
+                raise FlowleapError(f"holds a damaged image at frame {len(frames)} ({error})") from error
+        return np.stack(frames)
+
+    def label(self, index: int) -> str:
+        """The episode's own index."""
+        return f"episode {self._places[index].episode}"
+
+    def seed(self, index: int) -> int | None:
+        """The seed that `Writer` noted."""
+        return self._places[index].seed
+
+
+def _column(feature: Mapping[str, Any]) -> ObsKey | None:
+    """Describe a feature of info.json; None for texts, depth maps and the like."""
+    dtype, shape = str(feature.get("dtype")), tuple(int(n) for n in feature.get("shape") or ())
+    if dtype not in _IMAGES:
+        try:
+            return ObsKey(shape, dtype) if np.dtype(dtype).kind in "biuf" else None
+        except TypeError:
+            return None
+    about = feature.get("info") or feature.get("video_info") or {}
+    if len(shape) != 3 or about.get("video.is_depth_map") or about.get("is_depth_map"):
+        return None
+    axes = [str(name)[:1] for name in feature.get("names") or ()]
+    channels_first = axes.index("c") == 0 if "c" in axes else shape[2] not in (1, 3, 4)
+    height, width = shape[1:] if channels_first else shape[:2]
+    return ObsKey((height, width, 3), "uint8", "rgb")
+
+
+def _size(metadata: Any, groups: Sequence[int], names: Sequence[str]) -> int:
+    """Count the values of some columns in some row groups of a table, in lists too."""
+    columns = [
+        i for i in range(metadata.num_columns) if metadata.schema.column(i).path.split(".")[0] in names
+    ]
+    return sum(metadata.row_group(g).column(i).num_values for g in groups for i in columns)
+
+
+def _in_dtype(values: NDArray, dtype: str) -> NDArray:
+    """Return a table's values in the dtype that info.json declares; raise if a whole number changes."""
+    with np.errstate(invalid="ignore", over="ignore"):
+        cast = values.astype(dtype)
+        back = cast.astype(values.dtype)
+    if values.dtype.kind == "f" and cast.dtype.kind == "f":  # tables of others hold float64 for float32
+        return cast
+    if not np.array_equal(back, values):
+        raise FlowleapError(
+            f"has values of {values.dtype} that {dtype}, the dtype in meta/info.json, cannot hold"
+        )
+    return cast
+
+
+def _rest(columns: Mapping[str, ObsKey], taken: Mapping[str, str]) -> dict[str, str]:
+    """Names of the extra columns, distinct from the observations."""
+    return {name if name not in taken else f"{name}_": name for name in columns}
+
+
+def _numbers(pa: Any, column: Any, shape: tuple[int, ...]) -> NDArray:
+    """Turn a table's column into [T, *shape].
+
+    Raises:
+        FlowleapError: cells are missing or have other sizes. The message does not name the column.
+    """
+    array = column.combine_chunks()
+    if isinstance(array, pa.ChunkedArray):
+        array = pa.concat_arrays(array.chunks)
+    sizes = [len(array)]
+    while True:
+        if isinstance(array, pa.ExtensionArray):
+            array = array.storage
+        if array.null_count:
+            raise FlowleapError("has empty cells")
+        kind = array.type
+        if not (pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)):
+            break
+        array, rows = array.flatten(), array
+        lengths = np.asarray(rows.value_lengths())
+        if len(lengths) and np.any(lengths != lengths[0]):
+            row = int(np.argmax(lengths != lengths[0])) // int(np.prod(sizes[1:]))
+            raise FlowleapError(f"has cells of different sizes, the first at frame {row}")
+        sizes.append(int(lengths[0]) if len(lengths) else 0)
+    if not (pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_boolean(kind)):
+        raise FlowleapError(f"holds {kind}, not numbers")
+    if int(np.prod(sizes[1:])) != int(np.prod(shape)):
+        raise FlowleapError(f"has shape {tuple(sizes[1:])} a frame, meta/info.json says {shape}")
+    return array.to_numpy(zero_copy_only=False).reshape(sizes[0], *shape)

@@ -1,0 +1,184 @@
+"""Minari (Farama): a folder with metadata.json and main_data.hdf5; read without the minari package
+
+Minari stores one observation more than actions; the last one, after the last action, is left out. The entries of
+dictionary and tuple spaces become columns of their own, rewards and ends become extra columns, infos and texts are
+left out.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from flowleap.datasets.columns import ACTION, Episode, flat_names, infer_key, require_memory
+from flowleap.datasets.formats.hdf5 import open_hdf5, require_own, text
+from flowleap.datasets.formats.source import Source
+from flowleap.policy.core.errors import FlowleapError, optional_import
+from flowleap.policy.core.spec import Spec
+
+_FILE = "main_data.hdf5"
+_EXTRA = ("rewards", "terminations", "truncations")
+_MIN_IMAGE_SIDE = 32  # Minari's rule: Box spaces of uint8 from this height and width on are JPEG
+
+
+def detect(path: Path) -> bool:
+    """The folder of a dataset, its `data` folder, or the HDF5 file in there."""
+    return _folder(path) is not None
+
+
+def open_source(path: Path) -> Source:
+    """Open a dataset in Minari's HDF5 storage."""
+    return MinariSource(path)
+
+
+class MinariSource(Source):
+    """A Minari dataset; the columns are those of its first episode."""
+
+    def __init__(self, path: Path) -> None:
+        folder = _folder(path)
+        if folder is None:
+            raise FlowleapError(f"'{path}' is no Minari dataset: it needs metadata.json and {_FILE}")
+        self._h5, self.path = optional_import("h5py", extra="formats"), path
+        self._metadata = _read_json(folder / "metadata.json")
+        self._file = open_hdf5(folder / _FILE)
+        names = [name for name in self._file if re.fullmatch(r"episode_[0-9]+", text(name))]
+        self._episodes = sorted(names, key=lambda name: int(name[8:]))
+        self.n_episodes = len(self._episodes)
+        expected = self._metadata.get("total_episodes", self.n_episodes)
+        if not names or expected != self.n_episodes:
+            raise FlowleapError(f"'{path}' has {self.n_episodes} episodes, metadata.json says {expected}")
+        jpeg = self._metadata.get("jpeg_encoding", True)
+        self._images = _image_spaces(self._metadata.get("observation_space")) if jpeg else set()
+        self._infer()
+
+    def _infer(self) -> None:
+        paths: list[str] = []
+
+        def visit(name: str, node: Any) -> None:
+            full = f"observations/{text(name)}"
+            if isinstance(node, self._h5.Dataset) and (node.dtype.kind in "biuf" or full in self._images):
+                paths.append(full)
+
+        observations = self._group(0).get("observations")
+        if isinstance(observations, self._h5.Dataset):
+            paths.append("observations")
+        elif observations is not None:
+            observations.visititems(visit)
+        self._paths = flat_names(paths, ["observations/"]) | {key: key for key in _EXTRA}
+        self._paths[ACTION] = "actions"
+        first = self.read(0, list(self._paths))
+        described = {key: infer_key(values.shape[1:], values.dtype) for key, values in first.items()}
+        action = described.pop(ACTION)
+        if len(action.shape) != 1:
+            raise self.error(0, "actions", f"has shape {action.shape} a frame, expected one axis")
+        self.extra = {key: described.pop(key) for key in _EXTRA}
+        if action.dtype != "float32":
+            self.extra[ACTION] = action
+        env = self._metadata.get("env_spec")
+        source: dict[str, Any] = {"dataset": self._metadata.get("dataset_id", self.path.name)}
+        if isinstance(env, str):
+            source |= {"env_spec": json.loads(env), "env": json.loads(env).get("id")}
+        self.spec = Spec(described, action_dim=action.shape[0], source=source)
+        self.attrs = {}
+
+    def _group(self, index: int) -> Any:
+        return self._file[self._episodes[index]]
+
+    def read(self, index: int, keys: Sequence[str]) -> Episode:
+        """Read some columns of one episode; observations without the last one."""
+        columns: Episode = {}
+        group = self._group(index)
+        length = len(group["actions"]) if isinstance(group.get("actions"), self._h5.Dataset) else None
+        for key in keys:
+            path = self._paths[key]
+            node = group.get(path)
+            if not isinstance(node, self._h5.Dataset):
+                raise self.error(index, key, f"is missing (no dataset {path})")
+            try:
+                require_own(node.id, self._file.id)
+            except FlowleapError as error:
+                raise self.error(index, key, str(error)) from error
+            nbytes = math.prod(node.shape) * node.dtype.itemsize
+            require_memory(nbytes, f"'{self.path}', {self.label(index)}: '{key}'")
+            try:
+                values = node[()]
+            except (OSError, RuntimeError) as error:
+                raise self.error(index, key, f"is damaged ({error}); copy the file again") from error
+            if path.startswith("observations"):
+                if length is not None and len(values) != length + 1:
+                    raise self.error(
+                        index, key, f"has {len(values)} frames for {length} actions, not one more"
+                    )
+                values = values[:-1]
+            if path in self._images:
+                values = self._decode(index, key, values)
+            columns[key] = values[:, None] if key == ACTION and values.ndim == 1 else values
+        return columns
+
+    def _decode(self, index: int, key: str, frames: NDArray) -> NDArray[np.uint8]:
+        image = optional_import("PIL.Image", extra="formats")
+        try:
+            return np.stack([np.asarray(image.open(io.BytesIO(bytes(frame)))) for frame in frames])
+        except (OSError, ValueError, image.DecompressionBombError) as error:
+            raise self.error(index, key, f"holds a damaged JPEG ({error})") from error
+
+    def seed(self, index: int) -> int | None:
+        """The seed of the episode's reset."""
+        seed = self._group(index).attrs.get("seed")
+        return int(seed) if isinstance(seed, int | np.integer) else None
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+
+def _folder(path: Path) -> Path | None:
+    """The folder with metadata and data, from any of the paths that name a dataset."""
+    if path.name == _FILE:
+        path = path.parent
+    for folder in (path, path / "data"):
+        if (folder / _FILE).is_file() and (folder / "metadata.json").is_file():
+            return folder
+    return None
+
+
+def _read_json(file: Path) -> dict[str, Any]:
+    try:
+        data = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise FlowleapError(f"'{file}' is no JSON ({error})") from error
+    return data if isinstance(data, dict) else {}
+
+
+def _image_spaces(space: Any) -> set[str]:
+    """Paths of the observations that Minari stores as JPEG, from the JSON of the observation space."""
+    found: set[str] = set()
+
+    def visit(node: Any, path: str) -> None:
+        if not isinstance(node, Mapping):
+            return
+        inside = node.get("subspaces")
+        if isinstance(inside, Mapping):
+            for name, child in inside.items():
+                visit(child, f"{path}/{name}")
+        elif isinstance(inside, list):
+            for i, child in enumerate(inside):
+                visit(child, f"{path}/_index_{i}")
+        elif node.get("type") == "Box" and node.get("dtype") == "uint8":
+            shape = node.get("shape") or []
+            if len(shape) in (2, 3) and min(shape[:2]) >= _MIN_IMAGE_SIDE:
+                low, high = np.asarray(node.get("low")), np.asarray(node.get("high"))
+                if not low.any() and (high == 255).all():
+                    found.add(path)
+
+    if isinstance(space, str):
+        visit(json.loads(space), "observations")
+    return found

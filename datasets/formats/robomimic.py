@@ -1,0 +1,300 @@
+"""robomimic HDF5 (robosuite, MimicGen, LIBERO): data/demo_*/{obs/*, actions}, mask/<filter>, env_args
+
+Observations are the datasets of `obs/`, actions those of `actions`; the other datasets of a demonstration (`states`,
+`rewards`, `dones`, `actions_abs`) are extra columns. `next_obs` is left out: it is `obs`, one frame later. robomimic
+(0.3) reads what is written here with `load_next_obs=False`, which is the setting of its BC algorithms.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from flowleap.datasets.columns import ACTION, Episode, flat_names, infer_key, require_memory
+from flowleap.datasets.formats.hdf5 import open_hdf5, require_own, text
+from flowleap.datasets.formats.robomimic_writer import ACTIONS, MASKS, NOTE, is_hdf5
+from flowleap.datasets.formats.robomimic_writer import RobomimicWriter as Writer
+from flowleap.datasets.formats.source import Source
+from flowleap.policy.core.errors import FlowleapError, optional_import, suggest
+from flowleap.policy.core.spec import ActionConvention, ObsKey, Spec
+
+__all__ = ["RobomimicSource", "Writer", "action_convention", "detect", "open_source"]
+
+
+def detect(path: Path) -> bool:
+    """A file with the signature, or at least a suffix, of HDF5."""
+    return is_hdf5(path)
+
+
+def open_source(path: Path, filter: str | None = None, actions: str = ACTIONS) -> Source:
+    """Open a file.
+
+    Args:
+        path: the file.
+        filter: read the demonstrations of `mask/<filter>` only, such as `train` or `valid`.
+        actions: the dataset with the actions, such as `actions_abs`.
+    """
+    return RobomimicSource(path, filter, actions)
+
+
+class RobomimicSource(Source):
+    """A robomimic file; the shapes are those of the first demonstration."""
+
+    def __init__(self, path: Path, filter: str | None, actions: str) -> None:
+        self._h5 = optional_import("h5py", extra="formats")
+        self.path = path
+        self._file = open_hdf5(path)
+        data = self._file.get("data")
+        if not isinstance(data, self._h5.Group):
+            raise FlowleapError(
+                f"'{path}' has no group 'data', only {sorted(self._file)}: not a robomimic file"
+            )
+        try:
+            require_own(data.id, self._file.id)
+        except FlowleapError as error:
+            raise FlowleapError(f"'{path}': data {error}") from error
+        _limit_cache(self._file)
+        self._data = data
+        self._types: dict[str, tuple[Any, np.dtype]] = {}  # column -> HDF5 type and dtype that were met last
+        self._demos = self._select(filter)
+        self.n_episodes = len(self._demos)
+        own = self._own() if actions == ACTIONS else None
+        self._noted = own is not None
+        if own is not None:
+            self.spec, self.extra, self.attrs = own
+            paths = {key: f"obs/{key}" if key in self.spec.observations else key for key in self.columns}
+        else:
+            paths = self._names(0, actions)
+            self._infer(paths, actions)
+        self._paths = paths | {ACTION: actions}
+        if filter is None:
+            self.attrs |= self._masks()
+
+    def _infer(self, names: Mapping[str, str], actions: str) -> None:
+        """Describe the columns of a file that others wrote."""
+        found = {key: self._described(key, path) for key, path in names.items()}
+        observations = {key: column for key, column in found.items() if names[key].startswith("obs/")}
+        if not observations:
+            raise FlowleapError(
+                f"'{self.path}', {self.label(0)} has no observations in 'obs': extract them from the states with "
+                "robomimic's dataset_states_to_obs.py"
+            )
+        action = self._described(ACTION, actions)
+        if len(action.shape) != 1:
+            raise self.error(0, actions, f"has shape {action.shape} a frame, expected one axis")
+        self.extra = {key: column for key, column in found.items() if key not in observations}
+        if action.dtype != "float32":
+            self.extra[ACTION] = action
+        env_args = self._env_args()
+        rate = _env_kwargs(env_args).get("control_freq")
+        self.spec = Spec(
+            observations,
+            action_dim=action.shape[0],
+            control_hz=float(rate) if isinstance(rate, int | float) and 0 < rate < np.inf else 0.0,
+            action_convention="absolute" if actions.endswith("_abs") else action_convention(env_args),
+            source={"dataset": self.path.name, "env_args": env_args},
+        )
+        self.attrs = {}
+
+    def _described(self, key: str, path: str) -> ObsKey:
+        dataset = self._group(0).get(path)
+        if not isinstance(dataset, self._h5.Dataset) or dataset.dtype.kind not in "biuf" or dataset.ndim < 1:
+            raise self.error(0, key, f"is no numeric dataset ({path})")
+        return infer_key(dataset.shape[1:], dataset.dtype)
+
+    def _select(self, filter: str | None) -> list[str]:
+        """Names of the demonstrations, by number; those of a filter only."""
+        if filter is None:
+            demos = [self._text(name, "data") for name in self._data]
+        else:
+            masks = self._filters()
+            if filter not in masks:
+                raise FlowleapError(
+                    f"'{self.path}' has no filter '{filter}', only {sorted(masks)}{suggest(filter, masks)}"
+                )
+            demos = masks[filter]
+            for name in demos:
+                if name not in self._data:
+                    raise FlowleapError(f"'{self.path}': mask/{filter} names '{name}', which is not in data/")
+        if not demos:
+            raise FlowleapError(f"'{self.path}' has no demonstrations in data/")
+        return sorted(demos, key=lambda name: (int("".join(re.findall(r"[0-9]+", name)) or 0), name))
+
+    def _masks(self) -> dict[str, Any]:
+        number = {name: i for i, name in enumerate(self._demos)}
+        found = {
+            name: sorted(number[demo] for demo in demos if demo in number)
+            for name, demos in self._filters().items()
+        }
+        return {MASKS: found} if found else {}
+
+    def _filters(self) -> dict[str, list[str]]:
+        """Filter -> names of its demonstrations, each once."""
+        group = self._file.get("mask", {})
+        if group and not isinstance(group, self._h5.Group):
+            raise FlowleapError(f"'{self.path}': mask is no group")
+        found: dict[str, list[str]] = {}
+        for name in group:
+            node = group[name]
+            if not isinstance(node, self._h5.Dataset) or node.ndim != 1:
+                raise FlowleapError(f"'{self.path}': mask/{name} is no list of demonstrations")
+            found[name] = list(dict.fromkeys(self._text(demo, f"mask/{name}") for demo in node[()]))
+        return found
+
+    def _text(self, name: Any, where: str) -> str:
+        try:
+            return text(name)
+        except FlowleapError as error:
+            raise FlowleapError(f"'{self.path}': {where} {error}") from error
+
+    def _names(self, index: int, actions: str) -> dict[str, str]:
+        """Column -> path below the demonstration, of all numeric datasets but the actions."""
+        found: list[str] = []
+
+        def visit(name: str, node: Any) -> None:
+            numeric = isinstance(node, self._h5.Dataset) and node.dtype.kind in "biuf" and node.ndim >= 1
+            name = self._text(name, self.label(index))
+            if numeric and name != actions and not name.startswith("next_obs/"):
+                found.append(name)
+
+        self._group(index).visititems(visit)
+        found.sort(key=lambda name: (not name.startswith("obs/"), name))
+        return flat_names(found, ["obs/"])
+
+    def _own(self) -> tuple[Spec, dict[str, ObsKey], dict[str, Any]] | None:
+        """What `Writer` noted about the columns."""
+        if NOTE not in self._file:
+            return None
+        where = f"'{self.path}', {NOTE}"
+        try:
+            note = json.loads(self._file[NOTE][()].tobytes())
+            extra = {key: ObsKey(tuple(shape), dtype) for key, (shape, dtype) in note["extra"].items()}
+            return Spec.from_dict(note["spec"], where), extra, dict(note["attrs"])
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise FlowleapError(f"{where} is damaged: {error}") from error
+
+    def _env_args(self) -> dict[str, Any]:
+        try:
+            env_args = json.loads(self._data.attrs.get("env_args", "{}"))
+        except (ValueError, TypeError, RecursionError) as error:
+            raise FlowleapError(f"'{self.path}': attribute env_args of data is no JSON ({error})") from error
+        return env_args if isinstance(env_args, dict) else {}
+
+    def _group(self, index: int) -> Any:
+        name = self._demos[index]
+        if name not in self._data or not isinstance(self._data[name], self._h5.Group):
+            raise FlowleapError(f"'{self.path}': data/{name} is no group")
+        return self._data[name]
+
+    def read(self, index: int, keys: Sequence[str]) -> Episode:
+        """Read some columns of one demonstration.
+
+        The low-level interface of h5py is three times as fast as `group[path][()]` for the small datasets here.
+        """
+        h5 = self._h5
+        try:
+            group = h5.h5g.open(self._data.id, self._demos[index].encode())
+        except (KeyError, ValueError) as error:
+            raise FlowleapError(f"'{self.path}': data/{self._demos[index]} is no group ({error})") from error
+        columns: Episode = {}
+        for key in keys:
+            path = self._paths[key]
+            try:
+                dataset = h5.h5d.open(group, path.encode())
+            except (KeyError, ValueError, TypeError) as error:
+                raise self.error(index, key, f"is missing (no dataset {path})") from error
+            try:
+                require_own(dataset, self._file.id)
+            except FlowleapError as error:
+                raise self.error(index, key, str(error)) from error
+            try:
+                kind = dataset.get_type()
+                known = self._types.get(key)
+                if known is None or not known[0].equal(kind):
+                    known = self._types[key] = kind, dataset.dtype
+                dtype, shape = known[1], dataset.shape
+                if dtype.kind not in "biuf" or not shape:
+                    raise self.error(index, key, f"has dtype {dtype} and shape {shape}, not numbers a frame")
+                require_memory(
+                    math.prod(shape) * dtype.itemsize, f"'{self.path}', {self.label(index)}: '{key}'"
+                )
+                columns[key] = np.empty(shape, dtype)
+                dataset.read(h5.h5s.ALL, h5.h5s.ALL, columns[key])
+            except (OSError, RuntimeError, ValueError, TypeError) as error:
+                raise self.error(index, key, f"is damaged ({error}); copy the file again") from error
+        length = len(columns[keys[0]])
+        samples = self._samples(group)
+        if samples not in (None, length):
+            raise self.error(index, keys[0], f"has {length} frames, but num_samples says {samples}")
+        return columns
+
+    def _samples(self, group: Any) -> int | str | None:
+        """The number of frames that a demonstration states, or what it states instead."""
+        h5 = self._h5
+        if not h5.h5a.exists(group, b"num_samples"):
+            return None
+        attribute = h5.h5a.open(group, b"num_samples")
+        number = attribute.get_type().get_class() in (h5.h5t.INTEGER, h5.h5t.FLOAT)
+        if not number or math.prod(attribute.shape) != 1:  # HDF5 would write beyond a buffer for one number
+            return f"{attribute.dtype} {list(attribute.shape)}"
+        samples = np.empty(attribute.shape, np.int64)
+        attribute.read(samples)
+        return int(samples.reshape(-1)[0])
+
+    def label(self, index: int) -> str:
+        """The name of the demonstration's group."""
+        return self._demos[index]
+
+    def seed(self, index: int) -> int | None:
+        """The seed that `Writer` noted."""
+        if not self._noted:
+            return None
+        seed = self._group(index).attrs.get("seed")
+        return None if seed is None else int(seed)
+
+    def scene(self, index: int) -> str | None:
+        """The attribute `model_file` (MJCF), which robosuite's recordings have."""
+        model = self._group(index).attrs.get("model_file")
+        return None if model is None else self._text(model, f"{self.label(index)}, model_file")
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+
+def _limit_cache(file: Any) -> None:
+    """Keep at most 2 MiB of metadata: HDF5's own 32 MiB are ten times that in memory, and reading never looks back."""
+    config = file.id.get_mdc_config()
+    config.set_initial_size, config.initial_size = True, 2**20
+    config.min_size, config.max_size = 2**20, 2 * 2**20
+    file.id.set_mdc_config(config)
+
+
+def action_convention(env_args: Mapping[str, Any]) -> ActionConvention:
+    """Read off robomimic's `env_args` whether actions are absolute targets or deltas.
+
+    robosuite 1.4 says it as `control_delta` (true if absent) of its controller, robosuite 1.5 as the `input_type` of
+    each arm. Without a controller, actions count as absolute.
+    """
+    controller = _env_kwargs(env_args).get("controller_configs")
+    controllers = controller if isinstance(controller, list) else [controller]
+    for config in controllers:
+        if not isinstance(config, dict):
+            continue
+        parts = body.values() if isinstance(body := config.get("body_parts"), dict) else ()
+        kinds = [part["input_type"] for part in parts if isinstance(part, dict) and "input_type" in part]
+        if kinds:
+            return "delta" if "delta" in kinds else "absolute"
+        return "delta" if config.get("control_delta", True) else "absolute"
+    return "absolute"
+
+
+def _env_kwargs(env_args: Mapping[str, Any]) -> dict[str, Any]:
+    kwargs = env_args.get("env_kwargs")
+    return kwargs if isinstance(kwargs, dict) else {}

@@ -1,0 +1,207 @@
+"""What is suspicious in a dataset: one pass over its low-dim columns, findings as sentences with remedies."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from flowleap.datasets.columns import ACTION
+from flowleap.datasets.formats.source import Source
+
+_CLIPPED = (
+    0.05  # share of frames at the very smallest or largest value from which a dimension counts as clipped
+)
+_SWITCH = 0.9  # share of frames at either end from which it is a switch (a gripper), which is neither clipped nor jumps
+_JUMP = 0.5  # share of the range within one frame that is a jump ...
+_STEADY = 0.2  # ... unless the episodes' largest steps usually exceed this share of it
+_GAP = 1.5  # frame periods between two time stamps that make a gap
+_RATE = 0.1  # share by which the rate of the time stamps may differ from the Spec's
+_SHOWN = 5
+
+
+class Finding(NamedTuple):
+    """What is suspicious, and what to do about it."""
+
+    problem: str
+    remedy: str
+
+
+def grouped(findings: Sequence[Finding]) -> list[tuple[list[str], str]]:
+    """Put problems with the same remedy together: (problems, remedy), in the order of their first ones."""
+    groups: dict[str, list[str]] = {}
+    for finding in findings:
+        groups.setdefault(finding.remedy, []).append(finding.problem)
+    return [(problems, remedy) for remedy, problems in groups.items()]
+
+
+class Extremes:
+    """Range of each dimension, and how many frames lie exactly at its ends."""
+
+    def __init__(self, size: int) -> None:
+        self.low, self.high = np.full(size, np.inf), np.full(size, -np.inf)
+        self.at_low, self.at_high = np.zeros(size, np.int64), np.zeros(size, np.int64)
+
+    def add(self, values: NDArray) -> None:
+        """Take frames [T, size]; what is not finite is left out."""
+        finite = np.isfinite(values)
+        low = values.min(axis=0, where=finite, initial=np.inf)
+        high = values.max(axis=0, where=finite, initial=-np.inf)
+        self.at_low[low < self.low] = 0
+        self.at_high[high > self.high] = 0
+        self.low, self.high = np.minimum(self.low, low), np.maximum(self.high, high)
+        self.at_low += (values == self.low).sum(axis=0)
+        self.at_high += (values == self.high).sum(axis=0)
+
+
+class Checks:
+    """The pass over a dataset.
+
+    Attributes:
+        lengths: frames of each episode, int64 [E].
+        extremes: the range of each low-dim column.
+        not_finite: how many numbers of each column are NaN or infinite.
+        measured_hz: frames per second by the time stamps; 0 without any.
+        findings: empty if nothing is suspicious.
+        suspects: episodes that a finding names, in the order of the findings.
+    """
+
+    def __init__(self, source: Source) -> None:
+        columns = source.columns
+        keys = [key for key, column in columns.items() if column.kind == "lowdim"]
+        self.extremes = {key: Extremes(columns[key].size) for key in keys}
+        self.not_finite: Counter[str] = Counter()
+        steps: list[NDArray] = []
+        first: dict[str, int] = {}
+        digests: dict[bytes, list[int]] = {}
+        lengths, gaps, periods = [], [], []
+        for index in range(source.n_episodes):
+            episode = source.episode(index, keys)
+            digest = hashlib.blake2b(digest_size=16)
+            for key, values in episode.items():
+                flat = values.reshape(len(values), -1).astype(np.float64)
+                if bad := int(flat.size - np.isfinite(flat).sum()):
+                    self.not_finite[key] += bad
+                    first.setdefault(key, index)
+                self.extremes[key].add(flat)
+                digest.update(values.tobytes())
+            action = episode[ACTION].astype(np.float64)
+            lengths.append(len(action))
+            with np.errstate(invalid="ignore"):  # infinite actions are counted above
+                jumps = np.abs(np.diff(action, axis=0))
+            steps.append(jumps.max(axis=0, initial=0.0))
+            digests.setdefault(digest.digest(), []).append(index)
+            times = source.times(index)
+            if _has_gap(times):
+                gaps.append(index)
+            if times is not None and len(times) > 1:
+                periods.append(float(np.median(np.diff(times))))
+        period = float(np.median(periods)) if periods else 0.0
+        self.measured_hz = 1.0 / period if period > 0 else 0.0
+        self.lengths = np.array(lengths, np.int64)
+        self.suspects: list[int] = []
+        self._source = source
+        self.findings = [
+            *(self._not_finite(key, count, first[key]) for key, count in self.not_finite.items()),
+            *_constants(self.extremes),
+            *self._actions(self.extremes[ACTION], np.stack(steps)),
+            *self._times(gaps),
+            *(self._copies(same) for same in digests.values() if same[1:]),
+        ]
+
+    def _name(self, episodes: Sequence[int]) -> str:
+        """Name episodes in a message, and remember them."""
+        self.suspects += episodes[:_SHOWN]
+        return _some([self._source.label(index) for index in episodes])
+
+    def _not_finite(self, key: str, count: int, first: int) -> Finding:
+        return Finding(
+            f"'{key}' has {count} NaN or infinite numbers, the first in {self._name([first])}",
+            "training refuses them: repair the values, or leave out these episodes or this key",
+        )
+
+    def _copies(self, same: list[int]) -> Finding:
+        return Finding(
+            f"the same low-dim data {len(same)} times: {self._name(same)}",
+            "keep one of them: copies weigh more in training, and a split may put them on both sides",
+        )
+
+    def _times(self, gaps: list[int]) -> list[Finding]:
+        """Gaps between time stamps, and a rate other than the Spec's."""
+        found = []
+        if gaps:
+            found.append(
+                Finding(
+                    f"time stamps with gaps in {len(gaps)} episodes: {self._name(gaps)}",
+                    "frames were lost: split these episodes there, or resample them to a steady rate",
+                )
+            )
+        stated = self._source.spec.control_hz
+        if stated and self.measured_hz and abs(self.measured_hz / stated - 1) > _RATE:
+            found.append(
+                Finding(
+                    f"the time stamps say {self.measured_hz:.4g} Hz, the Spec says {stated:.4g} Hz",
+                    f"correct the Spec: flowleap convert ... control_hz={self.measured_hz:.4g}",
+                )
+            )
+        return found
+
+    def _actions(self, extreme: Extremes, steps: NDArray) -> list[Finding]:
+        """Clipped and jumping dimensions; `steps` [E, A] are the largest steps of each episode."""
+        found, frames = [], int(self.lengths.sum())
+        for i in range(len(extreme.low)):
+            span = extreme.high[i] - extreme.low[i]
+            ends = (extreme.at_low[i] + extreme.at_high[i]) / frames
+            if not span > 0 or ends > _SWITCH:
+                continue
+            for count, value in ((extreme.at_low[i], extreme.low[i]), (extreme.at_high[i], extreme.high[i])):
+                if count > 1 and count / frames > _CLIPPED:
+                    found.append(
+                        Finding(
+                            f"action dimension {i} is clipped: {value:.4g} in {100 * count / frames:.0f} % of frames",
+                            "widen the limits of the recorder if it cut the commands off; if the robot has this "
+                            "limit, all is well",
+                        )
+                    )
+            jumping = np.flatnonzero(steps[:, i] > _JUMP * span)
+            if len(jumping) and np.median(steps[:, i]) < _STEADY * span:
+                named = self._name(jumping.tolist())
+                found.append(
+                    Finding(
+                        f"action dimension {i} jumps by more than half its range in {len(jumping)} episodes: {named}",
+                        f"look at one (flowleap view ... episode={jumping[0]}): an angle that wraps wants its sine "
+                        "and cosine, a lost frame a cut",
+                    )
+                )
+        return found
+
+
+def _constants(extremes: dict[str, Extremes]) -> list[Finding]:
+    found = []
+    for key, extreme in extremes.items():
+        constant = np.flatnonzero(extreme.low == extreme.high)
+        if len(constant):
+            which = "" if len(extreme.low) == 1 else f" in dimensions {_some([str(i) for i in constant], 8)}"
+            remedy = (
+                "the policy will repeat this number; record again if the joint was meant to move"
+                if key == ACTION
+                else "it tells the policy nothing; check its sensor, or leave the key out (flowleap convert keys=[...])"
+            )
+            found.append(Finding(f"'{key}' is constant{which}", remedy))
+    return found
+
+
+def _has_gap(times: NDArray | None) -> bool:
+    """Whether two neighbouring time stamps are farther apart than frames usually are, or do not increase."""
+    if times is None or len(times) < 3:
+        return False
+    periods = np.diff(times)
+    return bool(np.any(periods > _GAP * np.median(periods)) or np.any(periods <= 0))
+
+
+def _some(names: list[str], shown: int = _SHOWN) -> str:
+    return ", ".join(names[:shown]) + (", ..." if len(names) > shown else "")

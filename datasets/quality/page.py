@@ -1,0 +1,296 @@
+"""What `flowleap inspect html=...` writes: one page with its plots and images inside, and no script.
+
+Every text of the dataset passes the template's autoescaping, and the page's content security policy lets it load
+nothing and run nothing.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import os
+from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from flowleap.datasets.columns import ACTION
+from flowleap.datasets.formats.source import Source
+from flowleap.datasets.quality import charts
+from flowleap.datasets.quality.checks import Checks, Finding, grouped
+from flowleap.datasets.quality.profile import Profile, Statistics
+from flowleap.policy.core.errors import FlowleapError
+from flowleap.policy.core.files import complete_file
+
+TEMPLATE = "page.html"
+_ROWS = 32  # dimensions of a key in its table
+_POINTS = 240  # points of a line
+_PLOTTED_KEYS = 24  # keys with plots of several episodes; of more, one each
+_APART = 20.0  # ratio of ranges from which dimensions are drawn on scales of their own
+_STRIP = 6  # images of an episode
+_IMAGE_SIDE = 160  # px
+
+
+def check_name(path: str | os.PathLike[str]) -> Path:
+    """Return where a page can be written; raise before the dataset is read if it cannot."""
+    page = Path(path).expanduser()
+    if page.suffix.lower() not in (".html", ".htm"):
+        raise FlowleapError(f"html={page}: the name of a page ends in .html, for instance html=report.html")
+    if page.is_dir():
+        raise FlowleapError(f"html={page} is a folder: give the page another name")
+    return page
+
+
+def write_page(
+    path: Path,
+    format_name: str,
+    source: Source,
+    checks: Checks,
+    profile: Profile,
+    findings: Sequence[Finding],
+) -> None:
+    """Write the page; it replaces an older one only when it is complete."""
+    text = render(format_name, source, checks, profile, findings)
+    with complete_file(path, "html") as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def render(
+    format_name: str, source: Source, checks: Checks, profile: Profile, findings: Sequence[Finding]
+) -> str:
+    """Return the page as text."""
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    lengths, hz = checks.lengths, source.spec.control_hz or checks.measured_hz
+    cameras = [key for key, s in profile.columns.items() if s.column.kind == "rgb"]
+    context = {
+        "version": version("flowleap"),
+        "name": source.path.name,
+        "path": str(source.path),
+        "format": format_name,
+        "problems": grouped(findings),
+        "n_findings": len(findings),
+        "tiles": _tiles(source, lengths, hz),
+        "spec": source.spec,
+        "action_dtype": source.columns[ACTION].dtype,
+        "rate": _rate(source, checks),
+        "details": _details(source),
+        "refused": source.refused,
+        "lengths": _lengths(lengths),
+        "length_facts": [
+            ("shortest", lengths.min()),
+            ("median", f"{np.median(lengths):g}"),
+            ("longest", lengths.max()),
+        ],
+        "network": _network(source, profile),
+        "padded": [f"{100 * share:.1f}" for share in profile.padded()],
+        "window": profile.spec,
+        "columns": [_column(source, profile, key, hz) for key in profile.columns if key not in cameras],
+        "cameras": [{"key": key, "strips": _strips(source, profile, key)} for key in cameras],
+        "images_read": (len(profile.image_episodes), source.n_episodes),
+    }
+    return environment.get_template(TEMPLATE).render(context)
+
+
+def _tiles(source: Source, lengths: NDArray, hz: float) -> list[tuple[str, str]]:
+    """The few numbers above all others."""
+    frames = int(lengths.sum())
+    tiles = [("episodes", f"{len(lengths):,}"), ("frames", f"{frames:,}")]
+    if hz:
+        seconds = frames / hz
+        tiles.append(("recorded", f"{seconds / 3600:.1f} h" if seconds > 5400 else f"{seconds / 60:.1f} min"))
+    tiles.append(("rate", f"{hz:.4g} Hz" if hz else "unknown"))
+    tiles.append(("action", f"{source.spec.action_dim}-dim"))
+    return tiles
+
+
+def _rate(source: Source, checks: Checks) -> str:
+    stated = f"{source.spec.control_hz:.4g} Hz" if source.spec.control_hz else "not stated"
+    return stated + (f"; {checks.measured_hz:.4g} Hz by the time stamps" if checks.measured_hz else "")
+
+
+def _details(source: Source) -> list[tuple[str, str]]:
+    """Origin and further attributes, as text."""
+    facts = {"source": source.spec.source} if source.spec.source else {}
+    return [(key, _text(value)) for key, value in {**facts, **source.attrs}.items()]
+
+
+def _text(value: Any) -> str:
+    text = value if isinstance(value, str) else json.dumps(value, indent=2, ensure_ascii=False, default=str)
+    return text if len(text) <= 4000 else text[:4000] + " …"
+
+
+def _lengths(lengths: NDArray) -> Any:
+    """Histogram of the episode lengths."""
+    low, high = int(lengths.min()), int(lengths.max())
+    bins = int(min(32, max(high - low, 1)))
+    counts, edges = np.histogram(lengths, bins=bins, range=(low, high if high > low else low + 1))
+    return _safe(
+        charts.histogram(counts, float(edges[0]), float(edges[-1]), "frames an episode", "episode lengths")
+    )
+
+
+def _network(source: Source, profile: Profile) -> list[dict[str, Any]]:
+    """The window in the middle of the median episode: a chart a key, observations first."""
+    if profile.spec is None:
+        return []
+    spec, episode = profile.spec, profile.median
+    parts = []
+    for key, values in profile.window(episode).items():
+        action = key == ACTION
+        x = np.arange(len(values)) if action else np.arange(1 - spec.n_obs_steps, 1)
+        mean, std = profile.normalized[key]
+        if action:
+            x_range = (0.0, float(max(len(values) - 1, 1)))
+            marks = (
+                charts.band(x_range, 0, min(spec.n_action_steps, len(values) - 1)) if len(values) > 1 else ""
+            )
+            lines = [values[:, i] for i in range(min(values.shape[1], charts.COLOURS))]
+            svg = charts.lines(x, lines, (-1, 1), "steps ahead", f"action chunk, episode {episode}", marks)
+            legend = _legend(values.shape[1])
+        else:
+            svg = charts.dots(list(values), (-1, 1), "dimension", f"{key}, as the network gets it")
+            legend = [f"{-i} frame{'s' if i < -1 else ''} back" if i < 0 else "current frame" for i in x]
+        parts.append(
+            {
+                "key": key,
+                "shape": [len(values), *profile.columns[key].column.shape],
+                "svg": _safe(svg),
+                "legend": legend if len(legend) <= charts.COLOURS else [],
+                "mean": span(mean),
+                "std": span(std),
+            }
+        )
+    return parts
+
+
+def _column(source: Source, profile: Profile, key: str, hz: float) -> dict[str, Any]:
+    """One key: its table of dimensions and its lines over a few episodes."""
+    s = profile.columns[key]
+    rows = [
+        {
+            "dim": i,
+            "numbers": [charts.number(v) for v in (s.low[i], s.mean[i], s.high[i], s.std[i])],
+            "constant": bool(s.low[i] == s.high[i]),
+            "spark": _safe(charts.sparkline(s.histogram[i])) if i < len(s.histogram) else "",
+        }
+        for i in range(min(len(s.low), _ROWS))
+        if np.isfinite(s.low[i])
+    ]
+    episodes = profile.shown if len(profile.columns) <= _PLOTTED_KEYS else [profile.median]
+    drawn = [int(i) for i in np.flatnonzero(np.isfinite(s.low))[: charts.COLOURS]]
+    scaled = _apart(s, drawn)
+    return {
+        "key": key,
+        "role": "action"
+        if key == ACTION
+        else "observation"
+        if key in source.spec.observations
+        else "extra column",
+        "shape": list(s.column.shape),
+        "dtype": s.column.dtype,
+        "not_finite": s.not_finite,
+        "constant": len(s.constant),
+        "size": len(s.low),
+        "rows": rows,
+        "more": len(s.low) - _ROWS,
+        "charts": [_episode(source, s, key, i, drawn, scaled, hz) for i in episodes if drawn],
+        "legend": [str(i) for i in drawn] if len(s.low) > 1 else [],
+        "scaled": scaled,
+    }
+
+
+def _apart(s: Statistics, drawn: list[int]) -> bool:
+    """Whether the dimensions need scales of their own to be seen beside each other."""
+    spans = (s.high - s.low)[drawn]
+    moving = spans[spans > 0]
+    if len(moving) < 2:
+        return False
+    return bool(
+        moving.max() > _APART * moving.min()
+        or s.high[drawn].max() - s.low[drawn].min() > _APART * moving.min()
+    )
+
+
+def _episode(
+    source: Source, s: Statistics, key: str, index: int, drawn: list[int], scaled: bool, hz: float
+) -> dict[str, Any]:
+    """The lines of one episode."""
+    values = source.episode(index, [key])[key].reshape(-1, len(s.low)).astype(np.float64)
+    step = max(1, -(-len(values) // _POINTS))
+    frames = np.arange(0, len(values), step)
+    low, span = s.low[drawn], np.where(s.high > s.low, s.high - s.low, 1.0)[drawn]
+    curves = values[frames][:, drawn]
+    if scaled:
+        curves, y_range = (curves - low) / span, (0.0, 1.0)
+    else:
+        y_range = (float(s.low[drawn].min()), float(s.high[drawn].max()))
+    label = f"{key} in {source.label(index)}"
+    svg = charts.lines(frames / (hz or 1.0), list(curves.T), y_range, "seconds" if hz else "frames", label)
+    return {"title": source.label(index), "frames": len(values), "svg": _safe(svg)}
+
+
+def span(values: NDArray) -> str:
+    """The range of some normalised numbers, for people."""
+    low, high = (f"{value:.2f}".replace("-", "−") for value in (values.min(), values.max()))
+    return low if low == high else f"{low} to {high}"
+
+
+def _legend(size: int) -> list[str]:
+    """The dimensions that have a line; none where there is only one."""
+    return [str(i) for i in range(min(size, charts.COLOURS))] if size > 1 else []
+
+
+def _strips(source: Source, profile: Profile, key: str) -> list[dict[str, Any]]:
+    """A few frames of a few episodes."""
+    return [
+        {
+            "title": source.label(index),
+            "images": [
+                {"frame": int(frame), "data": _image(image)}
+                for frame, image in zip(
+                    profile.places(index, _STRIP), profile.frames(index, key, _STRIP), strict=True
+                )
+            ],
+        }
+        for index in profile.shown[:3]
+    ]
+
+
+def _image(image: NDArray) -> str:
+    """A picture [H, W, 3] as a data URI, at most `_IMAGE_SIDE` wide and high."""
+    from PIL import Image
+
+    picture = Image.fromarray(to_pixels(image))
+    picture.thumbnail((_IMAGE_SIDE, _IMAGE_SIDE))
+    buffer = io.BytesIO()
+    picture.save(buffer, "JPEG", quality=88)
+    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
+
+
+def to_pixels(image: NDArray) -> NDArray[np.uint8]:
+    """An image as people want to see it: uint8, floats from 0 to 1 scaled to 255, NaN black."""
+    if image.dtype == np.uint8:
+        return image
+    pixels = np.nan_to_num(image.astype(np.float32), nan=0.0, posinf=255.0, neginf=0.0)
+    if image.dtype.kind == "f" and pixels.max() <= 1.0:
+        pixels = pixels * 255
+    return pixels.clip(0, 255).astype(np.uint8)
+
+
+def _safe(svg: str) -> Any:
+    """Mark a chart as HTML: `charts` has escaped the texts in it."""
+    from markupsafe import Markup
+
+    return Markup(svg)

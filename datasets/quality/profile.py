@@ -1,0 +1,297 @@
+"""The numbers behind `flowleap inspect`: statistics of every column, and what a network is shown of them.
+
+Episodes are read one after the other and only sums stay, so the memory does not grow with the dataset. Of images a
+sample is read: up to `image_episodes` episodes, spread evenly, and up to 64 frames of each.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from flowleap.datasets.columns import ACTION
+from flowleap.datasets.formats.source import Source
+from flowleap.datasets.quality.checks import Checks, Finding
+from flowleap.datasets.windows import Windows
+from flowleap.policy.core.spec import ObsKey, Spec
+
+BINS = 48
+_HISTOGRAMS = 64  # dimensions of a column that get one
+_IMAGE_FRAMES = 64
+_CORE = 0.99  # share of the frames ...
+_SQUEEZED = 0.1  # ... that lie within this share of the range, where ...
+_STRAY = 3  # ... at most so many frames reach its ends: then outliers set the range
+
+
+@dataclass
+class Statistics:
+    """Statistics of one column over all frames, or over those that were read of images.
+
+    Attributes:
+        column: shape and kind of the column.
+        low, high, mean, std: float64 [size]; of images [channels]. Infinite where no value is finite.
+        not_finite: how many numbers are NaN or infinite; they are left out of the others.
+        histogram: int64 [dimensions, BINS] between `low` and `high`, of the first dimensions.
+    """
+
+    column: ObsKey
+    low: NDArray
+    high: NDArray
+    mean: NDArray
+    std: NDArray
+    not_finite: int
+    histogram: NDArray = field(default_factory=lambda: np.zeros((0, BINS), np.int64))
+
+    @property
+    def constant(self) -> list[int]:
+        """Flat indices of the dimensions with one value in all frames."""
+        return [int(i) for i in np.flatnonzero(self.low == self.high)]
+
+    @property
+    def overall(self) -> tuple[float, float]:
+        """Mean and standard deviation over all numbers, as if each dimension had equally many finite ones."""
+        mean = float(self.mean.mean())
+        return mean, float(np.sqrt(np.mean(self.std**2 + (self.mean - mean) ** 2)))
+
+
+class Profile:
+    """Statistics of all columns, with the episodes worth looking at.
+
+    Args:
+        source: the dataset.
+        checks: the pass over it that found the ranges.
+        window: To, H and Ta that training would use.
+        image_episodes: episodes whose images are read; 0 reads those of all.
+
+    Attributes:
+        columns: key -> statistics.
+        spec: what a policy trained on the low-dim keys would be told, with the window.
+        median: an episode of median length.
+        shown: a few episodes: median, shortest, longest, and the first one that a finding names.
+        image_episodes: the episodes whose images were read.
+        findings: what only the distributions tell: outliers that set the range, cameras that stand still.
+    """
+
+    def __init__(
+        self, source: Source, checks: Checks, window: tuple[int, int, int], image_episodes: int = 32
+    ) -> None:
+        self._source, self.lengths = source, checks.lengths
+        self._checks = checks
+        order = np.argsort(checks.lengths, kind="stable")
+        shown = [order[0], order[len(order) // 2], order[-1], *checks.suspects[:1]]
+        self.median = int(shown[1])
+        self.shown = list(dict.fromkeys([self.median, *(int(i) for i in shown)]))
+        chosen = np.linspace(
+            0, source.n_episodes - 1, min(image_episodes or source.n_episodes, source.n_episodes)
+        )
+        self.image_episodes = sorted({int(i) for i in chosen.round()})
+        self._frozen: dict[str, list[int]] = {}
+        lowdim = self._lowdim()
+        images = {key: self._images(key) for key, column in source.columns.items() if column.kind == "rgb"}
+        self.columns = {key: lowdim.get(key) or images[key] for key in source.columns}
+        self.spec = self._spec(window)
+        self.findings = [*self._outliers(), *self._cameras()]
+
+    def _lowdim(self) -> dict[str, Statistics]:
+        """Second pass: mean, deviation and histogram, now that the ranges are known."""
+        extremes = self._checks.extremes
+        keys = list(extremes)
+        centre = {key: np.where(np.isfinite(e.low), (e.low + e.high) / 2, 0.0) for key, e in extremes.items()}
+        counts, sums, squares = ({key: np.zeros(len(c)) for key, c in centre.items()} for _ in range(3))
+        bins = {key: np.zeros((min(len(c), _HISTOGRAMS), BINS), np.int64) for key, c in centre.items()}
+        for index in range(self._source.n_episodes):
+            for key, values in self._source.episode(index, keys).items():
+                # Around the middle of the range: sums of squares of large offsets would lose the deviation.
+                flat = values.reshape(len(values), -1).astype(np.float64) - centre[key]
+                finite = np.isfinite(flat)
+                counts[key] += finite.sum(axis=0)
+                sums[key] += flat.sum(axis=0, where=finite)
+                squares[key] += np.square(flat).sum(axis=0, where=finite)
+                _count(bins[key], flat, (extremes[key].high - extremes[key].low) / 2)
+        found = {}
+        for key, e in extremes.items():
+            n = np.maximum(counts[key], 1)
+            mean, std = sums[key] / n, np.sqrt(np.maximum(squares[key] / n - (sums[key] / n) ** 2, 0))
+            found[key] = Statistics(
+                self._source.columns[key],
+                *(e.low, e.high, mean + centre[key], std),
+                self._checks.not_finite[key],
+                bins[key],
+            )
+        return found
+
+    def _images(self, key: str) -> Statistics:
+        """Statistics a channel, over a sample of frames."""
+        column = self._source.columns[key]
+        low, high = np.full(column.shape[-1], np.inf), np.full(column.shape[-1], -np.inf)
+        sums, squares, count, not_finite = np.zeros(len(low)), np.zeros(len(low)), 0, 0
+        for index in self.image_episodes:
+            frames = self.frames(index, key, _IMAGE_FRAMES)
+            if len(frames) > 1 and np.array_equal(frames, np.broadcast_to(frames[:1], frames.shape)):
+                self._frozen.setdefault(key, []).append(index)
+            for frame in frames:
+                pixels = frame.reshape(-1, len(low)).astype(np.float64)
+                finite = np.isfinite(pixels).all(axis=1)
+                not_finite += int((~finite).sum())
+                pixels = pixels[finite]
+                low = np.minimum(low, pixels.min(axis=0, initial=np.inf))
+                high = np.maximum(high, pixels.max(axis=0, initial=-np.inf))
+                sums += pixels.sum(axis=0)
+                squares += np.square(pixels).sum(axis=0)
+                count += len(pixels)
+        mean = sums / max(count, 1)
+        return Statistics(
+            column, low, high, mean, np.sqrt(np.maximum(squares / max(count, 1) - mean**2, 0)), not_finite
+        )
+
+    def frames(self, index: int, key: str, most: int) -> NDArray:
+        """Read up to `most` frames of an episode, spread evenly from the first to the last."""
+        return self._source.episode(index, [key])[key][self.places(index, most)]
+
+    def places(self, index: int, most: int) -> NDArray[np.int64]:
+        """The frames that `frames` takes."""
+        length = int(self.lengths[index])
+        return np.linspace(0, length - 1, min(most, length)).round().astype(np.int64)
+
+    def _spec(self, window: tuple[int, int, int]) -> Spec | None:
+        """The low-dim keys that have finite values; None if there are none, or the actions have none."""
+        usable = {
+            key for key, s in self.columns.items() if s.column.kind == "lowdim" and np.isfinite(s.low).all()
+        }
+        observations = {k: o for k, o in self._source.spec.observations.items() if k in usable}
+        if not observations or ACTION not in usable:
+            return None
+        return Spec(observations, self._source.spec.action_dim).with_window(*window)
+
+    @cached_property
+    def normalized(self) -> dict[str, tuple[NDArray, NDArray]]:
+        """Mean and deviation of each dimension after training's default normalisation (range to [-1, 1])."""
+        found = {}
+        for key in self._network_keys():
+            s = self.columns[key]
+            mean, above = (self._normalize(key, v.reshape(s.column.shape)) for v in (s.mean, s.mean + s.std))
+            found[key] = (mean.ravel(), (above - mean).ravel())
+        return found
+
+    def window(self, index: int) -> dict[str, NDArray]:
+        """The window in the middle of an episode as the network gets it.
+
+        Returns:
+            key -> [To, size], `action` -> [H, A], normalised to [-1, 1].
+        """
+        if self.spec is None:
+            return {}
+        columns = self._source.episode(index, self._network_keys())
+        windows = Windows(columns, [len(columns[ACTION])], self.spec)
+        batch = windows.gather(np.array([len(windows) // 2]))
+        parts = {**{key: values[0] for key, values in batch["obs"].items()}, ACTION: batch["action"][0]}
+        return {key: self._normalize(key, values).reshape(len(values), -1) for key, values in parts.items()}
+
+    def padded(self) -> tuple[float, float]:
+        """Share of windows that repeat a first observation, and of those that repeat a last action."""
+        if self.spec is None:
+            return 0.0, 0.0
+        frames = self.lengths.sum()
+        early, late = self.spec.n_obs_steps - 1, self.spec.horizon - 1
+        return (
+            float(np.minimum(self.lengths, early).sum() / frames),
+            float(np.minimum(self.lengths, late).sum() / frames),
+        )
+
+    def _network_keys(self) -> list[str]:
+        return [] if self.spec is None else [*self.spec.observations, ACTION]
+
+    @cached_property
+    def _normalizer(self) -> Any:
+        from flowleap.policy.normalizer import Normalizer
+
+        assert self.spec is not None
+        normalizer = Normalizer(self.spec)
+        statistics = {key: self.columns[key] for key in self._network_keys()}
+        # The ranges are all that the min-max fit takes from a column.
+        normalizer.fit(
+            {k: np.stack([s.low, s.high]).reshape(2, *s.column.shape) for k, s in statistics.items()}
+        )
+        return normalizer
+
+    def _normalize(self, key: str, values: NDArray) -> NDArray:
+        import torch
+
+        normal: NDArray = self._normalizer.normalize(
+            key, torch.as_tensor(values, dtype=torch.float64)
+        ).numpy()
+        return normal
+
+    def _outliers(self) -> list[Finding]:
+        """Dimensions whose range is set by a few frames far from all others."""
+        found = []
+        for key in self._network_keys():
+            statistics, ends = self.columns[key], self._checks.extremes[key]
+            for dim, counts in enumerate(statistics.histogram):
+                if counts.sum() < 2 / (1 - _CORE):  # one frame would be more than the tail
+                    continue
+                stray = (
+                    ends.at_high[dim] if counts[: BINS // 2].sum() > counts.sum() / 2 else ends.at_low[dim]
+                )
+                if stray <= _STRAY and _core(counts) < _SQUEEZED * BINS:
+                    found.append(
+                        Finding(
+                            f"'{key}' dimension {dim}: {100 * _CORE:.0f} % of the frames lie in "
+                            f"{100 * _core(counts) / BINS:.0f} % of the range {statistics.low[dim]:.4g} to "
+                            f"{statistics.high[dim]:.4g}",
+                            "a few outliers set the range, so all else is normalised to nearly one number: repair "
+                            f"them, or train with normalizer.{'action' if key == ACTION else 'obs'}=gaussian",
+                        )
+                    )
+        return found
+
+    def _cameras(self) -> list[Finding]:
+        found = []
+        for key, episodes in self._frozen.items():
+            where = ", ".join(self._source.label(i) for i in episodes[:5]) + (", ..." if episodes[5:] else "")
+            found.append(
+                Finding(
+                    f"camera '{key}' shows one and the same image in {len(episodes)} of "
+                    f"{len(self.image_episodes)} episodes: {where}",
+                    "the camera hung: leave these episodes or the key out",
+                )
+            )
+        for key, statistics in self.columns.items():
+            if statistics.column.kind == "rgb" and statistics.high.max() <= 1.0 and statistics.high.max() > 0:
+                found.append(
+                    Finding(
+                        f"camera '{key}' holds numbers from 0 to 1",
+                        "images are 0 to 255: multiply by 255 and store uint8",
+                    )
+                )
+            if statistics.column.kind == "rgb" and statistics.not_finite:
+                found.append(
+                    Finding(
+                        f"camera '{key}' has {statistics.not_finite} pixels that are NaN or infinite",
+                        "training refuses them: leave these episodes or the key out",
+                    )
+                )
+        return found
+
+
+def _count(bins: NDArray, centred: NDArray, half: NDArray) -> None:
+    """Add frames [T, size], less the middle of their range, to the histograms."""
+    dims = len(bins)
+    values, half = centred[:, :dims], half[:dims]
+    with np.errstate(invalid="ignore", divide="ignore"):
+        place = (values / np.where(half > 0, half, 1.0) + 1) * (BINS / 2)
+    finite = np.isfinite(place)
+    cell = np.clip(np.where(finite, place, 0), 0, BINS - 1).astype(np.int64) + BINS * np.arange(dims)
+    bins += np.bincount(cell[finite], minlength=BINS * dims).reshape(dims, BINS)
+
+
+def _core(counts: NDArray) -> int:
+    """Number of bins from the first to the last that are needed for the middle `_CORE` of the frames."""
+    share = np.cumsum(counts) / max(counts.sum(), 1)
+    first = int(np.searchsorted(share, (1 - _CORE) / 2, "right"))
+    last = int(np.searchsorted(share, 1 - (1 - _CORE) / 2))
+    return last - first + 1

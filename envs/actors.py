@@ -1,0 +1,96 @@
+"""Policies as the evaluator sees them: numpy in, numpy out, from a checkpoint or an exported folder."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from flowleap.envs.rollout import Actor
+from flowleap.policy.core.errors import FlowleapError
+from flowleap.policy.core.spec import Spec
+
+if TYPE_CHECKING:
+    from flowleap.policy.policy import Policy
+
+EXPORT_MANIFEST = "export.json"
+
+
+@dataclass(frozen=True)
+class LoadedActor:
+    """An actor, the Spec it needs, its NFE, and what to write beside its scores."""
+
+    act: Actor
+    spec: Spec
+    nfe: int
+    path: Path
+    describe: dict[str, Any]
+    task: dict[str, Any] | None
+
+
+def policy_actor(policy: Policy, steps: int | None) -> Actor:
+    """Wrap a torch policy: `(obs {key: [B,To,...]}, noise [B,H,A]) -> [B,Ta,A]`, all numpy."""
+    import torch
+
+    def act(obs: dict[str, np.ndarray], noise: np.ndarray) -> np.ndarray:
+        tensors = {key: torch.from_numpy(np.ascontiguousarray(x)).to(policy.device) for key, x in obs.items()}
+        return policy.act(tensors, torch.from_numpy(noise).to(policy.device), steps).cpu().numpy()
+
+    return act
+
+
+def load_actor(
+    path: str | Path,
+    steps: int | None = None,
+    weights: str = "ema",
+    device: str = "cpu",
+    threads: int = 1,
+    n_action_steps: int | None = None,
+) -> LoadedActor:
+    """Load a checkpoint (or run) directory, or an exported folder (recognised by its export.json).
+
+    Raises:
+        FlowleapError: no such policy, or `steps` or `n_action_steps` that it cannot do.
+    """
+    path = Path(path)
+    if (path / EXPORT_MANIFEST).is_file():
+        return _exported(path, steps, threads, n_action_steps)
+    import torch
+
+    from flowleap.policy.checkpoint import read_manifest, resolve
+    from flowleap.policy.policy import Policy
+
+    torch.set_num_threads(threads)
+    path = resolve(path)
+    where = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+    policy = Policy.load(path, weights, where)
+    if n_action_steps is not None:
+        policy.spec = policy.spec.with_window(policy.spec.n_obs_steps, policy.spec.horizon, n_action_steps)
+    nfe = policy.objective.check_steps(steps)
+    info = read_manifest(path).get("info", {})
+    describe = {
+        "kind": "checkpoint",
+        "weights": weights,
+        "policy": policy.config,
+        "parameters": sum(p.numel() for p in policy.net.parameters()),
+        "training": info,
+        "device": where,
+        "threads": threads,
+    }
+    return LoadedActor(policy_actor(policy, nfe), policy.spec, nfe, path, describe, info.get("task"))
+
+
+def _exported(path: Path, steps: int | None, threads: int, n_action_steps: int | None) -> LoadedActor:
+    from flowleap.policy.deploy.runtime import ExportedPolicy
+
+    policy = ExportedPolicy.load(path, threads=threads)
+    if steps not in (None, policy.steps):
+        raise FlowleapError(f"{path} was exported at NFE {policy.steps}; export again with steps={steps}")
+    if n_action_steps not in (None, policy.spec.n_action_steps):
+        raise FlowleapError(
+            f"{path} returns {policy.spec.n_action_steps} actions a chunk; n_action_steps is fixed"
+        )
+    describe = {"kind": "export", "objective": policy.objective, "threads": threads}
+    return LoadedActor(policy.act, policy.spec, policy.steps, path, describe, policy.task)

@@ -1,0 +1,118 @@
+"""Intervals, entropies and paired differences: what a score may claim."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from flowleap.envs.rollout import Episode
+from flowleap.policy.core.errors import FlowleapError
+
+_BOOTSTRAP_DRAWS = 10_000
+
+
+def wilson(successes: int, n: int, z: float = 1.96) -> tuple[float, float]:
+    """Wilson score interval of a success rate; `z = 1.96` gives 95 %.
+
+    Raises:
+        FlowleapError: unless 0 <= successes <= n and n >= 1.
+    """
+    if n < 1 or not 0 <= successes <= n:
+        raise FlowleapError(f"no interval for {successes} successes in {n} episodes")
+    rate = successes / n
+    centre = rate + z * z / (2 * n)
+    half = z * math.sqrt(rate * (1 - rate) / n + z * z / (4 * n * n))
+    scale = 1 + z * z / n
+    # At 0 and n successes one bound is 0 or 1 exactly; rounding must not push it past.
+    return max(0.0, (centre - half) / scale), min(1.0, (centre + half) / scale)
+
+
+def bootstrap_mean(values: Sequence[float] | np.ndarray, seed: int = 0) -> tuple[float, float]:
+    """95 % percentile-bootstrap interval of the mean of `values` (10,000 draws, seeded)."""
+    data = np.asarray(values, np.float64)
+    draws = np.random.default_rng(seed).integers(0, len(data), size=(_BOOTSTRAP_DRAWS, len(data)))
+    low, high = np.quantile(data[draws].mean(axis=1), [0.025, 0.975])
+    return float(low), float(high)
+
+
+def entropy(counts: Sequence[int] | np.ndarray) -> np.ndarray:
+    """Plug-in entropy, bits, of `counts` [..., K] over their last axis: 0 where it sums to 0."""
+    data = np.asarray(counts, np.float64)
+    share = data / np.maximum(data.sum(axis=-1, keepdims=True), 1.0)
+    log_share = np.log2(share, out=np.zeros_like(share), where=share > 0)
+    return 0.0 - (share * log_share).sum(axis=-1)  # never -0.0
+
+
+def expected_uniform_entropy(k: int, n: int) -> float:
+    """Expected plug-in entropy, bits, of `n` >= 1 uniform draws from `k` >= 2 values; exact."""
+    log_factorial = np.concatenate([[0.0], np.cumsum(np.log(np.arange(1, n + 1)))])
+    m = np.arange(1, n + 1)  # how often one value is drawn: Binomial(n, 1/k), alike for all k of them
+    log_p = log_factorial[n] - log_factorial[m] - log_factorial[n - m] - m * math.log(k)
+    p = np.exp(log_p + (n - m) * math.log1p(-1 / k))
+    return math.log2(n) - k / n * float(np.sum(p * m * np.log2(m)))
+
+
+def mode_coverage(episodes: Sequence[Episode], modes: Sequence[str], seed: int = 0) -> dict[str, Any]:
+    """How evenly the successful episodes spread over a task's modes, against an expert that draws uniformly.
+
+    The plug-in entropy of n episodes is biased downwards, the expert's as well: `entropy_share` divides by
+    the expectation of the expert's own in as many episodes, so that a policy as diverse as the expert scores
+    1 on average, and single results may exceed it. Its 95 % bootstrap interval (multinomial, 10,000 draws,
+    seeded) is centred on the estimate, because resampling adds the same bias once more.
+
+    Returns:
+        `episodes` and `successes` {mode: count}; `open`: episodes that completed no mode; `entropy_bits` of
+        the successes, as counted; `max_bits` = log2(K); `expert_bits`, the expectation above; `entropy_share`
+        and its `interval`. The last three are None below 2 successes.
+    """
+    taken = [e.mode for e in episodes if e.mode is not None]
+    successes = [e.mode for e in episodes if e.mode is not None and e.success]
+    every, counts = (np.bincount(np.array(m, int), minlength=len(modes)) for m in (taken, successes))
+    n, bits, expert, share, interval = len(successes), float(entropy(counts)), None, None, None
+    if n >= 2:
+        expert = expected_uniform_entropy(len(modes), n)
+        share = bits / expert
+        resampled = np.random.default_rng(seed).multinomial(n, counts / n, size=_BOOTSTRAP_DRAWS)
+        draws = entropy(resampled) / expert
+        low, high = np.quantile(draws - draws.mean(), [0.025, 0.975])
+        interval = [max(0.0, share + float(low)), share + float(high)]
+    return {
+        "episodes": dict(zip(modes, every.tolist(), strict=True)),
+        "successes": dict(zip(modes, counts.tolist(), strict=True)),
+        "open": len(episodes) - len(taken),
+        "entropy_bits": bits,
+        "max_bits": math.log2(len(modes)),
+        "expert_bits": expert,
+        "entropy_share": share,
+        "interval": interval,
+    }
+
+
+def paired_difference(
+    a: Sequence[Episode], b: Sequence[Episode], metric: str = "max_reward", seed: int = 0
+) -> dict[str, Any]:
+    """Mean per-seed difference `a - b` of an `Episode` field, with its 95 % bootstrap interval.
+
+    Raises:
+        FlowleapError: the two were not evaluated on the same seeds.
+    """
+    if [e.seed for e in a] != [e.seed for e in b]:
+        raise FlowleapError("paired_difference: the two results were evaluated on different seeds")
+    difference = np.array(
+        [float(getattr(x, metric)) - float(getattr(y, metric)) for x, y in zip(a, b, strict=True)]
+    )
+    return {
+        "metric": metric,
+        "n": len(difference),
+        "mean": float(difference.mean()),
+        "interval": list(bootstrap_mean(difference, seed)),
+    }
+
+
+def rate(values: Sequence[bool]) -> dict[str, Any]:
+    """Describe n >= 1 bools: `count`, `n`, `rate` and its 95 % Wilson `interval`."""
+    count, n = sum(map(bool, values)), len(values)
+    return {"count": count, "n": n, "rate": count / n, "interval": list(wilson(count, n))}

@@ -1,0 +1,154 @@
+"""Adroit: a 24-joint hand opens a latched door (gymnasium-robotics), from the low-dim state.
+
+The human demonstrations are those of hand_dapg (arXiv 1709.10087). The environment counts a door as open beyond 1.35
+rad, which 28 % of them reach; all of them pass 1.0 rad, from where its reward pays for an open door. Both are reported.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import partial
+from typing import Any, cast
+
+import gymnasium
+import numpy as np
+from gymnasium.spaces import Box, Dict, Space
+
+from flowleap.envs.rendering import OffscreenRenderer
+from flowleap.envs.task import Observation, Task
+from flowleap.envs.tasks.robotics import import_robotics
+from flowleap.policy.core.errors import FlowleapError
+from flowleap.policy.core.spec import ObsKey, Spec
+from flowleap.policy.core.versions import package_versions
+
+TASKS = ("door",)
+STATE_DIM = 39
+HINGE = 28  # index of the door's angle in the state
+ACTION_DIM = 28
+CONTROL_HZ = 100.0
+MAX_STEPS = (
+    300  # the longest demonstrations; gymnasium-robotics' own limit of 200 is shorter than all of them
+)
+SUCCESS_ANGLE = 1.35  # rad, the environment's own threshold
+OPEN_ANGLE = 1.0  # rad
+ANGLE = "hinge_rad"
+OPEN = f"hinge_above_{OPEN_ANGLE:g}_rad"
+_SEED_NOTE = (
+    "the seed draws the door's position within 10 cm along each axis; the hand starts at rest. "
+    f"Success is the hinge beyond {SUCCESS_ANGLE} rad at any of {MAX_STEPS} steps (gymnasium-robotics stops at 200)."
+)
+
+
+class AdroitDoorEnv(gymnasium.Env[Observation, np.ndarray]):
+    """AdroitHandDoor-v1 with its dense reward, in a Dict observation.
+
+    Observation `state` [39]: arm and hand joints (27, m and rad), latch (rad), hinge (rad), palm and handle positions
+    (3 + 3, m), palm minus handle (3, m), and 1 where the hinge is beyond 1.0 rad, else -1.
+    Action [28] in [-1, 1]: joint position targets over the range of each actuator.
+    `info["success"]`: the hinge is at 1.35 rad or beyond; it does not end the episode. `info["hinge_above_1_rad"]` and
+    `info["hinge_rad"]` tell how far the door is open.
+    """
+
+    metadata = {"render_modes": ["rgb_array"], "render_fps": int(CONTROL_HZ)}  # noqa: RUF012 (gymnasium's API)
+
+    def __init__(self, camera: str = "fixed", image_size: int = 320, render_mode: str | None = None) -> None:
+        self.render_mode = render_mode
+        self.sim = import_robotics("envs.adroit_hand.adroit_door").AdroitHandDoorEnv()
+        self._renderer: OffscreenRenderer | None = None
+        self._camera = camera
+        if render_mode is not None:
+            self._renderer = OffscreenRenderer(self.sim.model, [camera], image_size)
+        self.observation_space = cast(
+            Space[Observation], Dict({"state": Box(-np.inf, np.inf, (STATE_DIM,), np.float32)})
+        )
+        self.action_space = Box(-1.0, 1.0, (ACTION_DIM,), np.float32)
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[Observation, dict[str, Any]]:
+        """Draw the door's position; the hand is at rest."""
+        super().reset(seed=seed)
+        obs, _ = self.sim.reset(seed=seed)
+        return _observation(obs), {"success": False, OPEN: False, ANGLE: float(obs[HINGE])}
+
+    def reset_to_state(self, qpos: np.ndarray, qvel: np.ndarray, door_body_pos: np.ndarray) -> Observation:
+        """Reset to joint positions [30], velocities [30] and the door frame's position [3] (m)."""
+        self.sim.reset(seed=0)
+        state = {"qpos": qpos, "qvel": qvel, "door_body_pos": door_body_pos}
+        self.sim.set_env_state({key: np.array(value, np.float64) for key, value in state.items()})
+        return _observation(self.sim._get_obs())
+
+    def step(self, action: np.ndarray) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
+        """Move the joints towards `action` [28] for 10 ms."""
+        obs, reward, _, _, info = self.sim.step(np.asarray(action, np.float64))
+        angle = float(obs[HINGE])
+        info = {"success": bool(info["success"]), OPEN: angle > OPEN_ANGLE, ANGLE: angle}
+        return _observation(obs), float(reward), False, False, info
+
+    def render(self) -> np.ndarray:
+        """Return the camera's image, uint8 [image_size, image_size, 3]."""
+        if self._renderer is None:
+            raise FlowleapError("make the environment with render_mode='rgb_array' to render it")
+        return self._renderer.render(self.sim.data, self._camera)
+
+    def close(self) -> None:
+        """Release the simulator and the renderer."""
+        if self._renderer is not None:
+            self._renderer.close()
+        self.sim.close()
+
+
+def make(name: str, max_steps: int = MAX_STEPS, camera: str = "fixed", image_size: int = 320) -> Task:
+    """Build `adroit/<name>`; `camera` and `image_size` (px) concern rendering only."""
+    return Task(
+        name=f"adroit/{name}",
+        make_env=partial(AdroitDoorEnv, camera, image_size),
+        spec=Spec(
+            observations={"state": ObsKey((STATE_DIM,))},
+            action_dim=ACTION_DIM,
+            control_hz=CONTROL_HZ,
+            action_convention="absolute",
+            source={
+                "task": f"adroit/{name}",
+                "env_id": "AdroitHandDoor-v1",
+                "kwargs": {"max_steps": max_steps},
+                "versions": package_versions("gymnasium-robotics", "mujoco", "gymnasium"),
+            },
+        ),
+        max_steps=max_steps,
+        metric="success",
+        seed_note=_SEED_NOTE,
+        from_recorded=_from_recorded,
+        recorded_keys=("observations", "action"),
+        outcomes=(OPEN,),
+        measures=(ANGLE,),
+        reset_to=_reset_to,
+        state_keys=(("init_qpos", "init_qvel", "init_door_body_pos"),),
+        recorded_outcome=_recorded_outcome,
+    )
+
+
+def _from_recorded(columns: Mapping[str, np.ndarray]) -> Observation:
+    """Columns `observations` [N, 39] and `action` [N, 28] of hand_dapg -> `state` and `action`, clipped to [-1, 1]."""
+    actions = np.clip(columns["action"], -1.0, 1.0)
+    return {
+        "state": np.asarray(columns["observations"], np.float32),
+        "action": actions.astype(np.float32),
+    }
+
+
+def _reset_to(env: AdroitDoorEnv, first: Mapping[str, np.ndarray]) -> Observation:
+    return env.reset_to_state(first["init_qpos"], first["init_qvel"], first["init_door_body_pos"])
+
+
+def _recorded_outcome(columns: Mapping[str, np.ndarray]) -> dict[str, float]:
+    """What the recorded states [T, 39] say: the widest angle of the hinge."""
+    states = columns["observations"] if "observations" in columns else columns.get("state")
+    if states is None:
+        return {}
+    angle = float(states[:, HINGE].max())
+    return {"success": angle >= SUCCESS_ANGLE, OPEN: angle > OPEN_ANGLE, ANGLE: angle}
+
+
+def _observation(obs: np.ndarray) -> Observation:
+    return {"state": obs.astype(np.float32)}

@@ -1,0 +1,322 @@
+"""Push-T: push a T-shaped block onto its outline with a round finger (gym-pusht), from low-dim state or pixels.
+
+Three tasks on one environment. `pusht/state` gives the block's position and angle, the angle as (cos, sin) so
+that no seam lies between -pi and pi; `pusht/keypoints` gives the block's eight corners, computed from that;
+`pusht/pixels` gives the board as the demonstrations recorded it, 96 x 96 px, and the finger's position.
+Lengths are pixels of the 512 x 512 board; an action is the absolute position that the finger is drawn to.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any, cast
+
+import gymnasium
+import numpy as np
+from gymnasium.spaces import Box, Dict, Space
+
+from flowleap.envs.registry import optional_import
+from flowleap.envs.task import Observation, Task
+from flowleap.policy.core.spec import ObsKey, Spec
+from flowleap.policy.core.versions import package_versions
+
+TASKS = ("state", "keypoints", "pixels")
+
+MAX_STEPS = 300
+CONTROL_HZ = 10.0
+RENDER_SIZE = 384
+IMAGE, IMAGE_SIZE = "image", 96
+
+BOARD = 512.0  # px, side of the board
+SUCCESS_COVERAGE = 0.95  # gym-pusht's
+GOAL_POSE = (256.0, 256.0, math.pi / 4)  # px, px, rad
+# The T in its own frame is two boxes that share an edge, bar and stem: x0, y0, x1, y1.
+BOXES = ((-60.0, 0.0, 60.0, 30.0), (-15.0, 30.0, 15.0, 120.0))
+AREA = sum((x1 - x0) * (y1 - y0) for x0, y0, x1, y1 in BOXES)
+# Corners of the T in its own frame (bar, then stem), in the order of gym-pusht's `environment_state`.
+CORNERS = np.array(
+    [(-60, 0), (60, 0), (60, 30), (-60, 30), (-15, 30), (15, 30), (15, 120), (-15, 120)], dtype=np.float64
+)
+
+# The T is symmetric about its stem, and the goal's stem lies on a diagonal of the square board, so the reflection
+# (x, y) -> (512 - y, 512 - x) maps board, goal and T to themselves; the T's corners change places pairwise.
+MIRRORED_CORNERS = [1, 0, 3, 2, 5, 4, 7, 6]
+
+_SEED_NOTE = (
+    "gym-pusht's own seeding: the seed draws finger, block position and block angle; the goal is fixed. "
+    "Published Push-T tables seed a different generator, so equal seed numbers are other initial states."
+)
+
+
+def block_keypoints(position: np.ndarray, angle: np.ndarray) -> np.ndarray:
+    """Corners of the block in the world, px.
+
+    Args:
+        position: block origin [..., 2].
+        angle: block angle [...] in rad.
+
+    Returns:
+        [..., 16]: x0, y0, x1, y1, ... in the order of `CORNERS`.
+    """
+    position, angle = np.asarray(position, np.float64), np.asarray(angle, np.float64)
+    cos, sin = np.cos(angle)[..., None], np.sin(angle)[..., None]
+    x = CORNERS[:, 0] * cos - CORNERS[:, 1] * sin
+    y = CORNERS[:, 0] * sin + CORNERS[:, 1] * cos
+    corners = np.stack([x, y], axis=-1) + position[..., None, :]
+    return corners.reshape(*position.shape[:-1], -1)
+
+
+def coverage(position: tuple[float, float], angle: float) -> float:
+    """Share of the goal that a block at `position` (px) and `angle` (rad) covers, in [0, 1].
+
+    gym-pusht's `_get_coverage` in plain float arithmetic: the same value to 1e-12, but equal to the last bit
+    in every run (shapely sums in memory order), and ten times faster.
+    """
+    # The block's boxes in the goal's frame, where the goal's own boxes are axis-aligned.
+    dx, dy, turn = position[0] - GOAL_POSE[0], position[1] - GOAL_POSE[1], angle - GOAL_POSE[2]
+    cos_goal, sin_goal = math.cos(GOAL_POSE[2]), math.sin(GOAL_POSE[2])
+    shift = (cos_goal * dx + sin_goal * dy, cos_goal * dy - sin_goal * dx)
+    cos, sin = math.cos(turn), math.sin(turn)
+    covered = 0.0
+    for x0, y0, x1, y1 in BOXES:
+        corners = [
+            (shift[0] + cos * x - sin * y, shift[1] + sin * x + cos * y)
+            for x, y in ((x0, y0), (x1, y0), (x1, y1), (x0, y1))
+        ]
+        covered += sum(_overlap(corners, box) for box in BOXES)
+    return covered / AREA
+
+
+def _overlap(polygon: list[tuple[float, float]], box: tuple[float, float, float, float]) -> float:
+    """Area shared by a convex polygon and an axis-aligned box (Sutherland-Hodgman, shoelace)."""
+    for axis, bound, sign in ((0, box[0], 1.0), (1, box[1], 1.0), (0, box[2], -1.0), (1, box[3], -1.0)):
+        inside = [sign * (point[axis] - bound) for point in polygon]  # signed distance, >= 0 is kept
+        clipped: list[tuple[float, float]] = []
+        for i, (x, y) in enumerate(polygon):
+            if inside[i - 1] * inside[i] < 0.0:  # the edge from the previous corner crosses the border
+                t = inside[i - 1] / (inside[i - 1] - inside[i])
+                px, py = polygon[i - 1]
+                clipped.append((px + t * (x - px), py + t * (y - py)))
+            if inside[i] >= 0.0:
+                clipped.append((x, y))
+        polygon = clipped
+        if not polygon:
+            return 0.0
+    twice = sum(polygon[i - 1][0] * y - x * polygon[i - 1][1] for i, (x, y) in enumerate(polygon))
+    return abs(twice) / 2.0
+
+
+def state_observation(state: np.ndarray) -> Observation:
+    """`[..., 5]` (finger xy, block xy, block angle) -> the observation of `pusht/state`, float32."""
+    state = np.asarray(state, np.float64)
+    angle = state[..., 4]
+    observation = {
+        "agent_pos": state[..., :2],
+        "block_position": state[..., 2:4],
+        "block_angle": np.stack([np.cos(angle), np.sin(angle)], axis=-1),
+    }
+    return {key: value.astype(np.float32) for key, value in observation.items()}
+
+
+def keypoints_observation(state: np.ndarray) -> Observation:
+    """`[..., 5]` (finger xy, block xy, block angle) -> the observation of `pusht/keypoints`, float32."""
+    state = np.asarray(state, np.float64)
+    observation = {
+        "agent_pos": state[..., :2],
+        "keypoints": block_keypoints(state[..., 2:4], state[..., 4]),
+    }
+    return {key: value.astype(np.float32) for key, value in observation.items()}
+
+
+def mirror(columns: Mapping[str, np.ndarray]) -> Observation:
+    """Reflect columns of any of the tasks, each [N, ...], across the diagonal of the board that is the goal's axis."""
+    mirrored: Observation = {}
+    for key, value in columns.items():
+        if key == "block_angle":  # pi / 2 - angle: cosine and sine change places
+            mirrored[key] = value[..., ::-1].copy()
+            continue
+        if key == IMAGE:  # rows and columns change places, both counted from the other end
+            mirrored[key] = value[:, ::-1, ::-1].swapaxes(1, 2)
+            continue
+        points = value.reshape(len(value), -1, 2)
+        if key == "keypoints":
+            points = points[:, MIRRORED_CORNERS]
+        mirrored[key] = (BOARD - points[..., ::-1]).reshape(value.shape).astype(value.dtype)
+    return mirrored
+
+
+def finger_observation(state: np.ndarray) -> Observation:
+    """`[..., 5]` (finger xy, block xy, block angle) -> the low-dim part of `pusht/pixels`, float32."""
+    return {"agent_pos": np.asarray(state)[..., :2].astype(np.float32)}
+
+
+_OBSERVATIONS: dict[str, Callable[[np.ndarray], Observation]] = {
+    "state": state_observation,
+    "keypoints": keypoints_observation,
+    "pixels": finger_observation,
+}
+_SHAPES: dict[str, dict[str, int]] = {
+    "state": {"agent_pos": 2, "block_position": 2, "block_angle": 2},
+    "keypoints": {"agent_pos": 2, "keypoints": 16},
+    "pixels": {"agent_pos": 2},
+}
+_IMAGES: dict[str, tuple[str, ...]] = {"pixels": (IMAGE,)}
+
+
+class PushTEnv(gymnasium.Env[Observation, np.ndarray]):
+    """gym-pusht's environment with dictionary observations computed from the exact pose.
+
+    Reward: covered share of the goal / 0.95, clipped at 1. The episode terminates with `info["success"]` once
+    the coverage exceeds 0.95. `info["coverage"]` is the raw share.
+
+    Attributes:
+        images: the image keys that observations hold; whoever needs none of the next one empties it.
+    """
+
+    metadata = {"render_modes": ["rgb_array"], "render_fps": int(CONTROL_HZ)}  # noqa: RUF012 (gymnasium's API)
+
+    def __init__(self, observation: str, render_mode: str | None = None) -> None:
+        # pygame greets on import, and gym-pusht imports it whether it draws or not.
+        os.environ.setdefault("PYGAME_HIDE_SUPPORT_PROMPT", "1")
+        gym_pusht = optional_import("gym_pusht.envs.pusht", extra="pusht")
+        self.render_mode = render_mode
+        self.sim = gym_pusht.PushTEnv(
+            obs_type="state",
+            render_mode="rgb_array",
+            visualization_width=RENDER_SIZE,
+            visualization_height=RENDER_SIZE,
+            observation_width=IMAGE_SIZE,
+            observation_height=IMAGE_SIZE,
+        )
+        self.sim._get_coverage = lambda: coverage(self.sim.block.position, self.sim.block.angle)
+        self._lowdim = _OBSERVATIONS[observation]
+        self.images = _IMAGES.get(observation, ())
+        spaces: dict[str, Space[Any]] = {
+            key: Box(0, 255, (IMAGE_SIZE, IMAGE_SIZE, 3), np.uint8) for key in self.images
+        }
+        spaces |= {key: Box(-np.inf, np.inf, (n,), np.float32) for key, n in _SHAPES[observation].items()}
+        self.observation_space = cast(Space[Observation], Dict(spaces))
+        self.action_space = Box(0.0, BOARD, (2,), np.float32)
+
+    def _observe(self) -> Observation:
+        images: Observation = {key: self.sim._render() for key in self.images}
+        return images | self._lowdim(self.state())
+
+    def state(self) -> np.ndarray:
+        """Finger xy, block xy (px) and block angle (rad), float64 [5]."""
+        agent, block = self.sim.agent, self.sim.block
+        return np.array([*agent.position, *block.position, block.angle])
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[Observation, dict[str, Any]]:
+        """Draw an initial state as gym-pusht does."""
+        super().reset(seed=seed)
+        self.sim._last_action = None  # else the first frame shows the last target of the episode before
+        self.sim.reset(seed=seed)
+        return self._observe(), {"success": False}
+
+    def step(self, action: np.ndarray) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
+        """Draw the finger towards `action` [2] (px, absolute) for 0.1 s."""
+        _, reward, terminated, _, info = self.sim.step(np.asarray(action, np.float64))
+        info = {"success": bool(info["is_success"]), "coverage": float(info["coverage"])}
+        return self._observe(), float(reward), bool(terminated), False, info
+
+    def render(self) -> np.ndarray:
+        """Return the board as uint8 [384, 384, 3]."""
+        image: np.ndarray = self.sim.render()
+        return image
+
+    def reset_to_state(self, state: np.ndarray) -> Observation:
+        """Reset to finger xy, block xy (px) and angle (rad), all at rest; return the observation.
+
+        gym-pusht's own `reset_to_state` sets the position before the angle. A pymunk body turns about its
+        centre of gravity, which is not the T's origin: the block lands up to 78 px away. So angle first.
+        """
+        self.reset(seed=0)
+        agent, block = self.sim.agent, self.sim.block
+        agent.position = (float(state[0]), float(state[1]))
+        agent.velocity = block.velocity = (0.0, 0.0)
+        block.angular_velocity = 0.0
+        block.angle = float(state[4])
+        block.position = (float(state[2]), float(state[3]))
+        for body in (agent, block):  # collision shapes follow at once; a physics step would move the block
+            self.sim.space.reindex_shapes_for_body(body)
+        return self._observe()
+
+    def close(self) -> None:
+        """Release the window, if any."""
+        self.sim.close()
+
+
+def make(name: str) -> Task:
+    """Build `pusht/<name>`."""
+    source = {
+        "task": f"pusht/{name}",
+        "env_id": "gym_pusht/PushT-v0",
+        "kwargs": {},
+        "versions": package_versions("gym-pusht", "pymunk", "gymnasium"),
+    }
+    images = {key: ObsKey((IMAGE_SIZE, IMAGE_SIZE, 3), "uint8", "rgb") for key in _IMAGES.get(name, ())}
+    return Task(
+        name=f"pusht/{name}",
+        make_env=partial(PushTEnv, name),
+        spec=Spec(
+            observations=images | {key: ObsKey((n,)) for key, n in _SHAPES[name].items()},
+            action_dim=2,
+            control_hz=CONTROL_HZ,
+            action_convention="absolute",
+            source=source,
+        ),
+        max_steps=MAX_STEPS,
+        metric="max_reward",
+        seed_note=_SEED_NOTE,
+        from_recorded=partial(_from_recorded, _OBSERVATIONS[name], bool(images)),
+        recorded_keys=("img", "state", "action") if images else ("state", "action"),
+        mirror=mirror,
+        measures=("coverage",),
+        reset_to=_reset_to,
+        state_keys=(("state",), tuple(_SHAPES[name])),
+        recorded_outcome=_recorded_outcome,
+    )
+
+
+def recorded_state(columns: Mapping[str, np.ndarray]) -> np.ndarray:
+    """Finger xy, block xy (px) and block angle (rad), [..., 5], from `state` or the observation of either task."""
+    if "state" in columns:
+        return np.asarray(columns["state"], np.float64)
+    agent = np.asarray(columns["agent_pos"], np.float64)
+    if "keypoints" in columns:  # the first two corners lie left and right of the T's origin, 120 px apart
+        corners = np.asarray(columns["keypoints"], np.float64).reshape(*agent.shape[:-1], -1, 2)
+        position, axis = (
+            (corners[..., 0, :] + corners[..., 1, :]) / 2,
+            corners[..., 1, :] - corners[..., 0, :],
+        )
+    else:
+        position, axis = np.asarray(columns["block_position"], np.float64), columns["block_angle"]
+    return np.concatenate([agent, position, np.arctan2(axis[..., 1:], axis[..., :1])], axis=-1)
+
+
+def _reset_to(env: PushTEnv, first: Mapping[str, np.ndarray]) -> Observation:
+    return env.reset_to_state(recorded_state(first))
+
+
+def _recorded_outcome(columns: Mapping[str, np.ndarray]) -> dict[str, float]:
+    """What the recorded poses say: the largest coverage of the goal, but for the step after the last frame."""
+    best = max(coverage((x, y), angle) for x, y, angle in recorded_state(columns)[:, 2:].tolist())
+    rewarded = min(best / SUCCESS_COVERAGE, 1.0)
+    return {"max_reward": rewarded, "success": best > SUCCESS_COVERAGE, "coverage": best}
+
+
+def _from_recorded(
+    observe: Callable[[np.ndarray], Observation], images: bool, columns: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Columns `state` [N, 5] and `action` [N, 2] of the published zarr -> this task's keys and `action`.
+
+    Images `img` [N, 96, 96, 3] are passed on as they come.
+    """
+    seen: dict[str, Any] = {IMAGE: columns["img"]} if images else {}
+    return {**seen, **observe(columns["state"]), "action": np.asarray(columns["action"], np.float32)}

@@ -1,0 +1,401 @@
+"""robosuite: manipulation with a Panda arm under operational-space control, from the low-dim state.
+
+The environment is made from robomimic's `env_args` (name, robot, controller, control rate), so that a policy
+trained on a robomimic file meets the environment in which the file was recorded. robosuite 1.4 is meant: later
+versions refuse the controllers of those files.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
+from types import ModuleType
+from typing import Any, cast
+
+import gymnasium
+import numpy as np
+from gymnasium.spaces import Box, Dict, Space
+
+from flowleap.envs.registry import optional_import
+from flowleap.envs.rendering import OffscreenRenderer
+from flowleap.envs.task import SCENE, Expert, Observation, Task
+from flowleap.policy.core.errors import FlowleapError, suggest
+from flowleap.policy.core.spec import ActionConvention, ObsKey, Spec
+from flowleap.policy.core.versions import package_versions
+
+
+class LiftExpert:
+    """Grasps robosuite's cube and lifts it: a function of the observation alone, so that it recovers from noise.
+
+    Above the cube, fingers along its sides; down; close; up. Distances in m, angles in rad.
+    """
+
+    HOVER = 0.06  # height above the cube while the gripper is not above it yet
+    ALIGNED = 0.012  # horizontal distance below which it goes down, and distance at which it closes
+    HELD = 0.05  # opening of the fingers below which something as wide as the cube is between them
+    STEP = 0.05  # displacement of the action 1
+    TURN = 0.5  # rotation of the action 1
+
+    def act(self, obs: Mapping[str, np.ndarray]) -> np.ndarray:
+        """Return the action [7]."""
+        cube, cube_quat = obs["object"][:3], obs["object"][3:7]
+        reach = cube - obs["robot0_eef_pos"]
+        far = float(np.hypot(reach[0], reach[1]))
+        opening = float(np.ptp(obs["robot0_gripper_qpos"]))
+        close = np.linalg.norm(reach) < self.ALIGNED
+        # The cube looks the same after a quarter turn: turn the short way.
+        turn = _yaw(cube_quat) - _yaw(obs["robot0_eef_quat"])
+        turn -= np.pi / 2 * np.round(turn / (np.pi / 2))
+        if close and opening < self.HELD:
+            move = np.array([0.0, 0.0, self.STEP])
+        elif close:
+            move = reach
+        else:
+            # A funnel over the cube: the lower, the better it has to be centred.
+            height = self.HOVER * min(max(far / self.ALIGNED - 1.0, 0.0), 1.0)
+            move = 2.0 * (reach + np.array([0.0, 0.0, height]))
+        action = np.zeros(7, np.float32)
+        action[:3] = move / self.STEP
+        action[5] = 0.0 if close else turn / self.TURN
+        action[6] = 1.0 if close else -1.0
+        return np.clip(action, -1.0, 1.0)
+
+
+def lift_expert(env: gymnasium.Env[Any, Any], seed: int) -> Expert:
+    """Make the expert of `robosuite/lift`; it needs neither the simulator's inside nor a seed."""
+    return LiftExpert()
+
+
+def _yaw(quat: np.ndarray) -> float:
+    """Angle about z of the x axis that a quaternion (xyzw) turns."""
+    x, y, z, w = quat.astype(np.float64)
+    return float(np.arctan2(2 * (x * y + w * z), 1 - 2 * (y * y + z * z)))
+
+
+TASKS = ("lift", "can", "square")
+
+
+# Task -> robosuite's name, numbers in `object`, numbers in the simulator's state (time, qpos, qvel).
+_SCENES = {"lift": ("Lift", 10, 32), "can": ("PickPlaceCan", 14, 71), "square": ("NutAssemblySquare", 14, 45)}
+ACTION_DIM = 7
+CONTROL_HZ = 20.0
+MAX_STEPS = 400  # robomimic's horizon for all three
+STATES = "states"  # column with the simulator's state, as robomimic calls it
+_SEED_NOTE = (
+    "the seed draws the objects' placement (and the size of Lift's cube, 4.0 to 4.4 cm) and noise on the arm's "
+    "initial joints; success counts at any step, and ends the episode."
+)
+
+
+# The controller of robomimic's files v1.4.1: an action of 1 asks for 5 cm or 0.5 rad.
+_CONTROLLER = {
+    "type": "OSC_POSE",
+    "input_max": 1,
+    "input_min": -1,
+    "output_max": [0.05, 0.05, 0.05, 0.5, 0.5, 0.5],
+    "output_min": [-0.05, -0.05, -0.05, -0.5, -0.5, -0.5],
+    "kp": 150,
+    "damping": 1,
+    "impedance_mode": "fixed",
+    "kp_limits": [0, 300],
+    "damping_limits": [0, 10],
+    "position_limits": None,
+    "orientation_limits": None,
+    "uncouple_pos_ori": True,
+    "control_delta": True,
+    "interpolation": None,
+    "ramp_ratio": 0.2,
+}
+
+
+# What of `env_kwargs` this environment decides itself: it draws by its own renderer, and only when asked.
+_OWN = {
+    "has_renderer": False,
+    "has_offscreen_renderer": False,
+    "use_camera_obs": False,
+    "use_object_obs": True,
+    "ignore_done": True,
+}
+_COLLISION_GROUP = 0  # of geoms: what the contacts see, drawn over what people should see
+
+
+class RobosuiteEnv(gymnasium.Env[Observation, np.ndarray]):
+    """One of robosuite's tasks for one arm.
+
+    Observation, named as in robomimic's low-dim files: `object` [10 or 14]: position (m) and quaternion (xyzw)
+    of the object, and its pose or position relative to the gripper; `robot0_eef_pos` [3], m; `robot0_eef_quat`
+    [4], xyzw; `robot0_gripper_qpos` [2], m.
+    Action [7]: displacement of the gripper's target in units of 5 cm [3], its rotation (axis-angle, base frame)
+    in units of 0.5 rad [3], each in [-1, 1], and the gripper: 1 closes, -1 opens. Where the controller of
+    `env_args` takes absolute poses, the first six are m and rad, unbounded.
+    `info["states"]` is the simulator's state, float64, after every reset and step. The episode terminates with
+    `info["success"]`.
+
+    `reset(seed=...)` depends on the seed alone, whatever was simulated before; robosuite draws from numpy's global
+    generator, which is left as it was.
+    """
+
+    metadata = {"render_modes": ["rgb_array"], "render_fps": int(CONTROL_HZ)}  # noqa: RUF012 (gymnasium's API)
+
+    def __init__(
+        self,
+        name: str,
+        env_args: Mapping[str, Any],
+        camera: str = "agentview",
+        image_size: int = 320,
+        render_mode: str | None = None,
+    ) -> None:
+        self.render_mode = render_mode
+        self._camera, self._image_size = camera, image_size
+        self._renderer: OffscreenRenderer | None = None
+        self._rendered: Any = None  # the compiled model that the renderer draws
+        kwargs = {key: value for key, value in env_args["env_kwargs"].items() if not _draws(key)}
+        suite = _import_robosuite()
+        with _numpy_seed(0):
+            try:
+                self.sim = suite.make(_SCENES[name][0], **kwargs, **_OWN)
+            except Exception as error:  # robosuite raises no narrower kind for what it does not take
+                kind = kwargs["controller_configs"]["type"]
+                if "pybullet" in str(error):
+                    raise FlowleapError(
+                        f"the controller {kind} of env_args needs pybullet (`pip install pybullet-svl`), or evaluate "
+                        "with OSC_POSE (task.kwargs.env_args)"
+                    ) from error
+                raise FlowleapError(
+                    f"robosuite {suite.__version__} refuses the env_args (controller {kind}) of robosuite "
+                    f"{env_args.get('env_version', 'of an unknown version')}: {type(error).__name__}: {error}"
+                ) from error
+        if self.sim.action_dim != ACTION_DIM:
+            raise FlowleapError(
+                f"the controller of env_args takes {self.sim.action_dim} numbers; robosuite/{name} needs the "
+                f"{ACTION_DIM} of OSC_POSE"
+            )
+        shapes = {key: obs.shape for key, obs in _observations(name).items()}
+        self.observation_space = cast(
+            Space[Observation],
+            Dict({key: Box(-np.inf, np.inf, shape, np.float32) for key, shape in shapes.items()}),
+        )
+        self._bound = np.ones(ACTION_DIM, np.float32)
+        if _convention(env_args) == "absolute":
+            self._bound[:6] = np.inf
+        self.action_space = Box(-self._bound, self._bound, dtype=np.float32)
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[Observation, dict[str, Any]]:
+        """Draw the placement; the arm is near its initial position, the gripper open."""
+        super().reset(seed=seed)
+        with _numpy_seed(int(self.np_random.integers(2**32))):
+            recorded = self.sim.reset()
+        return _named(recorded), self._info()
+
+    def reset_to(self, state: np.ndarray, model: str | None = None) -> Observation:
+        """Go to a recorded state and return its observation.
+
+        Args:
+            state: the simulator's flattened state [S] (time, qpos, qvel), one row of robomimic's `states`.
+            model: the scene as MJCF, the attribute `model_file` of robomimic's demonstrations; None keeps the
+                scene of the last reset.
+
+        Raises:
+            FlowleapError: the model does not load, or the state does not belong to this scene.
+        """
+        sim = self.sim.sim
+        if model is not None:
+            with _numpy_seed(0):
+                self.sim.reset()
+                try:
+                    self.sim.reset_from_xml_string(self.sim.edit_model_xml(model))
+                except Exception as error:  # the parsers of robosuite and of MuJoCo
+                    raise FlowleapError(
+                        f"the scene of the recording (model_file) does not load: {error}"
+                    ) from error
+            sim = self.sim.sim
+            sim.reset()
+        size = 1 + sim.model.nq + sim.model.nv
+        if np.shape(state) != (size,):
+            raise FlowleapError(f"a state of this scene has shape ({size},), not {np.shape(state)}")
+        sim.set_state_from_flattened(np.asarray(state, np.float64))
+        sim.forward()
+        return _named(self.sim._get_observations(force_update=True))
+
+    def step(self, action: np.ndarray) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
+        """Move gripper target and fingers for one control period."""
+        recorded, reward, _, _ = self.sim.step(np.clip(action, -self._bound, self._bound))
+        info = self._info()
+        return _named(recorded), float(reward), info["success"], False, info
+
+    def render(self) -> np.ndarray:
+        """Return the camera's image, uint8 [image_size, image_size, 3]."""
+        if self.render_mode is None:
+            raise FlowleapError("make the environment with render_mode='rgb_array' to render it")
+        model = self.sim.sim.model._model
+        if self._renderer is None or self._rendered is not model:  # a reset compiles a new model
+            self.close()
+            self._renderer = OffscreenRenderer(model, [self._camera], self._image_size)
+            self._renderer.hide(_COLLISION_GROUP)
+            self._rendered = model
+        return self._renderer.render(self.sim.sim.data._data, self._camera)
+
+    def close(self) -> None:
+        """Release the renderer."""
+        if self._renderer is not None:
+            self._renderer.close()
+            self._renderer = None
+
+    def _info(self) -> dict[str, Any]:
+        return {"success": bool(self.sim._check_success()), STATES: self.sim.sim.get_state().flatten()}
+
+
+def make(
+    name: str,
+    max_steps: int = MAX_STEPS,
+    env_args: Mapping[str, Any] | None = None,
+    camera: str = "agentview",
+    image_size: int = 320,
+) -> Task:
+    """Build `robosuite/<name>`.
+
+    Args:
+        name: one of `TASKS`.
+        max_steps: actions after which an episode ends.
+        env_args: robomimic's description of the environment; None is that of its files v1.4.1. What it says of
+            rendering is not used.
+        camera: a camera of the scene, for rendering only.
+        image_size: edge of the rendered image, px.
+
+    Raises:
+        FlowleapError: `env_args` describes another environment.
+    """
+    args = default_env_args(name) if env_args is None else _checked(name, env_args)
+    rate = args["env_kwargs"].get("control_freq", CONTROL_HZ)
+    return Task(
+        name=f"robosuite/{name}",
+        make_env=partial(RobosuiteEnv, name, args, camera, image_size),
+        spec=Spec(
+            observations=_observations(name),
+            action_dim=ACTION_DIM,
+            control_hz=float(rate),
+            action_convention=_convention(args),
+            source={
+                "task": f"robosuite/{name}",
+                "env_id": args["env_name"],
+                "kwargs": {"max_steps": max_steps},
+                "versions": package_versions("robosuite", "mujoco", "gymnasium"),
+                "env_args": args,
+            },
+        ),
+        max_steps=max_steps,
+        metric="success",
+        seed_note=_SEED_NOTE,
+        expert=lift_expert if name == "lift" else None,
+        reset_to=reset_to,
+        state_keys=((STATES,),),
+        info_columns={STATES: ObsKey((_SCENES[name][2],), "float64")},
+    )
+
+
+def default_env_args(name: str) -> dict[str, Any]:
+    """Return the `env_args` of robomimic's public files of a task."""
+    kwargs = {**_OWN, "robots": ["Panda"], "control_freq": int(CONTROL_HZ), "reward_shaping": False}
+    return {
+        "env_name": _SCENES[name][0],
+        "env_version": "1.4.1",
+        "type": 1,  # robomimic's number for robosuite
+        "env_kwargs": {**kwargs, "controller_configs": dict(_CONTROLLER)},
+    }
+
+
+def reset_to(env: RobosuiteEnv, first: Mapping[str, Any]) -> Observation:
+    """Put an environment into a recorded state: `states` [S], in the `scene` (MJCF) if the recording has it."""
+    return env.reset_to(first[STATES], first.get(SCENE))
+
+
+def _checked(name: str, env_args: Mapping[str, Any]) -> dict[str, Any]:
+    """A copy of `env_args`, which come from files of others."""
+    expected = _SCENES[name][0]
+    found, kwargs = env_args.get("env_name"), env_args.get("env_kwargs")
+    if found != expected:
+        raise FlowleapError(
+            f"task robosuite/{name} is robosuite's {expected}, but env_args describe {found!r}"
+            + suggest(str(found), [scene for scene, *_ in _SCENES.values()])
+        )
+    if not isinstance(kwargs, Mapping):
+        raise FlowleapError(
+            f"env_args of {expected} have no env_kwargs: the robot and its controller are unknown"
+        )
+    if (
+        not isinstance(kwargs.get("controller_configs"), Mapping)
+        or "type" not in kwargs["controller_configs"]
+    ):
+        raise FlowleapError(
+            f"env_args of {expected} have no controller_configs of robosuite 1.4 (env_version "
+            f"{env_args.get('env_version')!r}): robosuite 1.5 describes controllers in another way"
+        )
+    return {**env_args, "env_kwargs": dict(kwargs)}
+
+
+def _draws(key: str) -> bool:
+    """Whether an entry of `env_kwargs` is about drawing or decided by `_OWN`."""
+    return key in _OWN or key.startswith(("camera_", "render"))
+
+
+def _convention(env_args: Mapping[str, Any]) -> ActionConvention:
+    return "delta" if env_args["env_kwargs"]["controller_configs"].get("control_delta", True) else "absolute"
+
+
+def _observations(name: str) -> dict[str, ObsKey]:
+    return {
+        "object": ObsKey((_SCENES[name][1],)),
+        "robot0_eef_pos": ObsKey((3,)),
+        "robot0_eef_quat": ObsKey((4,)),
+        "robot0_gripper_qpos": ObsKey((2,)),
+    }
+
+
+def _named(recorded: Mapping[str, np.ndarray]) -> Observation:
+    """What robosuite observes, under robomimic's names."""
+    keys = ("robot0_eef_pos", "robot0_eef_quat", "robot0_gripper_qpos")
+    obs = {"object": recorded["object-state"], **{key: recorded[key] for key in keys}}
+    return {key: np.asarray(value, np.float32) for key, value in obs.items()}
+
+
+@contextmanager
+def _numpy_seed(seed: int) -> Iterator[None]:
+    """Seed numpy's global generator, from which robosuite draws, and put it back afterwards."""
+    state = np.random.get_state()  # noqa: NPY002
+    np.random.seed(seed)  # noqa: NPY002
+    try:
+        yield
+    finally:
+        np.random.set_state(state)  # noqa: NPY002
+
+
+def _import_robosuite() -> ModuleType:
+    """Import robosuite without OpenGL and without its advice to write a file of settings into its folder.
+
+    Both hang on that file, `macros_private.py`: a stand-in for it says that nothing is drawn. A file there is not
+    read, which also keeps a changed time step out of the results.
+    """
+    if loaded := sys.modules.get("robosuite"):
+        return loaded
+    optional_import("mujoco", extra="robosuite")  # before MUJOCO_GL changes, which it reads
+    settings, backend = "robosuite.macros_private", os.environ.get("MUJOCO_GL")
+    stand_in = ModuleType(settings)
+    vars(stand_in)["MUJOCO_GPU_RENDERING"] = False
+    sys.modules[settings], os.environ["MUJOCO_GL"] = stand_in, "disable"
+    try:
+        return optional_import("robosuite", extra="robosuite")
+    except ImportError as error:  # OpenCV, which it imports for its viewer, wants libraries of the system
+        raise FlowleapError(
+            f"robosuite cannot be imported: {error}; try `pip install --force-reinstall opencv-python-headless`"
+        ) from error
+    finally:
+        del sys.modules[settings]
+        if backend is None:
+            del os.environ["MUJOCO_GL"]
+        else:
+            os.environ["MUJOCO_GL"] = backend

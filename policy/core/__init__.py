@@ -1,0 +1,1 @@
+"""What every part builds on, without torch: Spec, errors, registries, files, versions."""

@@ -1,0 +1,126 @@
+"""Does the exported graph do what the policy does, and how fast: parity and latency against eager torch."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+
+from flowleap.policy.core.errors import FlowleapError
+from flowleap.policy.deploy.runtime import ExportedPolicy
+from flowleap.policy.normalizer import ACTION
+from flowleap.policy.policy import Policy
+
+Observations = Mapping[str, np.ndarray]
+BATCH_SIZES = (1, 2, 7, 64)
+DRAWS = 4  # of observations and noise, for each batch size
+_LATENCY_CALLS = 500
+_LATENCY_SECONDS = 1.0
+
+
+def synthetic_observations(policy: Policy, count: int, seed: int = 0) -> dict[str, np.ndarray]:
+    """Observations {key: [count, To, *shape]} drawn uniformly from the range the normaliser was fitted on."""
+    rng = np.random.default_rng(seed)
+    drawn: dict[str, np.ndarray] = {}
+    for key, obs in policy.spec.observations.items():
+        shape = (count, policy.spec.n_obs_steps, *obs.shape)
+        if obs.kind == "rgb":
+            drawn[key] = rng.integers(0, 256, shape, dtype=np.uint8)
+        else:
+            uniform = torch.from_numpy(rng.uniform(-1.0, 1.0, shape).astype(np.float32))
+            drawn[key] = policy.normalizer.unnormalize(key, uniform).numpy()
+    return drawn
+
+
+def action_range(policy: Policy) -> np.ndarray:
+    """Width in real units of the normalised interval [-1, 1] of each action dimension; [A]."""
+    edges = policy.normalizer.unnormalize(
+        ACTION, torch.tensor([[-1.0], [1.0]]).expand(2, policy.spec.action_dim)
+    )
+    return (edges[1] - edges[0]).abs().numpy()
+
+
+def eager_act(policy: Policy, obs: Observations, noise: np.ndarray, steps: int) -> np.ndarray:
+    """`Policy.act` on numpy arrays."""
+    tensors = {key: torch.from_numpy(np.ascontiguousarray(x)) for key, x in obs.items()}
+    return policy.act(tensors, torch.from_numpy(noise), steps).numpy()
+
+
+def parity(
+    policy: Policy, exported: ExportedPolicy, observations: Observations, seed: int = 0
+) -> dict[str, Any]:
+    """Compare eager and exported actions over several batch sizes, observations and noises.
+
+    Args:
+        policy: the eager policy, on the CPU.
+        exported: its export.
+        observations: {key: [N, To, *shape]}, to draw batches from.
+
+    Returns:
+        `max_abs` (real units) and `max_relative` (to `action_range`), overall and for each batch size in
+        `cases`. An action that is not finite makes both infinite.
+    """
+    rng = np.random.default_rng(seed)
+    spec, width = policy.spec, action_range(policy)
+    count = min(len(observations[key]) for key in spec.observations)
+    cases: list[dict[str, float]] = []
+    for batch in BATCH_SIZES:
+        absolute = relative = 0.0
+        for _ in range(DRAWS):
+            rows = rng.integers(0, count, batch)
+            obs = {key: observations[key][rows] for key in spec.observations}
+            noise = rng.standard_normal((batch, spec.horizon, spec.action_dim), dtype=np.float32)
+            error = np.abs(eager_act(policy, obs, noise, exported.steps) - exported.act(obs, noise))
+            error = np.where(np.isfinite(error), error, np.inf)
+            absolute = max(absolute, float(error.max()))
+            relative = max(relative, float((error / width).max()))
+        cases.append({"batch": batch, "draws": DRAWS, "max_abs": absolute, "max_relative": relative})
+    return {
+        "max_abs": max(case["max_abs"] for case in cases),
+        "max_relative": max(case["max_relative"] for case in cases),
+        "action_range": [float(x) for x in width],
+        "windows": count,
+        "cases": cases,
+    }
+
+
+def latency(policy: Policy, exported: ExportedPolicy, observations: Observations) -> dict[str, Any]:
+    """p50 and p95 of one call at batch 1 on one thread, onnxruntime and eager torch one after the other."""
+    obs = {key: observations[key][:1] for key in policy.spec.observations}
+    noise = np.zeros((1, policy.spec.horizon, policy.spec.action_dim), np.float32)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        eager = _time_calls(lambda: eager_act(policy, obs, noise, exported.steps))
+        onnx = _time_calls(lambda: exported.act(obs, noise))
+    finally:
+        torch.set_num_threads(threads)
+    speedup = eager["p50_ms"] / onnx["p50_ms"]
+    return {"batch": 1, "threads": 1, "onnxruntime": onnx, "eager": eager, "speedup": speedup}
+
+
+def _time_calls(call: Callable[[], Any]) -> dict[str, float]:
+    """Time up to 500 calls in about a second, after a warm-up of a tenth as many."""
+    seconds: list[float] = []
+    stop = time.perf_counter() + _LATENCY_SECONDS
+    for i in range(_LATENCY_CALLS + _LATENCY_CALLS // 10):
+        start = time.perf_counter()
+        call()
+        seconds.append(time.perf_counter() - start)
+        if start > stop and i:
+            break
+    timed = np.array(seconds[len(seconds) // 11 :]) * 1e3
+    p50, p95 = np.percentile(timed, [50, 95])
+    return {"p50_ms": float(p50), "p95_ms": float(p95), "calls": len(timed)}
+
+
+def check_tolerance(report: Mapping[str, Any], tolerance: float) -> None:
+    """Raise `FlowleapError` unless the parity report stays within `tolerance` of the action range."""
+    if not report["max_relative"] <= tolerance:
+        raise FlowleapError(
+            f"the exported graph differs from the policy by {report['max_relative']:.2e} of the action range "
+            f"({report['max_abs']:.2e} in real units), tolerance {tolerance:g}; nothing was written"
+        )

@@ -1,0 +1,1 @@
+"""The mathematics: flow map, draws, objectives, samplers, derivatives."""

@@ -1,0 +1,162 @@
+"""The randomness of a training batch, and the batch that objectives see.
+
+Everything random of a step is drawn here, on the CPU, from one generator and for the global batch at once: one
+seed means one draw, on any device and with any number of processes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from flowleap.policy.core.errors import FlowleapError, require_number
+
+TIMES = ("beta", "logit_normal")
+
+
+@dataclass(frozen=True)
+class Draw:
+    """The randomness of one training batch; tensors over its B samples.
+
+    Attributes:
+        noise: z ~ N(0, I), [B,H,A].
+        t, s: times, s <= t, both in [0, 1], [B].
+        off_diagonal: bool [B], on the CPU: the rows where s < t may hold; elsewhere s = t.
+        uniform: one more U[0, 1) number a sample, for objectives that draw a third time, [B].
+        keep: bool [B]: False where the observation is dropped (guidance).
+        progress: share of the training that is done, in [0, 1), for objectives that anneal.
+    """
+
+    noise: Tensor
+    t: Tensor
+    s: Tensor
+    off_diagonal: Tensor
+    uniform: Tensor
+    keep: Tensor
+    progress: float = 0.0
+
+    def __getitem__(self, rows: slice) -> Draw:
+        noise, t, s, off, uniform, keep = (
+            x[rows] for x in (self.noise, self.t, self.s, self.off_diagonal, self.uniform, self.keep)
+        )
+        return Draw(noise, t, s, off, uniform, keep, self.progress)
+
+    def to(self, device: torch.device) -> Draw:
+        """Return the draw on `device` (`off_diagonal` stays on the CPU: it only selects rows)."""
+        noise, t, s, uniform, keep = (
+            x.to(device, non_blocking=True) for x in (self.noise, self.t, self.s, self.uniform, self.keep)
+        )
+        return Draw(noise, t, s, self.off_diagonal, uniform, keep, self.progress)
+
+
+@dataclass(frozen=True)
+class FlowBatch:
+    """Clean action chunks a [B,H,A] (normalised) with one `Draw`, as an objective sees them.
+
+    Attributes:
+        a, z, t, s, uniform, progress: see `Draw`.
+        off: indices [n] of the rows where s < t may hold, or None for all rows.
+        v: the velocity to regress on, [B,H,A]: z - a, or its guided version.
+    """
+
+    a: Tensor
+    z: Tensor
+    t: Tensor
+    s: Tensor
+    v: Tensor
+    uniform: Tensor
+    off: Tensor | None = None
+    progress: float = 0.0
+
+    @classmethod
+    def of(cls, a: Tensor, draw: Draw) -> FlowBatch:
+        """The batch of clean chunks [B,H,A] under a draw on the same device."""
+        off = None if bool(draw.off_diagonal.all()) else draw.off_diagonal.nonzero()[:, 0].to(a.device)
+        return cls(a, draw.noise, draw.t, draw.s, draw.noise - a, draw.uniform, off, draw.progress)
+
+    def x(self, t: Tensor) -> Tensor:
+        """(1 - t) a + t z; [B,H,A]."""
+        return (1 - t[:, None, None]) * self.a + t[:, None, None] * self.z
+
+    @property
+    def x_t(self) -> Tensor:
+        """X at the batch's own times t; [B,H,A]."""
+        return self.x(self.t)
+
+
+def draw_times(
+    batch: int,
+    alpha: float = 0.8,
+    generator: torch.Generator | None = None,
+    times: str = "beta",
+    mean: float = -0.4,
+    scale: float = 1.0,
+) -> tuple[Tensor, Tensor]:
+    """Sorted pair of draws, t >= s; two tensors [B] on the CPU.
+
+    `beta`: Beta(alpha, 1) = U^(1/alpha), alpha = 1 is uniform. `logit_normal`: sigmoid of N(mean, scale^2).
+    """
+    if times == "beta":
+        pair = torch.rand(2, batch, generator=generator) ** (1.0 / alpha)
+    else:
+        pair = torch.sigmoid(mean + scale * torch.randn(2, batch, generator=generator))
+    return pair.amax(0), pair.amin(0)
+
+
+def spread_rows(batch: int, share: float) -> Tensor:
+    """Bool [B], True for a fixed, evenly spread `share` of the rows (so that every process gets as many)."""
+    marks = torch.floor(torch.arange(batch + 1, dtype=torch.float64) * share + 1e-9)
+    return marks[1:] > marks[:-1]
+
+
+@dataclass(frozen=True)
+class DrawConfig:
+    """How the randomness of a batch is drawn; options that all objectives share.
+
+    Attributes:
+        times: `beta` (of `alpha`) or `logit_normal` (of `time_mean`, `time_scale`), see `draw_times`.
+        diagonal: share of the batch with s = t.
+        to_data: s = 0 in all other rows: leaps to the data alone, as consistency models learn them.
+        obs_dropout: probability that a sample's observation is hidden from the network (for guidance).
+    """
+
+    times: str = "beta"
+    alpha: float = 0.8
+    time_mean: float = -0.4
+    time_scale: float = 1.0
+    diagonal: float = 0.0
+    to_data: bool = False
+    obs_dropout: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.times not in TIMES:
+            raise FlowleapError(f"objective.times must be one of {', '.join(TIMES)}, got {self.times!r}")
+        require_number("objective.alpha", self.alpha, 1e-3, 1e3)
+        require_number("objective.time_mean", self.time_mean, -100.0, 100.0)
+        require_number("objective.time_scale", self.time_scale, 1e-3, 100.0)
+        require_number("objective.diagonal", self.diagonal, 0.0, 1.0)
+        if not isinstance(self.to_data, bool):
+            raise FlowleapError(f"objective.to_data must be true or false, got {self.to_data!r}")
+        require_number("objective.obs_dropout", self.obs_dropout, 0.0, 0.99)
+
+    @classmethod
+    def take(cls, config: Mapping[str, Any]) -> tuple[DrawConfig, dict[str, Any]]:
+        """Split an objective's config into (the options of the draw, the rest)."""
+        own = {key: value for key, value in config.items() if key in cls.__dataclass_fields__}
+        return cls(**own), {key: value for key, value in config.items() if key not in own}
+
+    def draw(
+        self, batch: int, horizon: int, action_dim: int, generator: torch.Generator | None, progress: float
+    ) -> Draw:
+        """Draw one batch on the CPU."""
+        noise = torch.randn(batch, horizon, action_dim, generator=generator)
+        t, s = draw_times(batch, self.alpha, generator, self.times, self.time_mean, self.time_scale)
+        s = torch.zeros_like(s) if self.to_data else s
+        off = spread_rows(batch, 1.0 - self.diagonal)
+        uniform = torch.rand(batch, generator=generator)
+        keep = torch.rand(batch, generator=generator) >= self.obs_dropout
+        return Draw(noise, t, torch.where(off, s, t), off, uniform, keep, progress)

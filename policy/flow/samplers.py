@@ -1,0 +1,114 @@
+"""Samplers: free functions of (flow map, noise x [B,H,A], time grid), from t = 1 down to t = 0.
+
+The number of intervals of the grid is the NFE, the network function evaluations a chunk. Every sampler is
+deterministic: one noise x, one action chunk (so that evaluations are paired and exports can be checked).
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable
+from functools import cache
+from itertools import pairwise
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from flowleap.policy.flow.flow_map import FlowMap
+
+Sampler = Callable[..., Tensor]  # (flow map, noise x, time grid, options of its own)
+Prediction = Literal["epsilon", "sample", "v_prediction"]
+NOISE_LEVELS = 100  # of Diffusion Policy
+
+
+def time_grid(steps: int, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> Tensor:
+    """Uniform times 1 = t_0 > t_1 > ... > t_steps = 0; shape [steps + 1]. `steps` is the NFE."""
+    return torch.linspace(1.0, 0.0, steps + 1, device=device, dtype=dtype)
+
+
+def leap_sampler(flow_map: FlowMap, x: Tensor, grid: Tensor) -> Tensor:
+    """Compose flow-map leaps over `grid`, the last one to the clean chunk: exact at any grid for the true map.
+
+    NFE = len(grid) - 1.
+    """
+    for t, s in pairwise(grid[:-1].unbind()):
+        x = flow_map.leap(x, t.expand(len(x)), s.expand(len(x)))
+    return flow_map.clean(x, grid[-2].expand(len(x)))
+
+
+def euler_sampler(flow_map: FlowMap, x: Tensor, grid: Tensor) -> Tensor:
+    """Euler steps along the instantaneous velocity: the flow-matching sampler. NFE = len(grid) - 1."""
+    for t, s in pairwise(grid.unbind()):
+        x = x - (t - s) * flow_map.velocity(x, t.expand(len(x)))
+    return x
+
+
+def consistency_sampler(flow_map: FlowMap, x: Tensor, grid: Tensor) -> Tensor:
+    """Predict the clean chunk from each time of `grid`, noise it again with x itself. NFE = len(grid) - 1."""
+    noise, clean = x, x
+    for t in grid[:-1].unbind():
+        noisy = (1 - t) * clean + t * noise
+        clean = flow_map.clean(noisy, t.expand(len(x)))
+    return clean
+
+
+def mean_sampler(flow_map: FlowMap, x: Tensor, grid: Tensor) -> Tensor:
+    """One leap from zero noise: the deterministic prediction of a regression policy. NFE = 1."""
+    return leap_sampler(flow_map, torch.zeros_like(x), grid)
+
+
+def mip_sampler(flow_map: FlowMap, x: Tensor, grid: Tensor, tau: float = 0.1) -> Tensor:
+    """A regression and its refinement: p(o, p(o,0,1), tau). NFE = 2."""
+    one = torch.ones_like(x[:, 0, 0])
+    first = flow_map.network(torch.zeros_like(x), one, one)
+    return flow_map.network(first, tau * one, tau * one)
+
+
+@cache
+def noise_schedule(kind: Literal["ddpm", "ddim"], prediction: Prediction) -> Any:
+    """The scheduler of diffusers with Diffusion Policy's settings: 100 levels, cosine, samples clipped to [-1, 1]."""
+    from diffusers.schedulers.scheduling_ddim import DDIMScheduler
+    from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
+
+    options = {
+        "num_train_timesteps": NOISE_LEVELS,
+        "beta_schedule": "squaredcos_cap_v2",
+        "clip_sample": True,
+        "prediction_type": prediction,
+    }
+    return DDPMScheduler(**options) if kind == "ddpm" else DDIMScheduler(**options)
+
+
+def diffusion_sampler(
+    flow_map: FlowMap, x: Tensor, grid: Tensor, prediction: Prediction = "epsilon"
+) -> Tensor:
+    """DDPM at 100 steps (ancestral), DDIM below; NFE = len(grid) - 1.
+
+    The ancestral noise is seeded with x, sample by sample: one x, one chunk, whatever else is in the batch.
+    """
+    steps = len(grid) - 1
+    kind: Literal["ddpm", "ddim"] = "ddpm" if steps == NOISE_LEVELS else "ddim"
+    scheduler = noise_schedule(kind, prediction)
+    scheduler.set_timesteps(steps)
+    generators = None
+    if kind == "ddpm":
+        seeds = [zlib.crc32(sample.cpu().numpy().tobytes()) for sample in x]
+        generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+    for level in scheduler.timesteps.tolist():
+        time = torch.full_like(x[:, 0, 0], (level + 1) / NOISE_LEVELS)
+        predicted = flow_map.network(x, time, time)
+        x = scheduler.step(
+            predicted, level, x, **({"generator": generators} if generators else {})
+        ).prev_sample
+    return x
+
+
+SAMPLERS: dict[str, Sampler] = {
+    "leap": leap_sampler,
+    "euler": euler_sampler,
+    "consistency": consistency_sampler,
+    "mean": mean_sampler,
+    "mip": mip_sampler,
+    "diffusion": diffusion_sampler,
+}

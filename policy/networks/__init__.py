@@ -1,0 +1,1 @@
+"""The networks: backbones, image towers, observation encoders, augmentation."""

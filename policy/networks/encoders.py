@@ -1,0 +1,214 @@
+"""Observation encoders: a dict of observations {key: [B, To, *shape]} -> cond [B, C].
+
+Low-dim keys arrive normalised, images as they were recorded: uint8 [B, To, H, W, 3]. They become floats here, on the
+device, after the crop.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from flowleap.policy.core.errors import FlowleapError, require_int, require_number
+from flowleap.policy.core.registry import Registry
+from flowleap.policy.core.spec import Spec
+from flowleap.policy.networks import image_towers as vision
+from flowleap.policy.networks.augment import centre_crop, colour_jitter, crop_size, random_crop
+
+ENCODERS: Registry[type[nn.Module]] = Registry("encoder")
+Size = tuple[int, int]
+
+
+@ENCODERS.register("lowdim")
+class LowdimEncoder(nn.Module):
+    """Concatenate all low-dim keys, in the Spec's order, and all To steps: C = To * sum of key sizes.
+
+    Args:
+        spec: observation keys and To.
+        noise: standard deviation of Gaussian noise added to the normalised observations in training, a guard
+            against covariate shift; 0 switches it off.
+    """
+
+    def __init__(self, spec: Spec, *, noise: float = 0.0) -> None:
+        super().__init__()
+        for key, obs in spec.observations.items():
+            if obs.kind != "lowdim":
+                raise FlowleapError(
+                    f"encoder 'lowdim' cannot read observation '{key}' of kind {obs.kind!r}: choose encoder=cnn"
+                )
+        self.noise = require_number("encoder.noise", noise, 0.0, 10.0)
+        self.keys = tuple(spec.observations)
+        self.dim = spec.n_obs_steps * sum(obs.size for obs in spec.observations.values())
+
+    def forward(self, obs: Mapping[str, Tensor]) -> Tensor:
+        """{key: [B, To, *shape]} -> [B, C]."""
+        frames = torch.cat([obs[key].flatten(2) for key in self.keys], dim=-1).flatten(1)
+        return frames + self.noise * torch.randn_like(frames) if self.training and self.noise else frames
+
+
+class ImageEncoder(nn.Module):
+    """A tower for every camera, or one for all; its features and the low-dim keys side by side.
+
+    Args:
+        spec: observation keys and To; one key or more of kind `rgb`.
+        tower: makes a network [N, 3, *size] in [-1, 1] -> [N, features] for images of a size.
+        features: D, of each image.
+        crop: share of the image's sides that is kept: a place drawn for every sample in training, the middle in
+            evaluation; 1 keeps all.
+        jitter: largest change of brightness, contrast and saturation in training; 0 is off.
+        shared: one tower for all cameras, whose images must be of one size.
+        frames: how many of the To images, the latest ones, are looked at; 0 is all. Low-dim keys are always read
+            over all To steps, so that `frames=1` halves the work and still sees how the robot moves.
+        noise: standard deviation of Gaussian noise on the normalised low-dim observations in training.
+
+    Attributes:
+        dim: C = cameras * frames * features + To * sum of the low-dim keys' sizes.
+    """
+
+    def __init__(
+        self,
+        spec: Spec,
+        tower: Callable[[Size], nn.Module],
+        features: int,
+        crop: float,
+        jitter: float,
+        shared: bool,
+        frames: int,
+        noise: float,
+    ) -> None:
+        super().__init__()
+        self.jitter = require_number("encoder.jitter", jitter, 0.0, 1.0)
+        self.noise = require_number("encoder.noise", noise, 0.0, 10.0)
+        self.frames = require_int("encoder.frames", frames, 0, spec.n_obs_steps) or spec.n_obs_steps
+        share = require_number("encoder.crop", crop, 0.1, 1.0)
+        lowdim = {key: obs for key, obs in spec.observations.items() if obs.kind == "lowdim"}
+        self.lowdim = tuple(lowdim)
+        self.cameras = tuple(key for key in spec.observations if key not in lowdim)
+        if not self.cameras:
+            raise FlowleapError("the encoder is for images, but no observation is one: choose encoder=lowdim")
+        self.sizes: list[Size] = []
+        for key in self.cameras:
+            shape = spec.observations[key].shape
+            if len(shape) != 3 or shape[2] != 3:
+                raise FlowleapError(
+                    f"observation '{key}': images must be [height, width, 3], not {list(shape)}"
+                )
+            self.sizes.append((crop_size(shape[0], share), crop_size(shape[1], share)))
+        if shared and len(set(self.sizes)) > 1:
+            sizes = {key: spec.observations[key].shape for key in self.cameras}
+            raise FlowleapError(f"encoder.shared=true needs cameras with images of one size, got {sizes}")
+        self.towers = nn.ModuleList(tower(size) for size in (self.sizes[:1] if shared else self.sizes))
+        state = sum(obs.size for obs in lowdim.values())
+        self.dim = len(self.cameras) * self.frames * features + spec.n_obs_steps * state
+
+    def forward(self, obs: Mapping[str, Tensor]) -> Tensor:
+        """{camera: uint8 [B, To, H, W, 3], low-dim key: float [B, To, *shape]} -> [B, C]."""
+        parts = [self._look(i, obs[key]) for i, key in enumerate(self.cameras)]
+        if self.lowdim:
+            state = torch.cat([obs[key].flatten(2) for key in self.lowdim], dim=-1).flatten(1)
+            noisy = self.training and self.noise
+            parts.append(state + self.noise * torch.randn_like(state) if noisy else state)
+        return torch.cat(parts, dim=1)
+
+    def _look(self, camera: int, images: Tensor) -> Tensor:
+        """Features of one camera's images, uint8 [B, To, H, W, 3] -> [B, frames * D]."""
+        images = images[:, -self.frames :]
+        size = self.sizes[camera]
+        if self.training and size != images.shape[2:4]:
+            images = random_crop(images, *size)
+        else:
+            images = centre_crop(images, *size)
+        weight = next(self.towers.parameters())
+        # [B, F, 3, h, w], laid out so too: convolutions and their gradients on a CPU take an eighth less time than with
+        # channels last in memory.
+        x = images.movedim(-1, -3).contiguous().to(weight.dtype) / 127.5 - 1.0
+        if self.training and self.jitter:
+            x = colour_jitter(x, self.jitter)
+        tower = self.towers[camera if len(self.towers) > 1 else 0]
+        return tower(x.flatten(0, 1)).unflatten(0, (-1, self.frames)).flatten(1)
+
+
+@ENCODERS.register("cnn")
+class CnnEncoder(ImageEncoder):
+    """A small convolutional network, the default on a CPU; see `vision.cnn` and `ImageEncoder`."""
+
+    def __init__(
+        self,
+        spec: Spec,
+        *,
+        channels: Sequence[int] = (16, 32, 32, 64),
+        halvings: int = 2,
+        features: int = 128,
+        pool: Literal["keypoints", "flatten"] = "keypoints",
+        crop: float = 0.875,
+        jitter: float = 0.0,
+        shared: bool = False,
+        frames: int = 1,
+        noise: float = 0.0,
+    ) -> None:
+        def tower(size: Size) -> nn.Module:
+            return vision.cnn(size, channels, halvings, features, pool == "keypoints")
+
+        require_int("encoder.features", features, 1, 65536)
+        super().__init__(spec, tower, features, crop, jitter, shared, frames, noise)
+
+
+@ENCODERS.register("resnet18")
+class ResNetEncoder(ImageEncoder):
+    """ResNet-18 with GroupNorm and a spatial soft-max; see `vision.resnet18` and `ImageEncoder`."""
+
+    def __init__(
+        self,
+        spec: Spec,
+        *,
+        features: int = 64,
+        weights: str | None = None,
+        crop: float = 0.9,
+        jitter: float = 0.0,
+        shared: bool = False,
+        frames: int = 0,
+        noise: float = 0.0,
+    ) -> None:
+        require_int("encoder.features", features, 1, 65536)
+
+        def tower(size: Size) -> nn.Module:
+            return vision.resnet18(features, weights)
+
+        super().__init__(spec, tower, features, crop, jitter, shared, frames, noise)
+
+
+@ENCODERS.register("vit")
+class VitEncoder(ImageEncoder):
+    """A vision transformer of timm, such as DINO's; see `vision.vit` and `ImageEncoder`."""
+
+    def __init__(
+        self,
+        spec: Spec,
+        *,
+        model: str = "vit_tiny_patch16_224",
+        features: int = 128,
+        weights: str | None = None,
+        crop: float = 1.0,
+        jitter: float = 0.0,
+        shared: bool = False,
+        frames: int = 0,
+        noise: float = 0.0,
+    ) -> None:
+        require_int("encoder.features", features, 1, 65536)
+
+        def tower(size: Size) -> nn.Module:
+            return vision.vit(size, model, features, weights)
+
+        super().__init__(spec, tower, features, crop, jitter, shared, frames, noise)
+
+
+def build_encoder(config: Mapping[str, Any], spec: Spec) -> tuple[nn.Module, dict[str, Any]]:
+    """Return (encoder with attribute `dim` = C, full config); raise `FlowleapError` on a bad name or option."""
+    options = ENCODERS.options(config)
+    encoder = ENCODERS[config["name"]](spec, **options)
+    if "weights" in options:  # a start for training: checkpoints hold what became of it, and name no files
+        options["weights"] = None
+    return encoder, {"name": config["name"], **options}

@@ -1,0 +1,79 @@
+"""Residual MLP over the flattened action chunk, FiLM-conditioned: the default for low-dim policies."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from flowleap.policy.core.errors import require_int, require_number
+from flowleap.policy.networks.time_embedding import TimeEmbedding
+
+
+class FiLMBlock(nn.Module):
+    """h + W2 act(W1 (LN(h) * (1 + scale) + shift)); scale and shift come from the conditioning vector."""
+
+    def __init__(self, width: int, expansion: int, dropout: float) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(width, elementwise_affine=False)
+        self.film = nn.Linear(width, 2 * width)
+        self.mlp = nn.Sequential(
+            nn.Linear(width, expansion * width),
+            nn.SiLU(),
+            nn.Dropout(dropout),
+            nn.Linear(expansion * width, width),
+        )
+
+    def forward(self, h: Tensor, c: Tensor) -> Tensor:
+        """h, c [B, width] -> [B, width]."""
+        scale, shift = self.film(c).chunk(2, dim=-1)
+        return h + self.mlp(self.norm(h) * (1 + scale) + shift)
+
+
+class MLPBackbone(nn.Module):
+    """u(x_t [B,H,A], t [B], s [B], cond [B,C]) -> [B,H,A] by a residual MLP.
+
+    Args:
+        action_dim: A.
+        horizon: H.
+        cond_dim: C.
+        width: channels of the residual stream.
+        depth: number of residual blocks.
+        expansion: hidden width of a block over `width`.
+        dropout: inside the blocks, in training only; needs an exact derivative (`tangent` or `jvp`), because a
+            finite difference would subtract two different masks.
+        max_frequency: of the time embedding, rad (see `TimeEmbedding`).
+    """
+
+    def __init__(
+        self,
+        action_dim: int,
+        horizon: int,
+        cond_dim: int,
+        *,
+        width: int = 256,
+        depth: int = 3,
+        expansion: int = 2,
+        dropout: float = 0.0,
+        max_frequency: float = 8.0,
+    ) -> None:
+        super().__init__()
+        require_int("backbone.width", width, 1, 16384)
+        require_int("backbone.depth", depth, 1, 256)
+        require_int("backbone.expansion", expansion, 1, 16)
+        require_number("backbone.dropout", dropout, 0.0, 0.99)
+        self.dropout = dropout
+        self.chunk_shape = (horizon, action_dim)
+        self.time = TimeEmbedding(width, max_frequency)
+        self.condition = nn.Sequential(nn.Linear(cond_dim, width), nn.SiLU(), nn.Linear(width, width))
+        self.input = nn.Linear(horizon * action_dim + cond_dim, width)
+        self.blocks = nn.ModuleList(FiLMBlock(width, expansion, dropout) for _ in range(depth))
+        self.norm = nn.LayerNorm(width)
+        self.output = nn.Linear(width, horizon * action_dim)
+
+    def forward(self, x: Tensor, t: Tensor, s: Tensor, cond: Tensor) -> Tensor:
+        """Average velocity [B,H,A]."""
+        c = nn.functional.silu(self.time(t, s) + self.condition(cond))
+        h = self.input(torch.cat([x.flatten(1), cond], dim=1))
+        for block in self.blocks:
+            h = block(h, c)
+        return self.output(self.norm(h)).unflatten(1, self.chunk_shape)

@@ -1,0 +1,129 @@
+"""Transformer over the action tokens with adaptive layer norm, "adaLN-zero" (DiT, arXiv 2212.09748)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.autograd import forward_ad
+
+from flowleap.policy.core.errors import FlowleapError, require_int, require_number
+from flowleap.policy.networks.time_embedding import TimeEmbedding
+
+
+def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    """softmax(Q K^T / sqrt(d)) V for [B, heads, H, d], by a fused kernel where one may.
+
+    The fused kernels have no forward-mode derivative, hence the explicit form inside `torch.func.jvp`; a
+    `tangent.Dual` brings a rule of its own.
+    """
+    if any(moves(x) for x in (query, key, value)):
+        scores = query @ key.transpose(-2, -1) * query.shape[-1] ** -0.5
+        return torch.softmax(scores, dim=-1) @ value
+    return nn.functional.scaled_dot_product_attention(query, key, value)
+
+
+def moves(x: Tensor) -> bool:
+    """Whether torch's forward-mode AD differentiates `x` (never in an export, which cannot trace the question)."""
+    if torch.compiler.is_compiling() or not isinstance(x, Tensor):
+        return False
+    return forward_ad.unpack_dual(x).tangent is not None
+
+
+def modulate(h: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
+    """Scale and shift [B, width] the tokens h [B, H, width]."""
+    return h * (1 + scale[:, None]) + shift[:, None]
+
+
+class DiTBlock(nn.Module):
+    """Attention, then an MLP, each modulated before and gated after by the conditioning vector.
+
+    The gates start at zero, so that a deep stack starts as the identity.
+    """
+
+    def __init__(self, width: int, heads: int, expansion: int, dropout: float) -> None:
+        super().__init__()
+        self.heads = heads
+        self.norm1 = nn.LayerNorm(width, elementwise_affine=False)
+        self.qkv = nn.Linear(width, 3 * width)
+        self.projection = nn.Linear(width, width)
+        self.norm2 = nn.LayerNorm(width, elementwise_affine=False)
+        self.mlp = nn.Sequential(
+            nn.Linear(width, expansion * width),
+            nn.GELU(approximate="tanh"),
+            nn.Dropout(dropout),
+            nn.Linear(expansion * width, width),
+        )
+        self.dropout = nn.Dropout(dropout)
+        self.modulation = nn.Linear(width, 6 * width)
+        nn.init.zeros_(self.modulation.weight)
+        nn.init.zeros_(self.modulation.bias)
+
+    def attention(self, h: Tensor) -> Tensor:
+        """Multi-head self-attention over the tokens h [B, H, width]."""
+        qkv = (x.unflatten(2, (self.heads, -1)).transpose(1, 2) for x in self.qkv(h).chunk(3, dim=-1))
+        return self.projection(attend(*qkv).transpose(1, 2).flatten(2))
+
+    def forward(self, h: Tensor, c: Tensor) -> Tensor:
+        """Tokens h [B, H, width] under c [B, width] -> [B, H, width]."""
+        scale1, shift1, gate1, scale2, shift2, gate2 = self.modulation(c).chunk(6, dim=-1)
+        h = h + gate1[:, None] * self.dropout(self.attention(modulate(self.norm1(h), scale1, shift1)))
+        return h + gate2[:, None] * self.dropout(self.mlp(modulate(self.norm2(h), scale2, shift2)))
+
+
+class TransformerBackbone(nn.Module):
+    """u(x_t [B,H,A], t [B], s [B], cond [B,C]) -> [B,H,A] by a transformer, one token an action.
+
+    Args:
+        action_dim: A.
+        horizon: H.
+        cond_dim: C.
+        width: channels of a token, divisible by `heads`.
+        depth: number of blocks.
+        heads: attention heads.
+        expansion: hidden width of a block's MLP over `width`.
+        dropout: inside and after the branches of a block, in training only; needs the exact derivative
+            (`objective.derivative=tangent or jvp`), because a finite difference would subtract two different masks.
+        max_frequency: of the time embedding, rad (see `TimeEmbedding`).
+    """
+
+    def __init__(
+        self,
+        action_dim: int,
+        horizon: int,
+        cond_dim: int,
+        *,
+        width: int = 256,
+        depth: int = 4,
+        heads: int = 4,
+        expansion: int = 4,
+        dropout: float = 0.0,
+        max_frequency: float = 8.0,
+    ) -> None:
+        super().__init__()
+        require_int("backbone.width", width, 1, 16384)
+        require_int("backbone.depth", depth, 1, 256)
+        require_int("backbone.heads", heads, 1, 256)
+        require_int("backbone.expansion", expansion, 1, 16)
+        require_number("backbone.dropout", dropout, 0.0, 0.99)
+        if width % heads:
+            raise FlowleapError(f"backbone.width: {width} is not divisible by heads={heads}")
+        self.time = TimeEmbedding(width, max_frequency)
+        self.condition = nn.Sequential(nn.Linear(cond_dim, width), nn.SiLU(), nn.Linear(width, width))
+        self.input = nn.Linear(action_dim, width)
+        self.positions = nn.Parameter(0.02 * torch.randn(horizon, width))
+        self.blocks = nn.ModuleList(DiTBlock(width, heads, expansion, dropout) for _ in range(depth))
+        self.norm = nn.LayerNorm(width, elementwise_affine=False)
+        self.modulation = nn.Linear(width, 2 * width)
+        # Not zero, unlike DiT's: with both gates and output at zero the blocks would learn from step three on only.
+        self.output = nn.Linear(width, action_dim)
+        nn.init.zeros_(self.modulation.weight)
+        nn.init.zeros_(self.modulation.bias)
+
+    def forward(self, x: Tensor, t: Tensor, s: Tensor, cond: Tensor) -> Tensor:
+        """Average velocity [B,H,A]."""
+        c = nn.functional.silu(self.time(t, s) + self.condition(cond))
+        h = self.input(x) + self.positions
+        for block in self.blocks:
+            h = block(h, c)
+        scale, shift = self.modulation(c).chunk(2, dim=-1)
+        return self.output(modulate(self.norm(h), scale, shift))

@@ -1,0 +1,400 @@
+"""The one training loop: Accelerate, AdamW, warm-up + cosine, EMA, checkpoints, exact resume.
+
+All randomness of a step is a function of (seed, step): noise and times come from a generator seeded with both,
+batches from a counter-based sampler, and what the modules draw themselves (observation noise, dropout) from
+torch's generator, seeded with both and the process. So a resumed run repeats an uninterrupted one bit for bit on
+the CPU, and several processes or micro-batches train on the very numbers that one pass would use.
+"""
+
+from __future__ import annotations
+
+import time
+import warnings
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
+from dataclasses import asdict
+from datetime import timedelta
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from accelerate.utils import (
+    DistributedDataParallelKwargs,
+    DistributedType,
+    InitProcessGroupKwargs,
+    broadcast_object_list,
+)
+from diffusers.optimization import get_scheduler
+from safetensors.torch import save_file
+from torch import Tensor
+from torch.optim.swa_utils import AveragedModel
+
+from flowleap.policy.checkpoint import TRAINER_STATE, point_last, read_trainer_state, resolve, write_policy
+from flowleap.policy.core.errors import FlowleapError
+from flowleap.policy.core.files import write_directory
+from flowleap.policy.flow.draws import Draw
+from flowleap.policy.policy import Policy
+from flowleap.policy.training.batches import (
+    Batch,
+    Prefetcher,
+    Sampler,
+    Windows,
+    as_tensors,
+    describe_bad,
+    rows_of,
+    seed_generators,
+    seed_of,
+    to_device,
+)
+from flowleap.policy.training.config import TrainerConfig
+from flowleap.policy.training.guards import NEVER, EarlyStopping, FiniteGuard, interruptible
+from flowleap.policy.training.metrics import Meter, MetricsLog, progress_bar
+from flowleap.policy.training.sharding import WholeWeights, load_optimizer, load_weights, whole
+
+Evaluate = Callable[[Policy, int], Mapping[str, float]]
+BAD_BATCH = "batch.safetensors"
+LOOK_EVERY = 100  # steps after which a GPU, or several processes, are asked how they fare
+LONGEST_EVALUATION = timedelta(hours=6)  # the other processes wait for the one that evaluates
+
+
+def ema_with_warmup(decay: float) -> Callable[[Any, Any, Any], None]:
+    """In-place update of all averaged parameters at once, for `AveragedModel(multi_avg_fn=...)`."""
+
+    @torch.no_grad()
+    def update(averaged: list[Tensor], current: list[Tensor], n_averaged: Tensor | int) -> None:
+        n = int(n_averaged)
+        torch._foreach_lerp_(averaged, current, 1.0 - min(decay, (1 + n) / (10 + n)))
+
+    return update
+
+
+class Trainer:
+    """Trains a policy on windows of demonstrations.
+
+    Args:
+        policy: with a fitted normaliser.
+        windows: the training windows.
+        sampler: yields the indices of each global batch.
+        config: options.
+        run_dir: metrics, TensorBoard events and checkpoints go there.
+        evaluate: called with (EMA policy, step) every `eval_every` steps; returns numbers to log. `patience`
+            watches its `score`, higher is better.
+        info: JSON notes stored in each checkpoint (task, dataset, ...).
+
+    Attributes:
+        stop_reason: why `fit` ended before the last step, else None.
+    """
+
+    def __init__(
+        self,
+        policy: Policy,
+        windows: Windows,
+        sampler: Sampler,
+        config: TrainerConfig,
+        run_dir: str | Path,
+        evaluate: Evaluate | None = None,
+        info: Mapping[str, Any] | None = None,
+    ) -> None:
+        if config.threads:
+            torch.set_num_threads(config.threads)
+        if config.patience and evaluate is None:
+            raise FlowleapError(f"trainer.patience={config.patience} needs a task to evaluate the policy on")
+        self.config, self.windows, self.sampler = config, windows, sampler
+        self.run_dir, self.evaluate, self.info = Path(run_dir), evaluate, dict(info or {})
+        AcceleratorState._reset_state()  # else a second trainer of this process inherits the first one's precision
+        parallel = DistributedDataParallelKwargs()
+        self.accelerator = Accelerator(
+            cpu=config.device == "cpu",
+            mixed_precision=config.mixed_precision,
+            kwargs_handlers=[parallel, InitProcessGroupKwargs(timeout=LONGEST_EVALUATION)],
+        )
+        if self.accelerator.distributed_type is DistributedType.FSDP and config.mixed_precision != "no":
+            raise FlowleapError(
+                "FSDP keeps low-precision weights, and derivatives need float32 ones: set trainer.mixed_precision=no, "
+                "or train without FSDP"
+            )
+        self.processes, self.main = self.accelerator.num_processes, self.accelerator.is_main_process
+        self.micro_batch = config.micro_batch(self.processes)
+        images = any(obs.kind == "rgb" for obs in policy.spec.observations.values())
+        workers = config.workers if config.workers >= 0 else 2 if images else 0
+        share = self.micro_batch * config.accumulate
+        self.rows = slice(
+            self.accelerator.process_index * share, (self.accelerator.process_index + 1) * share
+        )
+        self.batches = Prefetcher(windows, sampler, self.rows, workers)
+        self.policy = policy.train().to(self.accelerator.device)
+        self.ema = AveragedModel(self.policy, multi_avg_fn=ema_with_warmup(config.ema_decay)).eval()
+        self.optimizer = torch.optim.AdamW(
+            self.policy.parameters(), config.lr, config.betas, weight_decay=config.weight_decay, fused=True
+        )
+        self.scheduler = get_scheduler(
+            config.schedule,
+            self.optimizer,
+            num_warmup_steps=config.warmup_steps,
+            num_training_steps=config.steps,
+        )
+        self.guard, self.stopping = FiniteGuard(), EarlyStopping(config.patience)
+        self.stop_reason: str | None = None
+        self.step = 0
+        alone_on_cpu = self.processes == 1 and self.accelerator.device.type == "cpu"
+        self.look_every = 1 if alone_on_cpu else min(LOOK_EVERY, config.log_every)
+        if self.processes > 1:
+            parallel.find_unused_parameters = self._leaves_parameters_unused()
+        if config.compile:
+            compile_modules(self.policy)
+        self.model, self.prepared_optimizer = self.accelerator.prepare(self.policy, self.optimizer)
+
+    @property
+    def ema_policy(self) -> Policy:
+        """The policy with averaged weights, in eval mode."""
+        return self.ema.module  # type: ignore[return-value]
+
+    def batch(self) -> tuple[Batch, Draw]:
+        """Next batch and its draw: this process's rows of the global batch, on the device."""
+        indices, arrays = self.batches.next()
+        self.guard.start(self.step, indices)
+        return to_device(arrays, self.accelerator.device), self._draw(self.step)[self.rows]
+
+    def _draw(self, step: int) -> Draw:
+        """The draw of a step's global batch."""
+        generator = torch.Generator().manual_seed(seed_of(self.config.seed, step))
+        return self.policy.draw(self.config.batch_size, generator, progress=step / self.config.steps)
+
+    def train_step(self, batch: Batch, draw: Draw) -> dict[str, Tensor]:
+        """One gradient step; returns detached scalars, means over this process's rows."""
+        seed_generators(
+            self.accelerator.device, seed_of(self.config.seed, self.step, self.accelerator.process_index)
+        )
+        self.prepared_optimizer.zero_grad(set_to_none=True)
+        scalars: dict[str, Tensor] = {}
+        parts = self.config.accumulate
+        for part in range(parts):
+            rows = slice(part * self.micro_batch, (part + 1) * self.micro_batch)
+            # Gradients cross processes once a step, with the last micro-batch.
+            waiting = part < parts - 1
+            with self.accelerator.no_sync(self.model) if waiting else nullcontext():
+                loss, terms = self._forward(rows_of(batch, rows), draw[rows])
+                self.accelerator.backward(loss / parts)
+            for key, value in {"loss": loss.detach(), **terms}.items():
+                scalars[key] = scalars.get(key, 0) + value / parts
+        norm = self.accelerator.clip_grad_norm_(self.policy.parameters(), self.config.grad_clip)
+        scalars["grad_norm"] = whole(norm.detach())
+        # With fp16, gradients overflow now and then: the loss scaler skips such steps.
+        watched = ("loss",) if self.accelerator.scaler else ("loss", "grad_norm")
+        self.guard.end(self.step, *(scalars[key] for key in watched))
+        if self.look_every == 1:
+            self._look()
+        self.prepared_optimizer.step()
+        self.scheduler.step()
+        self.ema.update_parameters(WholeWeights(self.policy))  # type: ignore[arg-type]
+        return scalars
+
+    def _forward(self, batch: Batch, draw: Draw) -> tuple[Tensor, dict[str, Tensor]]:
+        try:
+            return self.model(batch, draw)
+        except RuntimeError as error:
+            if self.config.compile and (failure := compile_failure(error)):
+                raise failure from error
+            raise
+
+    def _leaves_parameters_unused(self) -> bool:
+        """Whether some parameter gets no gradient: DDP would wait for it forever unless told to search the graph."""
+        indices = np.arange(self.micro_batch) % len(self.windows)
+        loss, _ = self.policy(
+            to_device(self.windows.gather(indices), self.accelerator.device),
+            self._draw(0)[: self.micro_batch],
+        )
+        loss.backward()
+        unused = any(p.grad is None for p in self.policy.parameters() if p.requires_grad)
+        self.policy.zero_grad(set_to_none=True)
+        return unused
+
+    def fit(self) -> Path:
+        """Train to `steps` (or `stop_at`, or until `patience` ends); return the last checkpoint's directory.
+
+        Raises:
+            KeyboardInterrupt: after a checkpoint of the last whole step has been written. Several processes
+                agree on that step, at the next multiple of min(log_every, 100).
+            FlowleapError: the loss or its gradient became NaN (its batch is saved, the previous checkpoint
+                stays), or the disk is full.
+        """
+        config, last = self.config, self.config.stop_at or self.config.steps
+        if self.step >= last:
+            raise FlowleapError(f"nothing to do: the run has {self.step} steps already, trainer.steps={last}")
+        log = MetricsLog(self.run_dir, self.step) if self.main else None
+        meter, interrupted = Meter(), False
+        bar = progress_bar(self.step, config.steps, "train", config.progress and self.main)
+        with interruptible() as asked_to_stop, bar as advance:
+            while self.step < last and not interrupted and not self.stop_reason:
+                start = time.perf_counter()
+                batch, draw = self.batch()
+                waited = time.perf_counter() - start
+                meter.add(self.train_step(batch, draw), waited)
+                self.step += 1
+                if self.processes == 1:
+                    interrupted = asked_to_stop()
+                if self.step % self.look_every == 0:
+                    interrupted = self._look(asked_to_stop())
+                if self.step % config.log_every == 0 or self.step == last:
+                    self._look()
+                    row = meter.read(config.batch_size, partial(self.accelerator.reduce, reduction="mean"))
+                    row["lr"] = float(self.scheduler.get_last_lr()[0])
+                    if log:
+                        log.write(self.step, row)
+                    advance(self.step, f"loss {row['loss']:.3f}")
+                if config.eval_every and self.evaluate and self.step % config.eval_every == 0:
+                    with meter.pause():
+                        self.stop_reason = self._evaluate(log)
+                if config.checkpoint_every and self.step % config.checkpoint_every == 0 and self.step < last:
+                    self.save()
+            path = self.save()
+            if log:
+                log.close()
+            if interrupted:
+                raise KeyboardInterrupt
+        return path
+
+    def _evaluate(self, log: MetricsLog | None) -> str | None:
+        """Score the EMA policy on the main process; all learn the reason to stop, if there is one."""
+        self._look()
+        reason = None
+        # A mishap of the simulator must not cost the steps since the last checkpoint.
+        state = whole(self.policy.state_dict()), whole(self.optimizer.state_dict())
+        if self.main and self.evaluate:
+            try:
+                result = dict(self.evaluate(self.ema_policy, self.step))
+            except Exception:
+                self._write(*state)
+                raise
+            if log:
+                log.write(self.step, {f"eval/{key}": value for key, value in result.items()})
+            if self.config.patience and self.stopping.update(result["score"]):
+                reason = (
+                    f"stopped early at step {self.step}: the evaluation's score has not risen above "
+                    f"{self.stopping.best:.3f} for {self.stopping.stale} evaluations (trainer.patience)"
+                )
+        return broadcast_object_list([reason])[0]
+
+    def _look(self, interrupted: bool = False) -> bool:
+        """Let all processes agree on how they fare; return whether any of them was asked to stop.
+
+        Raises:
+            FlowleapError: on all processes, if a step since the last look was not finite on any.
+        """
+        bad = self.guard.first_bad()
+        if self.processes > 1:
+            mine = torch.tensor([[bad, -int(interrupted)]], device=self.accelerator.device)
+            bad, minus_interrupted = self.accelerator.gather(mine).amin(0).tolist()
+            interrupted = minus_interrupted < 0
+        if bad < NEVER:
+            raise FlowleapError(self._report_bad(bad))
+        return interrupted
+
+    def _report_bad(self, step: int) -> str:
+        """Save the global batch of a step that was not finite and say where."""
+        folder = self.run_dir / "nan" / f"step_{step:08d}"
+        windows = self.guard.windows(step)
+        arrays = self.windows.gather(windows)
+        if self.main:
+            tensors = as_tensors(windows, arrays, self._draw(step))
+            write_directory(folder, lambda path: save_file(tensors, path / BAD_BATCH))
+        self.accelerator.wait_for_everyone()  # or a launcher ends the writer because its neighbour has failed
+        checkpoints = self.run_dir / "checkpoints"
+        kept = f"; the last checkpoint in {checkpoints} is intact" if (checkpoints / "last").exists() else ""
+        return (
+            f"the loss is NaN or infinite at step {step}; its batch is in {folder / BAD_BATCH}: "
+            f"{describe_bad(windows, arrays)}{kept}"
+        )
+
+    def save(self) -> Path:
+        """Write `checkpoints/step_N` and let `last` name it; returns the directory."""
+        self._look()
+        path = self._write(whole(self.policy.state_dict()), whole(self.optimizer.state_dict()))
+        self.accelerator.wait_for_everyone()
+        return path
+
+    def _write(self, weights: Mapping[str, Tensor], optimizer: Mapping[str, Any]) -> Path:
+        """The part of `save` in which only the main process acts."""
+        checkpoints = self.run_dir / "checkpoints"
+        path = checkpoints / f"step_{self.step:08d}"
+        if self.main:
+            scaler = self.accelerator.scaler
+            state = {
+                "step": self.step,
+                "optimizer": optimizer,
+                "scheduler": self.scheduler.state_dict(),
+                "sampler": self.batches.state_dict(),
+                "n_averaged": self.ema.n_averaged.cpu(),
+                "stopping": self.stopping.state_dict(),
+                "scaler": scaler.state_dict() if scaler else {},
+            }
+            write_policy(
+                path,
+                {"raw": weights, "ema": self.ema_policy.state_dict()},
+                self.policy.spec,
+                self.policy.config,
+                {**self.info, "step": self.step, "trainer": asdict(self.config)},
+                extra=lambda folder: torch.save(state, folder / TRAINER_STATE),
+            )
+            point_last(checkpoints, path, self.config.keep_checkpoints)
+        return path
+
+    def resume(self, run_dir: str | Path) -> None:
+        """Continue from the last checkpoint of `run_dir`: weights, EMA, optimiser, schedule, sampler, patience.
+
+        Raises:
+            FlowleapError: no checkpoint, a damaged one, or one of another architecture.
+        """
+        path = resolve(Path(run_dir))
+        state = read_trainer_state(path)
+        device = self.accelerator.device
+        raw, ema = (Policy.load(path, weights, device) for weights in ("raw", "ema"))
+        if raw.config != self.policy.config or raw.spec != self.policy.spec:
+            raise FlowleapError(
+                f"{path} holds another policy than this configuration describes; drop the overrides"
+            )
+        try:
+            load_weights(self.policy, raw.state_dict())
+            self.ema_policy.load_state_dict(ema.state_dict())
+            load_optimizer(self.optimizer, state["optimizer"])
+            self.scheduler.load_state_dict(state["scheduler"])
+            self.batches.load_state_dict(state["sampler"])
+            self.ema.n_averaged.copy_(state["n_averaged"])
+            self.stopping.load_state_dict(state.get("stopping", self.stopping.state_dict()))
+            if self.accelerator.scaler and state.get("scaler"):
+                self.accelerator.scaler.load_state_dict(state["scaler"])
+            self.step = int(state["step"])
+        except (KeyError, ValueError, TypeError, RuntimeError) as error:
+            raise FlowleapError(f"{path / TRAINER_STATE}: {error}; the file is damaged") from error
+
+
+def compile_modules(policy: Policy) -> None:
+    """Compile network and encoder in place: unlike `torch.compile(module)`, this leaves the names of weights alone.
+
+    Warns:
+        UserWarning: the objective's derivative is one that runs uncompiled.
+    """
+    method = policy.objective.options.get("derivative", "difference")
+    if method != "difference":
+        warnings.warn(
+            f"trainer.compile: the pass of objective.derivative={method} runs uncompiled; 'difference' compiles",
+            stacklevel=3,
+        )
+    policy.net.compile()
+    if next(policy.encoder.parameters(), None) is not None:
+        policy.encoder.compile()
+
+
+def compile_failure(error: RuntimeError) -> FlowleapError | None:
+    """What to tell people if `error` comes from torch.compile, else None."""
+    if not type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
+        return None
+    reason = str(error).strip().splitlines()[0]
+    return FlowleapError(
+        f"torch.compile fails on this machine or network ({reason}); set trainer.compile=false, or install what is "
+        "missing (a C++ compiler for CPUs, Triton for GPUs)"
+    )

@@ -1,0 +1,1 @@
+"""The command line: verbs, their options, running them under hydra."""

@@ -1,0 +1,191 @@
+"""The `flowleap` command: finds the verb, hands the rest of the line to hydra, turns errors into one line.
+
+Importing this module costs nothing but the standard library, so that `flowleap --help` answers at once; hydra
+and torch load when a verb runs.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import traceback
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from importlib.metadata import version
+
+from flowleap.policy.core.errors import FlowleapError, UsageError, suggest
+from flowleap.scripts.cli.verbs import VERBS
+
+# The flags of hydra that make sense here; `--experimental-rerun` does not, it unpickles its file.
+_FLAGS = ("-h", "--help", "-m", "--multirun", "-r", "--run", "--resolve", "--hydra-help")
+_VALUE_FLAGS = (
+    "-c",
+    "--cfg",
+    "-p",
+    "--package",
+    "-i",
+    "--info",
+    "-cd",
+    "--config-dir",
+    "-cn",
+    "--config-name",
+)
+_COMPLETION_FLAGS = ("-sc", "--shell-completion")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; return the exit code.
+
+    0 success, 1 a mishap or a bug, 2 a wrong command line, 130 interrupted. SIGTERM exits with 143.
+    """
+    args = list(sys.argv[1:] if argv is None else argv)
+    if not args or args[0] in ("-h", "--help") or args == ["help"]:
+        print(_overview())
+        return 0
+    if args[0] == "--version":
+        print(f"flowleap {version('flowleap')}")
+        return 0
+    if args[0] == "help":
+        args = [args[1], "--help", *args[2:]]
+    return run_verb(args[0], args[1:])
+
+
+def run_verb(verb: str, argv: Sequence[str]) -> int:
+    """Run one verb with hydra overrides and flags, report errors on stderr, and return the exit code.
+
+    Scripts call this under `if __name__ == "__main__"`, so that `python -m flowleap.scripts.train` and
+    `accelerate launch -m flowleap.scripts.train` behave like `flowleap train`.
+    """
+    try:
+        with _orderly_termination():
+            _dispatch(verb, list(argv))
+        return 0
+    except UsageError as error:
+        return _report(error, 2)
+    except FlowleapError as error:
+        return _report(error, 1)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # the reader of a pipe (`| head`) is gone
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except Exception as error:
+        traceback.print_exc()
+        print(f"error: this is a bug in flowleap ({type(error).__name__}), please report it", file=sys.stderr)
+        return 1
+
+
+@contextmanager
+def _orderly_termination() -> Iterator[None]:
+    """Let SIGTERM unwind like an exit, so that child processes end and unfinished files go.
+
+    A forked child gets the signal's usual effect.
+    """
+    owner = os.getpid()
+
+    def handler(signum: int, frame: object) -> None:
+        if os.getpid() != owner:
+            signal.signal(signum, signal.SIG_DFL)
+            os.kill(os.getpid(), signum)
+        print("terminated", file=sys.stderr)
+        sys.exit(128 + signum)
+
+    try:
+        previous = signal.signal(signal.SIGTERM, handler)
+    except ValueError:  # not the main thread: nobody sends us signals there
+        yield
+        return
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+
+
+def _dispatch(verb: str, argv: list[str]) -> None:
+    """Check the words of the command line, then do what they say."""
+    if verb in _COMPLETION_FLAGS:
+        from flowleap.scripts.cli import completion
+
+        completion.main(argv)
+        return
+    if verb not in VERBS:
+        if "=" in verb or verb.startswith("-"):
+            raise UsageError(f"the verb comes first: flowleap VERB {verb} (verbs: {', '.join(VERBS)})")
+        raise UsageError(f"unknown verb '{verb}'{suggest(verb, VERBS)} (verbs: {', '.join(VERBS)})")
+    overrides, flags = _split(verb, argv)
+    if "-h" in flags or "--help" in flags:
+        from flowleap.scripts.cli.options import help_text
+
+        print(help_text(verb, overrides))
+        return
+    from flowleap.scripts.cli import run
+
+    run.run(verb, overrides, flags)
+
+
+def _split(verb: str, argv: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Return the overrides and the flags (each followed by its value); raise for a flag that hydra lacks."""
+    overrides: list[str] = []
+    flags: list[str] = []
+    words = iter(argv)
+    for word in words:
+        flag, equals, value = word.partition("=")
+        if not word.startswith("-"):
+            overrides.append(override(verb, word))
+        elif flag in _FLAGS:
+            flags.append(word)
+        elif flag in _VALUE_FLAGS:
+            flags += [flag, value if equals else next(words, "")]
+        elif flag in _COMPLETION_FLAGS:
+            raise UsageError('completion is set up without a verb: eval "$(flowleap -sc install=bash)"')
+        else:
+            name = flag.lstrip("-").replace("-", "_")
+            raise UsageError(
+                f"unknown flag '{flag}': options are written {name}={value or '...'} "
+                f"(`flowleap {verb} --help` lists them)"
+            )
+    key = VERBS[verb].word
+    if key and sum(word.startswith(f"{key}=") for word in overrides) > 1:
+        raise UsageError(f"flowleap {verb} takes one {key} at a time, got {' '.join(argv)}")
+    return overrides, flags
+
+
+def override(verb: str, word: str) -> str:
+    """Return a word of the command line as hydra's `key=value`, where the verb takes bare words."""
+    key = VERBS[verb].word
+    return f"{key}={word}" if key and "=" not in word else word
+
+
+def _report(error: FlowleapError, code: int) -> int:
+    print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+    return code
+
+
+def _overview() -> str:
+    """Return the text of `flowleap --help`."""
+    lines = [
+        "flowleap: one-step robot policies, trained from scratch by self-distillation.",
+        "",
+        "usage: flowleap VERB key=value ...",
+        "",
+    ]
+    width = max(map(len, VERBS))
+    for name in VERBS:
+        lines += [f"  {name:<{width}}  {VERBS[name].summary}", f"  {'':<{width}}    {VERBS[name].example}"]
+    lines += [
+        "",
+        "  flowleap VERB --help      every option with its default, choices and examples",
+        "  flowleap VERB --cfg job   print the configuration that a command line amounts to, and stop",
+        "  flowleap VERB -m k=a,b    one run for each combination of values",
+        "  flowleap --version",
+        "",
+        "Tab completion, for this shell or in its start-up file (bash; or zsh):",
+        '  eval "$(flowleap -sc install=bash)"',
+    ]
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

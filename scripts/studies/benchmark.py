@@ -1,0 +1,233 @@
+"""Train and evaluate objectives on equal terms: same network, data, training and evaluation seeds.
+
+    flowleap benchmark task=pusht/keypoints dataset=PATH
+    flowleap benchmark suite=objectives task=pusht/keypoints dataset=PATH
+    flowleap benchmark task=metaworld/push-v3 dataset=PATH objectives=[isd] nfe.isd=[1] seeds=[0]
+    flowleap benchmark dataset=PATH 'objectives=[isd,isd-quarter]' '+own={isd-quarter: "objective.diagonal=0.75"}'
+
+A row is an objective, or `objective-variant` with the variant's overrides in `own`.
+
+`budget=[steps]` gives every objective equal gradient steps; `budget=[steps,time]` adds a second table, where an
+objective with a cheaper step than the first one's gets more steps, so that training takes as long. Rows run in
+processes of their own, one CPU thread each. What is finished is not repeated, so an interrupted benchmark goes on
+where it stopped.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+from rich.console import Console
+
+from flowleap.envs.registry import make_task
+from flowleap.policy.core.errors import FlowleapError
+from flowleap.policy.core.files import write_results
+from flowleap.scripts.cli.compose import given_overrides
+from flowleap.scripts.studies.benchmark_tables import aggregate, differences, markdown, print_tables
+from flowleap.scripts.studies.plots import score_curves
+
+TIMING = "train_seconds.json"
+STEP_COST = "step_seconds.json"
+COMMAND = (sys.executable, "-m", "flowleap.scripts.cli.main")
+
+_running: set[subprocess.Popen[bytes]] = set()  # by `run_flowleap`, in any thread
+_stopping = threading.Event()
+
+
+@dataclass(frozen=True)
+class Row:
+    """One training run and the NFEs it is evaluated at; `budget` is `steps` or `time`."""
+
+    objective: str
+    seed: int
+    nfes: tuple[int, ...]
+    train: tuple[str, ...]
+    run_dir: Path
+    budget: str
+
+
+def main(cfg: DictConfig) -> dict[str, Any]:
+    """Run all rows, write `<results>/<name>.{json,md}` (`.png`: of more than one point), print and return them."""
+    if cfg.get("task") is None or cfg.parallel < 1 or not set(cfg.budget) <= {"steps", "time"}:
+        raise FlowleapError("benchmark needs task=NAME, parallel >= 1 and budget=[steps], [time] or both")
+    metric = make_task(cfg.task.name).metric
+    rows = _rows(cfg)
+    console = Console()
+    _stopping.clear()
+    with ThreadPoolExecutor(cfg.parallel) as pool:
+        try:
+            parts = list(pool.map(lambda row: _run(cfg, row, console), rows))
+        except (KeyboardInterrupt, SystemExit):
+            _stop(pool)
+            raise
+    records = [record for part in parts for record in part]
+    command = shlex.join(given_overrides())
+    results: dict[str, Any] = {
+        "command": f"flowleap benchmark {command}",
+        "config": OmegaConf.to_container(cfg, resolve=True),
+        "metric": metric,
+    }
+    for budget in cfg.budget:
+        own = [record for record in records if record["budget"] == budget]
+        suffix = "" if budget == cfg.budget[0] else f"_equal_{budget}"
+        results[f"table{suffix}"] = aggregate(own, cfg.episodes, metric)
+        results[f"paired_differences{suffix}"] = differences(own, metric)
+    results["runs"] = [{key: value for key, value in e.items() if key != "rows"} for e in records]
+    path = Path(cfg.results) / f"{cfg.name.replace('/', '_')}.json"
+    write_results(path, results)
+    path.with_suffix(".md").write_text(markdown(results))
+    if len(results["table"]) > 1 or any(run["curve"] for run in results["runs"]):
+        title = f"{cfg.task.name}, training seeds {', '.join(map(str, cfg.seeds))}"
+        score_curves(results["table"], results["runs"], metric, path.with_suffix(".png"), title)
+    print_tables(console, results, path)
+    return results
+
+
+def _stop(pool: ThreadPoolExecutor) -> None:
+    """End the processes that are running, and start no more; the threads that wait for them end with them."""
+    pool.shutdown(wait=False, cancel_futures=True)
+    _stopping.set()
+    for process in list(_running):
+        process.terminate()
+
+
+def _rows(cfg: DictConfig) -> list[Row]:
+    """All rows, seed by seed, so that a benchmark cut short has compared everything on fewer seeds."""
+    rows = []
+    for seed in cfg.seeds:
+        for budget in cfg.budget:
+            for objective in cfg.objectives:
+                words = (*shlex.split(cfg.train), *shlex.split(cfg.own.get(objective, "")))
+                name = objective.replace("-", "_") + ("" if budget == "steps" else "_equal_time")
+                if budget == "time":
+                    steps = _equal_time_steps(cfg, objective, words)
+                    words = (
+                        *(w for w in words if not w.startswith("trainer.steps=")),
+                        f"trainer.steps={steps}",
+                    )
+                nfes = tuple(cfg.nfe.get(objective, cfg.nfe.get(objective.partition("-")[0], [1])))
+                rows.append(Row(objective, seed, nfes, words, Path(cfg.out) / f"{name}_seed{seed}", budget))
+    return rows
+
+
+def _equal_time_steps(cfg: DictConfig, objective: str, words: Sequence[str]) -> int:
+    """Gradient steps that take as long as the first objective's, by the CPU time of a step measured once."""
+    file = Path(cfg.out) / STEP_COST
+    costs: dict[str, float] = json.loads(file.read_text()) if file.exists() else {}
+    for name in dict.fromkeys((cfg.objectives[0], objective)):
+        if name not in costs:
+            own = (*shlex.split(cfg.train), *shlex.split(cfg.own.get(name, "")))
+            costs[name] = step_cost(cfg, name, own)
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_text(json.dumps(costs))
+    steps = [int(word.partition("=")[2]) for word in words if word.startswith("trainer.steps=")]
+    if not steps:
+        raise FlowleapError('budget=[time] needs trainer.steps in train="..."')
+    return round(steps[-1] * costs[cfg.objectives[0]] / costs[objective])
+
+
+def step_cost(cfg: DictConfig, objective: str, words: Sequence[str], steps: int = 400) -> float:
+    """CPU seconds of one gradient step: those of 60 + `steps` steps less those of 60, in processes of their own."""
+    spent = []
+    for count in (60, 60 + steps):
+        with tempfile.TemporaryDirectory() as folder:
+            fixed = (f"run_dir={folder}/run", f"trainer.stop_at={count}")
+            spent.append(run_flowleap("train", *_train_words(cfg, objective, 0), *words, *fixed))
+    return max(spent[1] - spent[0], 1e-6) / steps
+
+
+def _train_words(cfg: DictConfig, objective: str, seed: int) -> tuple[str, ...]:
+    own = (
+        f"task={cfg.task.name}",
+        f"dataset={cfg.dataset}",
+        f"objective={objective.partition('-')[0]}",
+        f"trainer.seed={seed}",
+    )
+    return (*own, "trainer.threads=1", "trainer.device=cpu", "trainer.progress=false")
+
+
+def _run(cfg: DictConfig, row: Row, console: Console) -> list[dict[str, Any]]:
+    """Train one row unless it is finished, evaluate it at every NFE, and return one record each."""
+    timing = row.run_dir / TIMING
+    if not timing.exists():
+        if (row.run_dir / "checkpoints" / "last").exists():
+            seconds = run_flowleap("train", f"resume={row.run_dir}")
+        else:
+            words = _train_words(cfg, row.objective, row.seed)
+            seconds = run_flowleap("train", *words, *row.train, f"run_dir={row.run_dir}")
+        timing.write_text(json.dumps(seconds))
+        console.print(f"trained {row.run_dir} in {seconds / 60:.1f} CPU minutes", highlight=False)
+    records = []
+    for nfe in row.nfes:
+        name = f"nfe{nfe}_ta{cfg.n_action_steps or 'task'}_{cfg.eval_seed}x{cfg.episodes}.json"
+        file = row.run_dir / "eval" / name
+        if not file.exists():
+            ta = "null" if cfg.n_action_steps is None else cfg.n_action_steps
+            which = (f"checkpoint={row.run_dir}", f"steps={nfe}", f"n_action_steps={ta}")
+            episodes = (f"episodes={cfg.episodes}", f"seed={cfg.eval_seed}", "n_envs=1", "videos=0")
+            run_flowleap("eval", *which, *episodes, f"out={file}")
+        result = json.loads(file.read_text())
+        records.append(
+            {
+                "objective": row.objective,
+                "budget": row.budget,
+                "nfe": nfe,
+                "seed": row.seed,
+                "train_steps": result["actor"]["training"]["step"],
+                "train_minutes": round(json.loads(timing.read_text()) / 60, 2),
+                "parameters": result["actor"]["parameters"],
+                "summary": result["summary"],
+                "curve": _curve(row.run_dir),
+                "rows": result["rows"],
+            }
+        )
+    return records
+
+
+def _curve(run_dir: Path) -> list[dict[str, float]]:
+    """Step and score of the evaluations during training (`trainer.eval_every`); empty without them."""
+    rows = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+    return [{"step": row["step"], "score": row["eval/score"]} for row in rows if "eval/score" in row]
+
+
+def run_flowleap(verb: str, *words: str) -> float:
+    """Run a verb in a process of its own on one CPU thread; return its CPU seconds. Its error line becomes ours."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+    command = [*COMMAND, verb, *words]
+    with tempfile.TemporaryFile("w+") as errors:
+        process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=errors)
+        _running.add(process)
+        try:
+            if _stopping.is_set():
+                process.terminate()
+            _, status, usage = os.wait4(process.pid, 0)
+        except BaseException:
+            process.terminate()
+            process.wait()
+            raise
+        finally:
+            _running.discard(process)
+        process.returncode = os.waitstatus_to_exitcode(status)
+        if process.returncode:
+            errors.seek(0)
+            message = errors.read().strip()[-800:]
+            raise FlowleapError(f"flowleap {verb} {' '.join(words)} failed: {message}")
+    return usage.ru_utime + usage.ru_stime
+
+
+if __name__ == "__main__":
+    from flowleap.scripts.cli.main import run_verb
+
+    sys.exit(run_verb("benchmark", sys.argv[1:]))

@@ -1,0 +1,144 @@
+"""The tables of a benchmark: one line per objective and NFE, paired differences, Markdown and terminal output."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from flowleap.envs.statistics import bootstrap_mean, rate
+
+Record = Mapping[str, Any]  # one evaluation: objective, nfe, seed, rows (one per episode), ...
+HEAD = (
+    "objective",
+    "NFE",
+    "score [95 %]",
+    "each training seed",
+    "success [95 % Wilson]",
+    "train, min",
+    "ms a chunk",
+)
+
+
+def aggregate(records: Sequence[Record], episodes: int, metric: str) -> list[dict[str, Any]]:
+    """One line per objective and NFE: mean and spread over training seeds, pooled intervals.
+
+    `score` is the mean of `metric` over training seeds, its interval a bootstrap over evaluation seeds (for a
+    success rate the pooled Wilson interval). A task with modes adds `entropy_share`, a mean over training seeds;
+    `outcomes` are rates of what else the task reports of an episode.
+    """
+    table = []
+    for (objective, nfe), group in _groups(records).items():
+        values, success = _scores(group, metric), rate([e["success"] for run in group for e in run["rows"]])
+        reward = _scores(group, "max_reward")
+        per_seed = values.mean(1)
+        interval = success["interval"] if metric == "success" else bootstrap_mean(values.mean(0))
+        row = {
+            "objective": objective,
+            "nfe": nfe,
+            "training_seeds": len(group),
+            "episodes_per_seed": episodes,
+            "score": float(per_seed.mean()),
+            "interval": list(interval),
+            "per_seed": [float(x) for x in per_seed],
+            "seed_sd": float(per_seed.std(ddof=1)) if len(group) > 1 else None,
+            "mean_max_reward": float(reward.mean()),
+            "success": success,
+            "outcomes": {
+                name: rate([e["outcomes"][name] for run in group for e in run["rows"]])
+                for name in group[0]["summary"].get("outcomes", {})
+            },
+            "train_steps": [e["train_steps"] for e in group],
+            "train_minutes": [e["train_minutes"] for e in group],
+            "latency_ms_p50": float(np.median([e["summary"]["latency_ms"]["p50"] for e in group])),
+        }
+        shares = [e["summary"]["modes"]["entropy_share"] for e in group if "modes" in e["summary"]]
+        if shares:
+            known = [share for share in shares if share is not None]
+            row["entropy_share"] = float(np.mean(known)) if known else None
+            row["entropy_share_per_seed"] = shares
+        table.append(row)
+    return table
+
+
+def differences(records: Sequence[Record], metric: str) -> list[dict[str, Any]]:
+    """The first objective at its first NFE against every other cell, paired by evaluation seed."""
+    groups = _groups(records)
+    reference, *others = groups
+    base = _scores(groups[reference], metric).mean(0)
+    rows = []
+    for other in others:
+        difference = base - _scores(groups[other], metric).mean(0)
+        mean, interval = float(difference.mean()), list(bootstrap_mean(difference))
+        rows.append(
+            {"a": list(reference), "b": list(other), "metric": metric, "mean": mean, "interval": interval}
+        )
+    return rows
+
+
+def markdown(results: Mapping[str, Any]) -> str:
+    """The tables as Markdown, under the command that made them."""
+    lines = [f"`{results['command']}`", ""]
+    for key, title in (("table", "First budget"), ("table_equal_time", "Equal training time")):
+        if key in results:
+            head = [*HEAD, *_extra(results[key])]
+            body = [cells(row) for row in results[key]]
+            lines += [f"**{title}** (score: {results['metric']})", ""]
+            lines += ["| " + " | ".join(line) + " |" for line in (head, ["---"] * len(head), *body)]
+            lines.append("")
+    return "\n".join(lines)
+
+
+def cells(row: Mapping[str, Any]) -> list[str]:
+    """One line of the tables as text."""
+    low, high = row["interval"]
+    success = row["success"]
+    line = [
+        row["objective"],
+        str(row["nfe"]),
+        f"{row['score']:.3f} [{low:.3f}, {high:.3f}]",
+        " ".join(f"{x:.3f}" for x in row["per_seed"]),
+        f"{success['count']}/{success['n']} [{success['interval'][0]:.2f}, {success['interval'][1]:.2f}]",
+        f"{np.mean(row['train_minutes']):.1f}",
+        f"{row['latency_ms_p50']:.2f}",
+    ]
+    if "entropy_share" in row:
+        share = row["entropy_share"]
+        line.append("-" if share is None else f"{share:.2f}")
+    return line + [f"{part['count']}/{part['n']}" for part in row["outcomes"].values()]
+
+
+def _extra(table: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Columns beyond those of `HEAD`, in the order of `cells`."""
+    return [*(["entropy share"] if "entropy_share" in table[0] else []), *table[0]["outcomes"]]
+
+
+def print_tables(console: Console, results: Mapping[str, Any], path: Path) -> None:
+    """Print every table, the paired differences of the first, and where the files are."""
+    for key, title in (("table", results["metric"]), ("table_equal_time", "equal training time")):
+        if key in results:
+            table = Table(*HEAD, *_extra(results[key]), title=title)
+            for row in results[key]:
+                table.add_row(*cells(row))
+            console.print(table)
+    for row in results["paired_differences"]:
+        low, high = row["interval"]
+        text = f"{row['a']} - {row['b']}: {row['mean']:+.3f} [{low:+.3f}, {high:+.3f}]"
+        console.print(text, highlight=False)
+    console.print(f"results: {path}, .md", highlight=False)
+
+
+def _scores(group: Sequence[Record], field: str) -> np.ndarray:
+    """Per-episode values [training seeds, evaluation seeds] of one objective and NFE."""
+    return np.array([[float(episode[field]) for episode in e["rows"]] for e in group])
+
+
+def _groups(records: Sequence[Record]) -> dict[tuple[str, int], list[Record]]:
+    groups: dict[tuple[str, int], list[Record]] = {}
+    for e in records:
+        groups.setdefault((e["objective"], e["nfe"]), []).append(e)
+    return groups
