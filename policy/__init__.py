@@ -9,12 +9,12 @@ import importlib
 from typing import Any
 
 _EXPORTS = {
-    "Spec": "spec",
-    "ObsKey": "spec",
-    "FlowleapError": "spec",
-    "FlowMap": "flow_map",
+    "Spec": "core.spec",
+    "ObsKey": "core.spec",
+    "FlowleapError": "core.errors",
+    "FlowMap": "flow.flow_map",
     "Policy": "policy",
-    "Trainer": "trainer",
+    "Trainer": "training.trainer",
 }
 
 __all__ = ["FlowMap", "FlowleapError", "ObsKey", "Policy", "Spec", "Trainer"]

@@ -1,30 +1,158 @@
-"""Names to things: checkpoints and configs hold registry names and plain options, never import paths."""
+"""Names to things, and the one place where an option's default, type, range and help text are written.
+
+Checkpoints and configs hold registry names and plain options, never import paths. What an entry can be told stands in
+its own signature, as keyword-only parameters:
+
+    @BACKBONES.register("mlp")
+    class MLPBackbone(nn.Module):
+        def __init__(self, action_dim, horizon, cond_dim, *,
+                     width: Annotated[int, Option("channels of the residual stream", 1, 16384)] = 256): ...
+
+Python callers, checkpoints, hydra's groups, `--help` and the documentation all read that line.
+"""
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any, Generic, Literal, TypeVar, get_args, get_origin
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from types import NoneType, UnionType
+from typing import Annotated, Any, Generic, Literal, TypeVar, Union, get_args, get_origin
 
-from flowleap.policy.core.errors import FlowleapError, require_number, suggest
+from flowleap.policy.core.errors import FlowleapError, require_int, require_number, suggest
 
 T = TypeVar("T", bound=Callable[..., Any])
 
 
+@dataclass(frozen=True)
+class Option:
+    """What an option means and may be, beside its type and default; written as `Annotated[type, Option(...)]`.
+
+    Attributes:
+        help: one line for people.
+        low, high: inclusive bounds of a number, or of each number of a sequence.
+    """
+
+    help: str
+    low: float = -1e9
+    high: float = 1e9
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """An option of a registered class or function, as its signature tells it.
+
+    Attributes:
+        kind: the type without its annotation: int, float, bool, str, a `Literal`, a sequence, or one of them or None.
+        default: `inspect.Parameter.empty` where there is none.
+        option: help text and bounds.
+    """
+
+    kind: Any
+    default: Any
+    option: Option
+
+    @property
+    def choices(self) -> tuple[Any, ...]:
+        """What a `Literal` allows; empty for other types."""
+        return get_args(self.kind) if get_origin(self.kind) is Literal else ()
+
+
+def parameters_of(entry: Callable[..., Any]) -> dict[str, Parameter]:
+    """The options of a function, a class or a keyword-only dataclass, in the order of the signature."""
+    found: dict[str, Parameter] = {}
+    for p in inspect.signature(entry, eval_str=True).parameters.values():
+        if p.kind is not inspect.Parameter.KEYWORD_ONLY:
+            continue
+        kind, option = p.annotation, Option("")
+        if get_origin(kind) is Annotated:
+            kind, *extras = get_args(kind)
+            option = next((extra for extra in extras if isinstance(extra, Option)), option)
+        found[p.name] = Parameter(kind, p.default, option)
+    return found
+
+
+def check_options(
+    where: str, known: Mapping[str, Parameter], given: Mapping[str, Any], prefix: str
+) -> dict[str, Any]:
+    """Defaults with `given` on top, every value checked.
+
+    Args:
+        where: what has the options, for messages.
+        prefix: of an option's full name on the command line, such as `backbone`.
+
+    Raises:
+        FlowleapError: an unknown option (with the nearest known one), or a value of another type or out of range.
+    """
+    for key in given:
+        if key not in known:
+            raise FlowleapError(
+                f"{where} has no option {key!r}; it has: {', '.join(known) or 'none'}{suggest(str(key), known)}"
+            )
+    values = {key: p.default for key, p in known.items()} | dict(given)
+    return {key: _checked(f"{prefix}.{key}", value, known[key]) for key, value in values.items()}
+
+
+def _checked(name: str, value: Any, parameter: Parameter) -> Any:
+    """The value, in the parameter's type."""
+    kind, option = parameter.kind, parameter.option
+    if value is inspect.Parameter.empty:
+        raise FlowleapError(f"{name} is required")
+    if get_origin(kind) in (Union, UnionType):
+        if value is None and NoneType in get_args(kind):
+            return None
+        kind = next(k for k in get_args(kind) if k is not NoneType)
+    if get_origin(kind) is Literal:
+        # `True == 1`: a flag is no number, and the other way round.
+        if not any(value == choice and type(value) is type(choice) for choice in get_args(kind)):
+            raise FlowleapError(
+                f"{name} must be one of {', '.join(map(repr, get_args(kind)))}, got {value!r}"
+            )
+    elif kind is bool:
+        if not isinstance(value, bool):
+            raise FlowleapError(f"{name} must be true or false, got {value!r}")
+    elif kind is int:
+        require_int(name, value, int(option.low), int(option.high))
+    elif kind is float:
+        return require_number(name, value, option.low, option.high)
+    elif kind is str:
+        if not isinstance(value, str):
+            raise FlowleapError(f"{name} must be a text, got {value!r}")
+    elif get_origin(kind) in (Sequence, tuple, list):
+        if isinstance(value, str) or not isinstance(value, Sequence):
+            raise FlowleapError(f"{name} must be a list, got {value!r}")
+        inner = next(k for k in get_args(kind) if k is not Ellipsis)
+        return [_checked(name, x, Parameter(inner, None, option)) for x in value]
+    return value
+
+
 class Registry(Generic[T]):
-    """Maps a name to a class or function and checks options against its keyword-only parameters."""
+    """Maps a name to a class or function and checks options against its keyword-only parameters.
 
-    def __init__(self, kind: str) -> None:
+    Args:
+        kind: what it holds, for messages; also the name of hydra's group.
+        shared: a keyword-only dataclass of options that all entries have beside their own; each entry may set other
+            defaults for them when it is registered.
+    """
+
+    def __init__(self, kind: str, shared: Callable[..., Any] | None = None) -> None:
         self.kind = kind
+        self._shared = shared
         self._entries: dict[str, T] = {}
+        self._defaults: dict[str, dict[str, Any]] = {}
 
-    def register(self, name: str) -> Callable[[T], T]:
-        """Decorator: make the class or function available under `name`."""
+    def register(self, name: str, **defaults: Any) -> Callable[[T], T]:
+        """Decorator: make the class or function available under `name`.
+
+        Args:
+            name: as it stands in configs and checkpoints.
+            defaults: of shared options, where the entry's differ.
+        """
 
         def decorate(entry: T) -> T:
             if name in self._entries:
                 raise ValueError(f"{self.kind} {name!r} is registered twice")
-            self._entries[name] = entry
+            self._entries[name], self._defaults[name] = entry, defaults
             return entry
 
         return decorate
@@ -39,35 +167,23 @@ class Registry(Generic[T]):
             )
         return self._entries[name]
 
+    def parameters(self, name: str) -> dict[str, Parameter]:
+        """All options of an entry: its own, then the shared ones."""
+        own = parameters_of(self[name])
+        shared = parameters_of(self._shared) if self._shared else {}
+        defaults = self._defaults[name]
+        return own | {
+            key: Parameter(p.kind, defaults.get(key, p.default), p.option) for key, p in shared.items()
+        }
+
     def options(self, config: Mapping[str, Any]) -> dict[str, Any]:
-        """Return `config` without its `name`, filled with defaults.
+        """Return `config` without its `name`, filled with defaults and checked.
 
         Raises:
-            FlowleapError: an unknown option, or a value that is none of a `Literal`'s, no flag or no finite number
-                where the parameter is one.
+            FlowleapError: see `check_options`.
         """
         name = config.get("name")
         if not isinstance(name, str):
             raise FlowleapError(f"{self.kind}: 'name' is missing; known: {', '.join(self)}")
-        parameters = inspect.signature(self[name], eval_str=True).parameters.values()
-        kinds = {p.name: p.annotation for p in parameters if p.kind is inspect.Parameter.KEYWORD_ONLY}
-        known = {p.name: p.default for p in parameters if p.name in kinds}
         given = {key: value for key, value in config.items() if key != "name"}
-        for key in given:
-            if key not in known:
-                raise FlowleapError(
-                    f"{self.kind} {name!r} has no option {key!r}; it has: {', '.join(known) or 'none'}"
-                    f"{suggest(str(key), known)}"
-                )
-            _require_kind(f"{self.kind}.{key}", given[key], kinds[key])
-        return known | given
-
-
-def _require_kind(name: str, value: Any, kind: Any) -> None:
-    """Check a value against a parameter's annotation, where that is a `Literal`, `bool` or `float`."""
-    if get_origin(kind) is Literal and value not in get_args(kind):
-        raise FlowleapError(f"{name} must be one of {', '.join(map(repr, get_args(kind)))}, got {value!r}")
-    if kind is bool and not isinstance(value, bool):
-        raise FlowleapError(f"{name} must be true or false, got {value!r}")
-    if kind is float:
-        require_number(name, value, -1e9, 1e9)
+        return check_options(f"{self.kind} {name!r}", self.parameters(name), given, self.kind)
