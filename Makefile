@@ -19,6 +19,7 @@ check: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/mypy --strict -p flowleap.policy.core -p flowleap.policy.flow
 
 install: $(STAMP)
 

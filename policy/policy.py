@@ -31,6 +31,15 @@ def normalizer_modes(config: Any) -> dict[str, str]:
     return dict(config)
 
 
+def _drops(net: nn.Module) -> str | None:
+    """The first module of a network that drops at random in training; attention keeps its share in `dropout`."""
+    for name, module in net.named_modules():
+        attention = isinstance(module, nn.MultiheadAttention) and module.dropout > 0
+        if attention or (isinstance(module, nn.modules.dropout._DropoutNd) and module.p > 0):
+            return name
+    return None
+
+
 class Policy(nn.Module):
     """A one- or few-step robot policy.
 
@@ -63,10 +72,10 @@ class Policy(nn.Module):
         self.image_frames: int = getattr(self.encoder, "frames", spec.n_obs_steps)
         cond_dim: int = self.encoder.dim  # type: ignore[assignment]
         self.net, backbone = build_backbone(config["backbone"], spec.action_dim, spec.horizon, cond_dim)
-        if self.objective.options.get("derivative") == "difference" and backbone.get("dropout"):
+        if self.objective.options.get("derivative") == "difference" and (name := _drops(self.net)):
             raise FlowleapError(
-                "backbone.dropout > 0 needs objective.derivative=tangent: a finite difference would subtract two "
-                "different dropout masks"
+                f"backbone.dropout > 0 ('{name}') needs objective.derivative=jvp: a finite difference would subtract "
+                "two different dropout masks"
             )
         self.head_sigma = require_number("head_sigma", config.get("head_sigma", 0.0), 0.0, 100.0)
         self.config: dict[str, Any] = {

@@ -15,9 +15,9 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, is_dataclass
 from types import NoneType, UnionType
-from typing import Annotated, Any, Generic, Literal, TypeVar, Union, get_args, get_origin
+from typing import Annotated, Any, Generic, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from flowleap.policy.core.errors import FlowleapError, require_int, require_number, suggest
 
@@ -60,11 +60,14 @@ class Parameter:
 
 def parameters_of(entry: Callable[..., Any]) -> dict[str, Parameter]:
     """The options of a function, a class or a keyword-only dataclass, in the order of the signature."""
+    # Of a dataclass, the class itself: its `__init__` does not know the modules that inherited fields come from.
+    function = entry.__init__ if isinstance(entry, type) and not is_dataclass(entry) else entry  # type: ignore[misc]
+    hints = get_type_hints(function, include_extras=True)
     found: dict[str, Parameter] = {}
-    for p in inspect.signature(entry, eval_str=True).parameters.values():
+    for p in inspect.signature(entry).parameters.values():
         if p.kind is not inspect.Parameter.KEYWORD_ONLY:
             continue
-        kind, option = p.annotation, Option("")
+        kind, option = hints.get(p.name, Any), Option("")
         if get_origin(kind) is Annotated:
             kind, *extras = get_args(kind)
             option = next((extra for extra in extras if isinstance(extra, Option)), option)

@@ -6,16 +6,15 @@ seed means one draw, on any device and with any number of processes.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Literal
 
 import torch
 from torch import Tensor
 
-from flowleap.policy.core.errors import FlowleapError, require_number
+from flowleap.policy.core.registry import Option
 
-TIMES = ("beta", "logit_normal")
+Times = Literal["beta", "logit_normal"]
 
 
 @dataclass(frozen=True)
@@ -83,6 +82,11 @@ class FlowBatch:
         return (1 - t[:, None, None]) * self.a + t[:, None, None] * self.z
 
     @property
+    def gap(self) -> Tensor:
+        """T - s, to be multiplied with chunks; [B,1,1]."""
+        return (self.t - self.s)[:, None, None]
+
+    @property
     def x_t(self) -> Tensor:
         """X at the batch's own times t; [B,H,A]."""
         return self.x(self.t)
@@ -92,7 +96,7 @@ def draw_times(
     batch: int,
     alpha: float = 0.8,
     generator: torch.Generator | None = None,
-    times: str = "beta",
+    times: Times = "beta",
     mean: float = -0.4,
     scale: float = 1.0,
 ) -> tuple[Tensor, Tensor]:
@@ -113,41 +117,26 @@ def spread_rows(batch: int, share: float) -> Tensor:
     return marks[1:] > marks[:-1]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class DrawConfig:
-    """How the randomness of a batch is drawn; options that all objectives share.
+    """How the randomness of a batch is drawn; options that all objectives share."""
 
-    Attributes:
-        times: `beta` (of `alpha`) or `logit_normal` (of `time_mean`, `time_scale`), see `draw_times`.
-        diagonal: share of the batch with s = t.
-        to_data: s = 0 in all other rows: leaps to the data alone, as consistency models learn them.
-        obs_dropout: probability that a sample's observation is hidden from the network (for guidance).
-    """
-
-    times: str = "beta"
-    alpha: float = 0.8
-    time_mean: float = -0.4
-    time_scale: float = 1.0
-    diagonal: float = 0.0
-    to_data: bool = False
-    obs_dropout: float = 0.0
-
-    def __post_init__(self) -> None:
-        if self.times not in TIMES:
-            raise FlowleapError(f"objective.times must be one of {', '.join(TIMES)}, got {self.times!r}")
-        require_number("objective.alpha", self.alpha, 1e-3, 1e3)
-        require_number("objective.time_mean", self.time_mean, -100.0, 100.0)
-        require_number("objective.time_scale", self.time_scale, 1e-3, 100.0)
-        require_number("objective.diagonal", self.diagonal, 0.0, 1.0)
-        if not isinstance(self.to_data, bool):
-            raise FlowleapError(f"objective.to_data must be true or false, got {self.to_data!r}")
-        require_number("objective.obs_dropout", self.obs_dropout, 0.0, 0.99)
-
-    @classmethod
-    def take(cls, config: Mapping[str, Any]) -> tuple[DrawConfig, dict[str, Any]]:
-        """Split an objective's config into (the options of the draw, the rest)."""
-        own = {key: value for key, value in config.items() if key in cls.__dataclass_fields__}
-        return cls(**own), {key: value for key, value in config.items() if key not in own}
+    times: Annotated[
+        Times,
+        Option(
+            "beta: sorted pair of Beta(alpha, 1) draws; logit_normal: of sigmoid(N(time_mean, time_scale^2))"
+        ),
+    ] = "beta"
+    alpha: Annotated[float, Option("of beta; 1 is uniform", 1e-3, 1e3)] = 0.8
+    time_mean: Annotated[float, Option("of logit_normal", -100, 100)] = -0.4
+    time_scale: Annotated[float, Option("of logit_normal", 1e-3, 100)] = 1.0
+    diagonal: Annotated[
+        float, Option("share of the batch with s = t, which skips the term for s < t", 0, 1)
+    ] = 0.0
+    to_data: Annotated[bool, Option("s = 0 in every row with s < t, as consistency models learn")] = False
+    obs_dropout: Annotated[
+        float, Option("probability of hiding the observation in training, for guidance", 0, 0.99)
+    ] = 0.0
 
     def draw(
         self, batch: int, horizon: int, action_dim: int, generator: torch.Generator | None, progress: float

@@ -72,11 +72,7 @@ class FlowMap:
 
     def average_velocity(self, x: Tensor, t: Tensor, s: Tensor) -> Tensor:
         """u(x, t, s): average velocity of the flow from t down to s; [B,H,A]."""
-        return self.average_velocity_under(x, t, s, self.cond)
-
-    def average_velocity_under(self, x: Tensor, t: Tensor, s: Tensor, cond: Tensor) -> Tensor:
-        """u(x, t, s) under other observations cond [B, C] than the flow map's own; [B,H,A]."""
-        out = self.net(x, t, s, cond)
+        out = self.network(x, t, s)
         if not self.sigma:
             return out
         k = gaussian_coefficient(t, s, self.sigma)

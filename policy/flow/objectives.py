@@ -5,7 +5,8 @@ network gives u(x_t, t, s). `sg` is `.detach()`. Every term is a mean over the c
 `adaptive_weight` then turns the summed terms into the scalar loss. Where an objective has a term for s < t, it
 covers the rows `batch.off`; the other rows have s = t.
 
-Each function names its paper; docs/math.md tells them apart. The adaptive weight is that of MeanFlow.
+Each function names its paper; docs/math.md tells them apart. The adaptive weight is that of MeanFlow. A new objective
+is a function under `@objective(...)`, here or in a file of its own.
 """
 
 from __future__ import annotations
@@ -13,20 +14,78 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from torch import Tensor
 
-from flowleap.policy.core.errors import FlowleapError, require_number
-from flowleap.policy.core.registry import Registry
-from flowleap.policy.flow.derivatives import Derivative, self_distilled, total_derivative
+from flowleap.policy.core.errors import FlowleapError
+from flowleap.policy.core.registry import Option, Registry, parameters_of
+from flowleap.policy.flow.derivatives import Derivative, total_derivative, value_and_derivative
 from flowleap.policy.flow.draws import Draw, DrawConfig, FlowBatch
 from flowleap.policy.flow.flow_map import FlowMap, over_chunk
-from flowleap.policy.flow.samplers import NOISE_LEVELS, SAMPLERS, Prediction, Sampler, noise_schedule
+from flowleap.policy.flow.samplers import (
+    NOISE_LEVELS,
+    Prediction,
+    Sampler,
+    consistency_sampler,
+    diffusion_sampler,
+    euler_sampler,
+    leap_sampler,
+    mean_sampler,
+    mip_sampler,
+    noise_schedule,
+)
 
 Terms = dict[str, Tensor]
-Stop = Literal["none", "derivative"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SharedOptions(DrawConfig):
+    """The options that every objective has beside its own."""
+
+    p: Annotated[float, Option("adaptive weight l / sg[l + c]^p of a sample; 0: plain mean", 0, 10)] = 1.0
+    c: Annotated[float, Option("see p", 1e-12, 1e6)] = 0.01
+    guidance: Annotated[
+        float,
+        Option(
+            "weight w of the velocity w v + (1 - w) u(x_t,t,t|no observation); needs obs_dropout > 0", 0, 100
+        ),
+    ] = 1.0
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How an objective's network is sampled, and at which NFE.
+
+    `guided`: whether the objective regresses on the velocity, so that guidance has a meaning. `options`: the options
+    of the objective that its sampler takes too.
+    """
+
+    sampler: Sampler
+    default_steps: int = 1
+    min_steps: int = 1
+    max_steps: int | None = None
+    guided: bool = True
+    options: tuple[str, ...] = ()
+
+
+OBJECTIVES: Registry[Callable[..., Terms]] = Registry("objective", shared=SharedOptions)
+SAMPLING: dict[str, Sampling] = {}
+
+
+def objective(
+    name: str, sampling: Sampling, **defaults: Any
+) -> Callable[[Callable[..., Terms]], Callable[..., Terms]]:
+    """Decorator: make a loss function available under `name`.
+
+    Args:
+        name: as it stands in configs and checkpoints.
+        sampling: how to sample what it trains.
+        defaults: of `SharedOptions`, where the objective's own differ.
+    """
+    SAMPLING[name] = sampling
+    return OBJECTIVES.register(name, **defaults)
 
 
 def squared_error(prediction: Tensor, target: Tensor) -> Tensor:
@@ -52,59 +111,99 @@ def off_rows(u: FlowMap, batch: FlowBatch) -> tuple[FlowMap, FlowBatch]:
     return u[batch.off], replace(batch, off=None, **tensors)
 
 
+def diagonal_and_off(u: FlowMap, batch: FlowBatch, off: FlowMap, rows: FlowBatch) -> tuple[Tensor, Tensor]:
+    """u(x_t,t,t) [B,H,A] of the whole batch and u(x_t,t,s) [n,H,A] of its rows `off`, in one pass."""
+    both = FlowMap(u.net, torch.cat([u.cond, off.cond]), u.sigma)
+    x, t = torch.cat([batch.x_t, rows.x_t]), torch.cat([batch.t, rows.t])
+    out = both.average_velocity(x, t, torch.cat([batch.t, rows.s]))
+    return out[: len(batch.t)], out[len(batch.t) :]
+
+
 def anchor(u: FlowMap, batch: FlowBatch) -> Tensor:
     """|u(x_t,t,t) - v|^2 [B], the boundary condition that flow matching and self-distillation share."""
     return squared_error(u.velocity(batch.x_t, batch.t), batch.v)
 
 
+@objective("flow_matching", Sampling(euler_sampler, default_steps=10))
 def flow_matching(u: FlowMap, batch: FlowBatch) -> Terms:
-    """Flow matching (arXiv 2210.02747): |u(x_t,t,t) - v|^2."""
+    """Flow matching (arXiv 2210.02747): Euler sampling, 10 steps by default.
+
+    |u(x_t,t,t) - v|^2
+    """
     return {"fm": anchor(u, batch)}
 
 
+@objective("isd", Sampling(leap_sampler))
 def isd(
-    u: FlowMap, batch: FlowBatch, *, derivative: Derivative = "tangent", anchor_weight: float = 1.0
+    u: FlowMap,
+    batch: FlowBatch,
+    *,
+    derivative: Derivative = "difference",
+    anchor_weight: Annotated[
+        float, Option("of the flow-matching term; 0 leaves a condition that degenerate fields solve", 0, 1e3)
+    ] = 1.0,
 ) -> Terms:
-    """Improved self-distillation (arXiv 2601.22679), the default: the whole Eulerian target is stopped.
+    """Improved self-distillation (arXiv 2601.22679), the default: one step from scratch.
 
     |u(x_t,t,t) - v|^2 + |u(x_t,t,s) - sg[vbar - (t - s) D_vbar u]|^2,   vbar = sg[u(x_t,t,t)]
-    `anchor_weight` multiplies the first term; 0 shows what it is for (the second alone has degenerate solutions).
+    The whole Eulerian target is stopped. `anchor_weight` multiplies the first term.
     """
-    u_tt, vbar, u_ts, du, gap = self_distilled(u, batch, derivative)
-    sd = squared_error(u_ts, vbar.detach() - gap * du)
-    return {"fm": anchor_weight * squared_error(u_tt, batch.v), "sd": off_diagonal(sd, batch)}
+    off, rows = off_rows(u, batch)
+    u_tt, u_ts = diagonal_and_off(u, batch, off, rows)
+    vbar = (u_tt if batch.off is None else u_tt[batch.off]).detach()
+    tangents = (vbar, torch.ones_like(rows.t), None)
+    du = total_derivative(off, (rows.x_t, rows.t, rows.s), tangents, derivative, u_ts.detach())
+    fm = squared_error(u_tt, batch.v)
+    sd = squared_error(u_ts, vbar - rows.gap * du)
+    return {"fm": anchor_weight * fm, "sd": off_diagonal(sd, batch)}
 
 
-def esd(u: FlowMap, batch: FlowBatch, *, stop: Stop = "none") -> Terms:
-    """Eulerian self-distillation (arXiv 2505.18825): iSD's residual with the gradient let through.
+@objective("esd", Sampling(leap_sampler))
+def esd(
+    u: FlowMap,
+    batch: FlowBatch,
+    *,
+    stop: Annotated[
+        Literal["none", "derivative"], Option("derivative: stop the gradient through D u alone")
+    ] = "none",
+) -> Terms:
+    """Eulerian self-distillation (arXiv 2505.18825): iSD's residual, with gradients through the derivative.
 
     |u(x_t,t,t) - v|^2 + |u(x_t,t,s) - u(x_t,t,t) + (t - s) D_u u|^2; `stop=derivative` stops D_u u alone.
     """
-    u_tt, v_theta, u_ts, du, gap = self_distilled(u, batch, "tangent", differentiable=stop == "none")
-    return {
-        "fm": squared_error(u_tt, batch.v),
-        "esd": off_diagonal(squared_error(u_ts, v_theta - gap * du), batch),
-    }
+    off, rows = off_rows(u, batch)
+    u_tt = u.velocity(batch.x_t, batch.t)
+    v_theta = u_tt if batch.off is None else u_tt[batch.off]
+    tangents = (v_theta, torch.ones_like(rows.t), None)
+    u_ts, du = value_and_derivative(off, (rows.x_t, rows.t, rows.s), tangents)
+    residual = squared_error(u_ts, v_theta - rows.gap * (du if stop == "none" else du.detach()))
+    return {"fm": squared_error(u_tt, batch.v), "esd": off_diagonal(residual, batch)}
 
 
+@objective("lsd", Sampling(leap_sampler))
 def lsd(u: FlowMap, batch: FlowBatch) -> Terms:
     """Lagrangian self-distillation (arXiv 2505.18825).
 
     |u(x_t,t,t) - v|^2 + |d_s X - sg[u(X,s,s)]|^2,   X = x_t - (t - s) u(x_t,t,s),   d_s X = u - (t - s) d_s u
     """
     off, rows = off_rows(u, batch)
-    tangents = (None, None, torch.ones_like(rows.s))
-    u_ts, ds_u = total_derivative(off, (rows.x_t, rows.t, rows.s), tangents, "tangent", differentiable=True)
-    gap = over_chunk(rows.t - rows.s)
+    along_s = (None, None, torch.ones_like(rows.s))
+    u_ts, ds_u = value_and_derivative(off, (rows.x_t, rows.t, rows.s), along_s)
     with torch.no_grad():
-        target = off.velocity(rows.x_t - gap * u_ts, rows.s)
-    return {
-        "fm": anchor(u, batch),
-        "lsd": off_diagonal(squared_error(u_ts - gap * ds_u, target), batch),
-    }
+        target = off.velocity(rows.x_t - rows.gap * u_ts, rows.s)
+    residual = squared_error(u_ts - rows.gap * ds_u, target)
+    return {"fm": anchor(u, batch), "lsd": off_diagonal(residual, batch)}
 
 
-def psd(u: FlowMap, batch: FlowBatch, *, midpoint: Literal["uniform", "half"] = "uniform") -> Terms:
+@objective("psd", Sampling(leap_sampler))
+def psd(
+    u: FlowMap,
+    batch: FlowBatch,
+    *,
+    midpoint: Annotated[
+        Literal["uniform", "half"], Option("where the way is cut; half: the shortcut model (2410.12557)")
+    ] = "uniform",
+) -> Terms:
     """Progressive self-distillation (arXiv 2505.18825); `midpoint=half` is the shortcut model (2410.12557).
 
     |u(x_t,t,t) - v|^2 + |u(x_t,t,s) - sg[(1 - g) u(x_t,t,m) + g u(X_{t->m},m,s)]|^2,   g = (m - s) / (t - s)
@@ -121,12 +220,14 @@ def psd(u: FlowMap, batch: FlowBatch, *, midpoint: Literal["uniform", "half"] = 
     return {"fm": anchor(u, batch), "psd": off_diagonal(term, batch)}
 
 
-def meanflow(u: FlowMap, batch: FlowBatch, *, derivative: Derivative = "tangent") -> Terms:
+@objective("meanflow", Sampling(leap_sampler), times="logit_normal", diagonal=0.75)
+def meanflow(u: FlowMap, batch: FlowBatch, *, derivative: Derivative = "difference") -> Terms:
     """MeanFlow (arXiv 2505.13447): |u(x_t,t,s) - sg[v - (t - s) D_v u]|^2; rows with s = t are flow matching."""
     return {"mf": _mean_flow(u, batch, derivative, lambda off, rows: rows.v)}
 
 
-def improved_meanflow(u: FlowMap, batch: FlowBatch, *, derivative: Derivative = "tangent") -> Terms:
+@objective("improved_meanflow", Sampling(leap_sampler), times="logit_normal", diagonal=0.5)
+def improved_meanflow(u: FlowMap, batch: FlowBatch, *, derivative: Derivative = "difference") -> Terms:
     """Improved MeanFlow (arXiv 2512.02012): |V - v|^2, V = u(x_t,t,s) + (t - s) sg[D_{v_theta} u].
 
     The tangent is the model's own v_theta = u(x_t,t,t), so that the derivative no longer sees the noise of v.
@@ -144,24 +245,24 @@ def _mean_flow(
     average = u.average_velocity(batch.x_t, batch.t, batch.s)
     off, rows = off_rows(u, batch)
     with torch.no_grad():
-        x, gap = rows.x_t, over_chunk(rows.t - rows.s)
-        known = average.detach() if batch.off is None else average.detach()[batch.off]
+        known = average if batch.off is None else average[batch.off]
         tangents = (tangent(off, rows), torch.ones_like(rows.t), None)
-        _, du = total_derivative(off, (x, rows.t, rows.s), tangents, derivative, known)
-        correction = gap * du
+        du = total_derivative(off, (rows.x_t, rows.t, rows.s), tangents, derivative, known.detach())
+        correction = rows.gap * du
     if batch.off is not None:
         correction = torch.zeros_like(average).index_copy(0, batch.off, correction)
     return squared_error(average, batch.v - correction)
 
 
+@objective("alpha_flow", Sampling(leap_sampler), times="logit_normal", diagonal=0.25)
 def alpha_flow(
     u: FlowMap,
     batch: FlowBatch,
     *,
-    start: float = 0.0,
-    end: float = 0.8,
-    floor: float = 0.005,
-    derivative: Derivative = "tangent",
+    start: Annotated[float, Option("share of the training at which alpha begins to fall from 1", 0, 1)] = 0.0,
+    end: Annotated[float, Option("share at which it is 0", 0, 1)] = 0.8,
+    floor: Annotated[float, Option("below it the term is MeanFlow's", 0, 1)] = 0.005,
+    derivative: Derivative = "difference",
 ) -> Terms:
     """alpha-Flow (arXiv 2510.20771): from flow matching (al = 1) to MeanFlow (al -> 0) as training goes on.
 
@@ -183,7 +284,13 @@ def annealed(progress: float, start: float, end: float) -> float:
     return 1.0 / (1.0 + math.exp(min(25.0 * place, 700.0)))
 
 
-def consistency_training(u: FlowMap, batch: FlowBatch, *, halvings: int = 8) -> Terms:
+@objective("consistency_training", Sampling(consistency_sampler, guided=False))
+def consistency_training(
+    u: FlowMap,
+    batch: FlowBatch,
+    *,
+    halvings: Annotated[int, Option("how often the gap t - r is halved as training goes on", 0, 30)] = 8,
+) -> Terms:
     """Consistency training (arXiv 2303.01469): |f(x_t,t) - sg f(x_r,r)|^2 / (t - r),   f = x - t u(x,t,0).
 
     r = t (1 - 2^-k) on the same straight line; k grows from 0 (r = 0: f is the clean action) to `halvings`.
@@ -195,13 +302,21 @@ def consistency_training(u: FlowMap, batch: FlowBatch, *, halvings: int = 8) -> 
     return {"ct": squared_error(u.leap(batch.x_t, batch.t, zero), target) / gap.clamp(min=1e-3)}
 
 
+@objective("regression", Sampling(mean_sampler, max_steps=1, guided=False), p=0.0)
 def regression(u: FlowMap, batch: FlowBatch) -> Terms:
     """Behaviour cloning by regression: |p(o) - a|^2 with p(o) = X_{1->0}(0), the leap from zero noise."""
     one, zero = torch.ones_like(batch.t), torch.zeros_like(batch.t)
     return {"mse": squared_error(u.leap(torch.zeros_like(batch.a), one, zero), batch.a)}
 
 
-def mip(u: FlowMap, batch: FlowBatch, *, tau: float = 0.1, balance: bool = True) -> Terms:
+@objective("mip", Sampling(mip_sampler, 2, min_steps=2, max_steps=2, guided=False, options=("tau",)), p=0.0)
+def mip(
+    u: FlowMap,
+    batch: FlowBatch,
+    *,
+    tau: Annotated[float, Option("noise of the second input (1 - t* of the paper)", 1e-3, 0.999)] = 0.1,
+    balance: Annotated[bool, Option("divide each term by the square of its interval")] = True,
+) -> Terms:
     """Minimal iterative policy (arXiv 2512.01809): |p(o,0,1) - a|^2 + |p(o,a + tau z,tau) - a|^2.
 
     p is the network itself. `balance` divides each term by the square of its interval (1 - tau and tau).
@@ -213,7 +328,19 @@ def mip(u: FlowMap, batch: FlowBatch, *, tau: float = 0.1, balance: bool = True)
     return {"first": w_first * first, "second": w_second * second}
 
 
-def ddpm(u: FlowMap, batch: FlowBatch, *, prediction: Prediction = "epsilon") -> Terms:
+@objective(
+    "ddpm",
+    Sampling(diffusion_sampler, NOISE_LEVELS, max_steps=NOISE_LEVELS, guided=False, options=("prediction",)),
+    p=0.0,
+)
+def ddpm(
+    u: FlowMap,
+    batch: FlowBatch,
+    *,
+    prediction: Annotated[
+        Prediction, Option("epsilon, sample (the clean chunk) or v_prediction, as in diffusers")
+    ] = "epsilon",
+) -> Terms:
     """Diffusion Policy (arXiv 2303.04137): |eps(x_k,k) - z|^2 at 100 noise levels, cosine schedule.
 
     The network sees the level as a time (k + 1) / 100; training and sampling use diffusers' schedulers, so that
@@ -223,88 +350,44 @@ def ddpm(u: FlowMap, batch: FlowBatch, *, prediction: Prediction = "epsilon") ->
     level = (batch.uniform * NOISE_LEVELS).long().clamp(max=NOISE_LEVELS - 1)
     noisy = scheduler.add_noise(batch.a, batch.z, level)
     time = (level + 1) / NOISE_LEVELS
-    targets = {"epsilon": lambda: batch.z, "sample": lambda: batch.a}
-    target = targets.get(prediction, lambda: scheduler.get_velocity(batch.a, batch.z, level))()
+    if prediction == "v_prediction":
+        target = scheduler.get_velocity(batch.a, batch.z, level)
+    else:
+        target = batch.z if prediction == "epsilon" else batch.a
     return {"ddpm": squared_error(u.network(noisy, time, time), target)}
-
-
-@dataclass(frozen=True)
-class ObjectiveInfo:
-    """What an objective trains (`terms`), how it is sampled, and at which NFE.
-
-    `guided`: whether it regresses on the velocity, so that guidance has a meaning. `sampler_options`: the options
-    of the objective that its sampler takes too.
-    """
-
-    terms: Callable[..., Terms]
-    sampler: Sampler
-    default_steps: int = 1
-    min_steps: int = 1
-    max_steps: int | None = None
-    guided: bool = True
-    sampler_options: tuple[str, ...] = ()
-
-
-_LEAP, _EULER = SAMPLERS["leap"], SAMPLERS["euler"]
-OBJECTIVES = {
-    "isd": ObjectiveInfo(isd, _LEAP),
-    "flow_matching": ObjectiveInfo(flow_matching, _EULER, default_steps=10),
-    "meanflow": ObjectiveInfo(meanflow, _LEAP),
-    "improved_meanflow": ObjectiveInfo(improved_meanflow, _LEAP),
-    "esd": ObjectiveInfo(esd, _LEAP),
-    "lsd": ObjectiveInfo(lsd, _LEAP),
-    "psd": ObjectiveInfo(psd, _LEAP),
-    "alpha_flow": ObjectiveInfo(alpha_flow, _LEAP),
-    "consistency_training": ObjectiveInfo(consistency_training, SAMPLERS["consistency"], guided=False),
-    "mip": ObjectiveInfo(
-        mip, SAMPLERS["mip"], 2, min_steps=2, max_steps=2, guided=False, sampler_options=("tau",)
-    ),
-    "regression": ObjectiveInfo(regression, SAMPLERS["mean"], max_steps=1, guided=False),
-    "ddpm": ObjectiveInfo(
-        ddpm,
-        SAMPLERS["diffusion"],
-        NOISE_LEVELS,
-        max_steps=NOISE_LEVELS,
-        guided=False,
-        sampler_options=("prediction",),
-    ),
-}
-_TERMS: Registry[Callable[..., Terms]] = Registry("objective")
-for _name, _info in OBJECTIVES.items():
-    _TERMS.register(_name)(_info.terms)
 
 
 class Objective:
     """A named objective with its options: draws the randomness of a batch and computes the scalar loss.
 
     Args:
-        config: `name`, the options of that objective's function, and the shared ones: those of `DrawConfig`
-            (times, share of s = t, observation dropout), `p` and `c` (adaptive weight) and `guidance`: the
-            weight w of the guided velocity w v + (1 - w) u(x_t,t,t|no observation), 1 is off.
+        config: `name`, the options of that objective's function, and those of `SharedOptions`.
 
     Raises:
         FlowleapError: unknown name or option, value out of range.
     """
 
     def __init__(self, config: Mapping[str, Any]) -> None:
-        self.draws, own = DrawConfig.take(config)
-        self.p = require_number("objective.p", own.pop("p", 1.0), 0.0, 10.0)
-        self.c = require_number("objective.c", own.pop("c", 0.01), 1e-12, 1e6)
-        self.guidance = require_number("objective.guidance", own.pop("guidance", 1.0), 0.0, 100.0)
-        self.options = _TERMS.options(own)
-        self.name: str = own["name"]
-        self.info = OBJECTIVES[self.name]
-        if self.guidance != 1.0 and not (self.info.guided and self.draws.obs_dropout):
+        if (
+            config.get("derivative") == "tangent"
+        ):  # exact as well, and gone: what checkpoints before 0.2 may say
+            config = {**config, "derivative": "jvp"}
+        options = OBJECTIVES.options(config)
+        self.name: str = config["name"]
+        self.terms = OBJECTIVES[self.name]
+        self.sampling = SAMPLING[self.name]
+        self.options = {key: options.pop(key) for key in parameters_of(self.terms)}
+        self.shared = SharedOptions(**options)
+        if self.shared.guidance != 1.0 and not (self.sampling.guided and self.shared.obs_dropout):
             raise FlowleapError(
                 "objective.guidance needs objective.obs_dropout > 0 and an objective that regresses on the "
-                f"velocity, got guidance={self.guidance:g} with '{self.name}'"
+                f"velocity, got guidance={self.shared.guidance:g} with '{self.name}'"
             )
 
     @property
     def config(self) -> dict[str, Any]:
         """Plain data from which the objective can be rebuilt."""
-        shared = {"p": self.p, "c": self.c, "guidance": self.guidance, **asdict(self.draws)}
-        return {"name": self.name, **self.options, **shared}
+        return {"name": self.name, **self.options, **asdict(self.shared)}
 
     def draw(
         self,
@@ -315,34 +398,33 @@ class Objective:
         progress: float = 0.0,
     ) -> Draw:
         """Noise, times and the rest of one batch's randomness, on the CPU; `progress` in [0, 1)."""
-        return self.draws.draw(batch, horizon, action_dim, generator, progress)
+        return self.shared.draw(batch, horizon, action_dim, generator, progress)
 
     def loss(self, flow_map: FlowMap, actions: Tensor, draw: Draw) -> tuple[Tensor, dict[str, Tensor]]:
         """Return (scalar loss, detached mean of each term) for normalised action chunks [B,H,A]."""
-        batch = FlowBatch.of(actions, draw)
-        if self.draws.obs_dropout:
+        batch, guidance = FlowBatch.of(actions, draw), self.shared.guidance
+        if self.shared.obs_dropout:
             blind = flow_map.without_observation()
             flow_map = flow_map.keep_observation(draw.keep)
-            if self.guidance != 1.0:
+            if guidance != 1.0:
                 with torch.no_grad():
-                    guided = self.guidance * batch.v + (1 - self.guidance) * blind.velocity(
-                        batch.x_t, batch.t
-                    )
+                    guided = guidance * batch.v + (1 - guidance) * blind.velocity(batch.x_t, batch.t)
                 batch = replace(batch, v=torch.where(over_chunk(draw.keep), guided, batch.v))
-        terms = self.info.terms(flow_map, batch, **self.options)
+        terms = self.terms(flow_map, batch, **self.options)
         total = torch.stack(list(terms.values())).sum(0)
-        return adaptive_weight(total, self.p, self.c), {k: v.detach().mean() for k, v in terms.items()}
+        loss = adaptive_weight(total, self.shared.p, self.shared.c)
+        return loss, {k: v.detach().mean() for k, v in terms.items()}
 
     def sample(self, flow_map: FlowMap, noise: Tensor, grid: Tensor) -> Tensor:
         """Normalised action chunks [B,H,A] from noise [B,H,A] over a time grid, NFE = len(grid) - 1."""
-        own = {name: self.options[name] for name in self.info.sampler_options}
-        return self.info.sampler(flow_map, noise, grid, **own)
+        own = {name: self.options[name] for name in self.sampling.options}
+        return self.sampling.sampler(flow_map, noise, grid, **own)
 
     def check_steps(self, steps: int | None) -> int:
         """Return the NFE to use (`None`: the objective's default); raise `FlowleapError` where unsupported."""
         if steps is None:
-            return self.info.default_steps
-        low, high = self.info.min_steps, self.info.max_steps
+            return self.sampling.default_steps
+        low, high = self.sampling.min_steps, self.sampling.max_steps
         if isinstance(steps, bool) or not isinstance(steps, int) or not low <= steps <= (high or math.inf):
             allowed = f"steps from {low} to {high}" if high else f"steps >= {low}"
             raise FlowleapError(f"objective '{self.name}' supports {allowed}, got {steps!r}")

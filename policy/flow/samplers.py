@@ -102,13 +102,3 @@ def diffusion_sampler(
             predicted, level, x, **({"generator": generators} if generators else {})
         ).prev_sample
     return x
-
-
-SAMPLERS: dict[str, Sampler] = {
-    "leap": leap_sampler,
-    "euler": euler_sampler,
-    "consistency": consistency_sampler,
-    "mean": mean_sampler,
-    "mip": mip_sampler,
-    "diffusion": diffusion_sampler,
-}

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from flowleap.policy.core.errors import require_int, require_number
+from flowleap.policy.networks.layers import LayerNorm
 from flowleap.policy.networks.time_embedding import TimeEmbedding
 
 
@@ -14,7 +15,7 @@ class FiLMBlock(nn.Module):
 
     def __init__(self, width: int, expansion: int, dropout: float) -> None:
         super().__init__()
-        self.norm = nn.LayerNorm(width, elementwise_affine=False)
+        self.norm = LayerNorm(width, elementwise_affine=False)
         self.film = nn.Linear(width, 2 * width)
         self.mlp = nn.Sequential(
             nn.Linear(width, expansion * width),
@@ -39,8 +40,8 @@ class MLPBackbone(nn.Module):
         width: channels of the residual stream.
         depth: number of residual blocks.
         expansion: hidden width of a block over `width`.
-        dropout: inside the blocks, in training only; needs an exact derivative (`tangent` or `jvp`), because a
-            finite difference would subtract two different masks.
+        dropout: inside the blocks, in training only; needs `objective.derivative=jvp`, because a finite
+            difference would subtract two different masks.
         max_frequency: of the time embedding, rad (see `TimeEmbedding`).
     """
 
@@ -67,7 +68,7 @@ class MLPBackbone(nn.Module):
         self.condition = nn.Sequential(nn.Linear(cond_dim, width), nn.SiLU(), nn.Linear(width, width))
         self.input = nn.Linear(horizon * action_dim + cond_dim, width)
         self.blocks = nn.ModuleList(FiLMBlock(width, expansion, dropout) for _ in range(depth))
-        self.norm = nn.LayerNorm(width)
+        self.norm = LayerNorm(width)
         self.output = nn.Linear(width, horizon * action_dim)
 
     def forward(self, x: Tensor, t: Tensor, s: Tensor, cond: Tensor) -> Tensor:

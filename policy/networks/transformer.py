@@ -4,29 +4,10 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
-from torch.autograd import forward_ad
 
 from flowleap.policy.core.errors import FlowleapError, require_int, require_number
+from flowleap.policy.networks.layers import LayerNorm, attend
 from flowleap.policy.networks.time_embedding import TimeEmbedding
-
-
-def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-    """softmax(Q K^T / sqrt(d)) V for [B, heads, H, d], by a fused kernel where one may.
-
-    The fused kernels have no forward-mode derivative, hence the explicit form inside `torch.func.jvp`; a
-    `tangent.Dual` brings a rule of its own.
-    """
-    if any(moves(x) for x in (query, key, value)):
-        scores = query @ key.transpose(-2, -1) * query.shape[-1] ** -0.5
-        return torch.softmax(scores, dim=-1) @ value
-    return nn.functional.scaled_dot_product_attention(query, key, value)
-
-
-def moves(x: Tensor) -> bool:
-    """Whether torch's forward-mode AD differentiates `x` (never in an export, which cannot trace the question)."""
-    if torch.compiler.is_compiling() or not isinstance(x, Tensor):
-        return False
-    return forward_ad.unpack_dual(x).tangent is not None
 
 
 def modulate(h: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
@@ -43,10 +24,10 @@ class DiTBlock(nn.Module):
     def __init__(self, width: int, heads: int, expansion: int, dropout: float) -> None:
         super().__init__()
         self.heads = heads
-        self.norm1 = nn.LayerNorm(width, elementwise_affine=False)
+        self.norm1 = LayerNorm(width, elementwise_affine=False)
         self.qkv = nn.Linear(width, 3 * width)
         self.projection = nn.Linear(width, width)
-        self.norm2 = nn.LayerNorm(width, elementwise_affine=False)
+        self.norm2 = LayerNorm(width, elementwise_affine=False)
         self.mlp = nn.Sequential(
             nn.Linear(width, expansion * width),
             nn.GELU(approximate="tanh"),
@@ -81,8 +62,8 @@ class TransformerBackbone(nn.Module):
         depth: number of blocks.
         heads: attention heads.
         expansion: hidden width of a block's MLP over `width`.
-        dropout: inside and after the branches of a block, in training only; needs the exact derivative
-            (`objective.derivative=tangent or jvp`), because a finite difference would subtract two different masks.
+        dropout: inside and after the branches of a block, in training only; needs
+            `objective.derivative=jvp`, because a finite difference would subtract two different masks.
         max_frequency: of the time embedding, rad (see `TimeEmbedding`).
     """
 
@@ -112,7 +93,7 @@ class TransformerBackbone(nn.Module):
         self.input = nn.Linear(action_dim, width)
         self.positions = nn.Parameter(0.02 * torch.randn(horizon, width))
         self.blocks = nn.ModuleList(DiTBlock(width, heads, expansion, dropout) for _ in range(depth))
-        self.norm = nn.LayerNorm(width, elementwise_affine=False)
+        self.norm = LayerNorm(width, elementwise_affine=False)
         self.modulation = nn.Linear(width, 2 * width)
         # Not zero, unlike DiT's: with both gates and output at zero the blocks would learn from step three on only.
         self.output = nn.Linear(width, action_dim)

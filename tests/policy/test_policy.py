@@ -99,9 +99,9 @@ def test_act_names_bad_input() -> None:
 
 def test_dropout_needs_the_exact_derivative() -> None:
     backbone = {"name": "mlp", "width": 16, "dropout": 0.1}
-    with pytest.raises(FlowleapError, match="derivative=tangent"):
+    with pytest.raises(FlowleapError, match="derivative=jvp"):
         make_policy(backbone=backbone, objective={"name": "isd", "derivative": "difference"})
-    make_policy(backbone=backbone)
+    make_policy(backbone=backbone, objective={"name": "isd", "derivative": "jvp"})
 
 
 @pytest.mark.parametrize(

@@ -195,7 +195,7 @@ def test_compiled_training_equals_eager_and_keeps_the_names(
 ) -> None:
     """Traced and differentiated as always, but executed by torch: the C++ compiler alone would take 20 s."""
     monkeypatch.setattr(nn.Module, "compile", partialmethod(nn.Module.compile, backend="aot_eager"))
-    for derivative in ("difference", "tangent"):
+    for derivative in ("difference", "jvp"):
         objective = {"name": "isd", "derivative": derivative}
         norms, names = [], []
         for compiled in (False, True):
