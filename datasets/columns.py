@@ -13,9 +13,11 @@ from flowleap.policy.core.errors import FlowleapError, suggest
 from flowleap.policy.core.spec import ObsKey, Spec
 
 ACTION = "action"
+CACHE_BYTES = 1024 * 2**20  # what images may take in memory unless said otherwise
 Episode = dict[str, NDArray]
 """One episode: key -> [T, *shape]."""
-
+Columns = Mapping[str, Any]
+"""key -> [N, *shape] over all frames: an array, or `Frames` where it holds images."""
 
 _MIN_IMAGE_SIDE = 16  # a column [N, H, W, 3] is taken for images from this height and width on
 

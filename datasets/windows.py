@@ -12,30 +12,14 @@ uint8, from memory or from the disk (`frames.py`).
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from flowleap.datasets.frames import Frames, Mirrored
+from flowleap.datasets.columns import ACTION, Columns
 from flowleap.policy.core.errors import FlowleapError, suggest
 from flowleap.policy.core.spec import Spec, SpecMismatch
-
-ACTION = "action"
-
-
-class Column(Protocol):
-    """What is asked of a column: an array, or `frames.Frames`, which need not be in memory."""
-
-    @property
-    def shape(self) -> tuple[int, ...]: ...
-
-    @property
-    def dtype(self) -> np.dtype: ...
-
-    def __len__(self) -> int: ...
-
-    def take(self, rows: NDArray[np.integer], axis: int = ...) -> NDArray: ...
 
 
 class Windows:
@@ -50,6 +34,11 @@ class Windows:
         image_frames: how many of the To frames, the latest ones, windows hold of images; None is all. What an
             encoder does not look at need not be read.
 
+    Attributes:
+        spec, episode_ends: as given.
+        columns: those that the Spec names, as given: what a normaliser is fitted on.
+        n_frames: frames of all episodes, and as many windows.
+
     Raises:
         SpecMismatch: a column is missing, or its shape or kind is not the Spec's.
         FlowleapError: the lengths of columns and episodes differ.
@@ -57,7 +46,7 @@ class Windows:
 
     def __init__(
         self,
-        columns: Mapping[str, Any],
+        columns: Columns,
         episode_ends: ArrayLike,
         spec: Spec,
         image_frames: int | None = None,
@@ -77,9 +66,8 @@ class Windows:
         self._image_steps = slice(-(image_frames or spec.n_obs_steps), None)
         self._action_offsets = np.arange(spec.horizon)
 
-        self._rgb: dict[str, Column] = {
-            key: columns[key] for key, obs in spec.observations.items() if obs.kind == "rgb"
-        }
+        self.columns = {key: columns[key] for key in (*spec.observations, ACTION)}
+        self._rgb = {key: self.columns[key] for key, obs in spec.observations.items() if obs.kind == "rgb"}
         self._slices: dict[str, slice] = {}  # key -> its share of the last axis of `_lowdim`
         width = 0
         for key, obs in spec.observations.items():
@@ -119,10 +107,10 @@ class Windows:
         described: dict[str, str] = {}
         for key, column in self._rgb.items():
             whole = f"{np.prod(column.shape) / 2**20:.0f} MB uint8 in memory"
-            described[key] = column.describe() if isinstance(column, Frames | Mirrored) else whole
+            described[key] = whole if isinstance(column, np.ndarray) else column.describe()
         return described
 
-    def _check(self, columns: Mapping[str, Column]) -> None:
+    def _check(self, columns: Columns) -> None:
         """Raise unless every column that the Spec names is there with its shape, kind and length."""
         expected: dict[str, tuple[int, ...]] = {k: tuple(o.shape) for k, o in self.spec.observations.items()}
         expected[ACTION] = (self.spec.action_dim,)

@@ -21,8 +21,7 @@ from rich.console import Console
 from rich.progress import track
 
 from flowleap.datasets.columns import ACTION, Episode, to_uint8
-from flowleap.datasets.formats.registry import format_module, open_source, writable_formats
-from flowleap.datasets.formats.source import Source
+from flowleap.datasets.dataset import Dataset, format_module, open_dataset, writable_formats
 from flowleap.datasets.rotations import Rotations
 from flowleap.envs.registry import make_task
 from flowleap.policy.core.errors import FlowleapError, UsageError, suggest
@@ -45,7 +44,7 @@ def main(cfg: DictConfig) -> None:
     """Write `cfg.source` to `cfg.out`."""
     to = _target_format(cfg)
     options = {"filter": cfg.filter, "actions": cfg.actions, "fill_missing": cfg.fill_missing or None}
-    with open_source(cfg.source, cfg.format, **options) as source:
+    with open_dataset(cfg.source, cfg.format, **options) as source:
         plan = _with_rotations(_plan(source, cfg), cfg.rotation)
         spec = plan.spec
         if cfg.control_hz:
@@ -69,7 +68,7 @@ def main(cfg: DictConfig) -> None:
     print(spec.summary())
 
 
-def _copy(source: Source, plan: Plan, writer: Any) -> None:
+def _copy(source: Dataset, plan: Plan, writer: Any) -> None:
     """Write the episodes that the writer does not have yet."""
     console = Console(stderr=True)
     if writer.n_episodes:
@@ -103,7 +102,7 @@ def _target_format(cfg: DictConfig) -> str:
     return to
 
 
-def _plan(source: Source, cfg: DictConfig) -> Plan:
+def _plan(source: Dataset, cfg: DictConfig) -> Plan:
     """Return what to do with the columns, before rotations."""
     if cfg.task:
         if cfg["keys"] is not None:
@@ -116,8 +115,8 @@ def _plan(source: Source, cfg: DictConfig) -> Plan:
             return Plan([*keys, ACTION], task.from_recorded, task.spec, {})
         return Plan([*task.spec.observations, ACTION], dict, task.spec, {})
     if cfg["keys"] is None:
-        return Plan(list(source.columns), dict, source.spec, source.extra)
-    columns = source.columns
+        return Plan(list(source.fields), dict, source.spec, source.extra)
+    columns = source.fields
     for key in cfg["keys"]:
         if key not in columns or key == ACTION:
             raise FlowleapError(

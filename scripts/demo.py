@@ -14,7 +14,7 @@ from typing import Any
 from omegaconf import DictConfig
 from rich.console import Console
 
-from flowleap.datasets.windows import Windows
+from flowleap.datasets.dataset import open_dataset
 from flowleap.envs.registry import make_task
 from flowleap.envs.report import format_line
 from flowleap.envs.task_data import load_columns
@@ -102,9 +102,11 @@ def _draw(cfg: DictConfig, data: Path, run: Path, out: Path) -> None:
     from flowleap.policy.policy import Policy
 
     policy = Policy.load(run)
-    columns, ends, _ = load_columns(make_task(cfg.task.name, **cfg.task.kwargs), data)
+    spec, task = policy.spec, make_task(cfg.task.name, **cfg.task.kwargs)
+    dataset = load_columns(task, open_dataset(data))
+    windows = dataset.windows(spec.n_obs_steps, spec.horizon, spec.n_action_steps)
     plots.training_curve(run / "metrics.jsonl", out / "training.png")
-    plots.action_chunks(policy, Windows(columns, ends, policy.spec), out / "chunks.png")
+    plots.action_chunks(policy, windows, out / "chunks.png")
 
 
 def _report(cfg: DictConfig, results: dict[str, Any]) -> str:

@@ -18,7 +18,7 @@ from omegaconf import DictConfig
 from rich.console import Console
 from rich.table import Table
 
-from flowleap.datasets.windows import Windows
+from flowleap.datasets.dataset import open_dataset
 from flowleap.envs.registry import make_task
 from flowleap.envs.task_data import load_columns
 from flowleap.policy.core.files import write_results
@@ -75,9 +75,10 @@ def _observations(dataset: str | None, info: Mapping[str, Any], spec: Spec) -> d
     if isinstance(trained_on, dict) and isinstance(trained_on.get("name"), str):
         kwargs = trained_on.get("kwargs")
         task = make_task(trained_on["name"], **(kwargs if isinstance(kwargs, dict) else {}))
-    columns, ends, found = load_columns(task, dataset)
-    spec.require_match(found, "the checkpoint", f"dataset {dataset}")
-    windows = Windows(columns, ends, spec)
+    with open_dataset(dataset) as opened:
+        data = load_columns(task, opened)
+    spec.require_match(data.spec, "the checkpoint", f"dataset {dataset}")
+    windows = data.windows(spec.n_obs_steps, spec.horizon, spec.n_action_steps)
     index = np.linspace(0, len(windows) - 1, min(PARITY_WINDOWS, len(windows))).astype(np.int64)
     return windows.gather(index)["obs"]
 

@@ -19,8 +19,7 @@ from rich.console import Console
 from rich.table import Table
 
 from flowleap.datasets.columns import ACTION
-from flowleap.datasets.formats.registry import detect, open_source
-from flowleap.datasets.formats.source import Source
+from flowleap.datasets.dataset import Dataset, detect, open_dataset
 from flowleap.datasets.quality.checks import Checks, Finding, grouped
 from flowleap.datasets.quality.page import check_name, span, write_page
 from flowleap.datasets.quality.profile import Profile, Statistics
@@ -35,7 +34,7 @@ def main(cfg: DictConfig) -> None:
     name = detect(cfg.dataset)
     console = Console(soft_wrap=True, highlight=False)
     console.width = max(console.width, 110)
-    with open_source(cfg.dataset, name, allow_nan=True if name == "zarr" else None) as source:
+    with open_dataset(cfg.dataset, name, allow_nan=True if name == "zarr" else None) as source:
         checks = Checks(source)
         window = (cfg.n_obs_steps, cfg.horizon, cfg.n_action_steps)
         profile = Profile(source, checks, window, cfg.image_episodes)
@@ -50,7 +49,7 @@ def main(cfg: DictConfig) -> None:
             console.print(f"\nwritten: {page}", markup=False)
 
 
-def _describe(console: Console, source: Source, checks: Checks) -> None:
+def _describe(console: Console, source: Dataset, checks: Checks) -> None:
     """Print what is known of the dataset as a whole."""
     lengths = checks.lengths
     console.print(f"spec      {source.spec.summary()}", markup=False)
@@ -69,7 +68,7 @@ def _describe(console: Console, source: Source, checks: Checks) -> None:
         console.print(f"seeds     {min(seeds)} to {max(seeds)}")
 
 
-def _columns(console: Console, source: Source, profile: Profile) -> None:
+def _columns(console: Console, source: Dataset, profile: Profile) -> None:
     """Print the table of columns."""
     table = Table("key", "frame", "dtype", "min", "max", "mean", "std", "constant", "NaN/inf", box=None)
     for key, statistics in profile.columns.items():

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
-from flowleap.datasets.formats.registry import describe_formats
+from flowleap.datasets.dataset import describe_formats
 from flowleap.datasets.public_files import PUBLIC
 from flowleap.envs.registry import list_tasks, make_task, open_families
 from flowleap.policy.core.errors import UsageError, suggest

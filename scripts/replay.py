@@ -23,8 +23,7 @@ from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
 from flowleap.datasets.columns import ACTION
-from flowleap.datasets.formats.registry import open_source
-from flowleap.datasets.formats.source import Source
+from flowleap.datasets.dataset import Dataset, open_dataset
 from flowleap.envs.registry import make_task
 from flowleap.envs.replay import (
     Replayed,
@@ -55,8 +54,8 @@ def main(cfg: DictConfig) -> dict[str, Any]:
         raise UsageError(f"episodes={cfg.episodes} must be a whole number >= 1, or null for all")
     name, plain = cfg.task.name, OmegaConf.to_container(cfg.task, resolve=True)
     assert isinstance(plain, dict)
-    task = make_task(name, **with_recorded_env(name, plain.get("kwargs") or {}, cfg.dataset))
-    with open_source(cfg.dataset) as source:
+    with open_dataset(cfg.dataset) as source:
+        task = make_task(name, **with_recorded_env(name, plain.get("kwargs") or {}, source))
         rows = _replay_all(task, source, cfg)
         versions = [source.spec.source.get("versions"), source.attrs.get("versions")]
     changed = version_differences(*versions)
@@ -76,10 +75,10 @@ def main(cfg: DictConfig) -> dict[str, Any]:
     return results
 
 
-def _replay_all(task: Task, source: Source, cfg: DictConfig) -> list[Replayed]:
+def _replay_all(task: Task, source: Dataset, cfg: DictConfig) -> list[Replayed]:
     """Replay episode by episode; only one is in memory."""
-    keys, translate = task_columns(task, list(source.columns), None, cfg.dataset)
-    states = None if _has_seeds(task, source) else initial_state_columns(task, list(source.columns))
+    keys, translate = task_columns(task, source, list(source.fields), match=False)
+    states = None if _has_seeds(task, source) else initial_state_columns(task, list(source.fields))
     if states is None:
         _require_seeds(task, source)
     rewards = [key for key in source.extra if key in ("reward", "rewards")]
@@ -115,13 +114,13 @@ def _replay_all(task: Task, source: Source, cfg: DictConfig) -> list[Replayed]:
     return rows
 
 
-def _has_seeds(task: Task, source: Source) -> bool:
+def _has_seeds(task: Task, source: Dataset) -> bool:
     """Whether the dataset stores the seeds of episodes of this very task."""
     origin = source.spec.source
     return source.seed(0) is not None and task.name in (origin.get("task"), f"gym/{origin.get('env')}")
 
 
-def _require_seeds(task: Task, source: Source) -> None:
+def _require_seeds(task: Task, source: Dataset) -> None:
     """Raise unless the dataset stores the seeds of episodes of this very task."""
     if _has_seeds(task, source):
         return

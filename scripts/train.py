@@ -24,7 +24,8 @@ from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from rich.table import Table
 
-from flowleap.datasets.windows import ShuffledIndices, Windows
+from flowleap.datasets.dataset import open_dataset
+from flowleap.datasets.windows import ShuffledIndices
 from flowleap.envs.registry import make_task
 from flowleap.envs.task import Task
 from flowleap.envs.task_data import check_cameras, load_columns, with_mirrored, with_recorded_env
@@ -49,25 +50,27 @@ def main(cfg: DictConfig) -> Path:
     options = TrainerConfig.from_mapping(_plain(cfg.trainer))
     check_cameras(cfg.get("cameras"), cfg.get("task"))
     task, kwargs = None, {}
-    if cfg.get("task"):
-        kwargs = with_recorded_env(cfg.task.name, _plain(cfg.task.get("kwargs", {})), cfg.dataset)
-        task = make_task(cfg.task.name, **kwargs)
     cache = require_int("image_cache_mb", cfg.image_cache_mb, 0, 2**30) * 2**20
-    columns, ends, spec = load_columns(task, cfg.dataset, cache, images=cfg.encoder.name != "lowdim")
-    recorded = len(ends)
+    with open_dataset(cfg.dataset) as dataset:
+        if cfg.get("task"):
+            kwargs = with_recorded_env(cfg.task.name, _plain(cfg.task.get("kwargs", {})), dataset)
+            task = make_task(cfg.task.name, **kwargs)
+        data = load_columns(task, dataset, cache, images=cfg.encoder.name != "lowdim")
+    recorded = data.n_episodes
     if cfg.get("mirror"):
-        columns, ends = with_mirrored(task, columns, ends)
-    spec = spec.with_window(*(_window(cfg, name) for name in ("n_obs_steps", "horizon", "n_action_steps")))
+        data = with_mirrored(task, data)
+    window = {name: _window(cfg, name) for name in ("n_obs_steps", "horizon", "n_action_steps")}
+    spec = data.spec.with_window(**window)
     torch.manual_seed(options.seed)
     config = {part: _plain(cfg[part]) for part in PARTS}
     policy = Policy(spec, config)
-    windows = Windows(columns, ends, spec, policy.image_frames)
-    policy.normalizer.fit(columns)
+    windows = data.windows(**window, image_frames=policy.image_frames)
+    policy.normalizer.fit(windows.columns)
     info = {
         "task": {"name": task.name, "kwargs": kwargs} if task else None,
         "dataset": os.path.abspath(cfg.dataset),
         "episodes": recorded,
-        "mirrored": len(ends) > recorded,
+        "mirrored": data.n_episodes > recorded,
         "frames": len(windows),
     }
     sampler = ShuffledIndices(len(windows), options.batch_size, options.seed)

@@ -20,8 +20,7 @@ from numpy.typing import NDArray
 from omegaconf import DictConfig
 
 from flowleap.datasets.columns import ACTION
-from flowleap.datasets.formats.registry import detect, open_source
-from flowleap.datasets.formats.source import Source
+from flowleap.datasets.dataset import Dataset, detect, open_dataset
 from flowleap.datasets.quality.page import to_pixels
 from flowleap.policy.core.errors import FlowleapError, optional_import
 from flowleap.policy.core.files import complete_file
@@ -35,7 +34,7 @@ def main(cfg: DictConfig) -> None:
     rerun = optional_import("rerun", extra="viewer")
     target = _check_target(cfg.save)
     name = detect(cfg.dataset)
-    with open_source(cfg.dataset, name, allow_nan=True if name == "zarr" else None) as source:
+    with open_dataset(cfg.dataset, name, allow_nan=True if name == "zarr" else None) as source:
         if not isinstance(cfg.episode, int) or not 0 <= cfg.episode < source.n_episodes:
             raise FlowleapError(
                 f"'{source.path}' has episodes 0 to {source.n_episodes - 1}, not {cfg.episode}"
@@ -44,7 +43,7 @@ def main(cfg: DictConfig) -> None:
         times = _times(source, cfg.episode, len(columns[ACTION]))
         label, spec = source.label(cfg.episode), source.spec
         about = f"{source.path.name}, {label}\n\n{spec.summary()}"
-        rgb = [key for key, column in source.columns.items() if column.kind == "rgb"]
+        rgb = [key for key, column in source.fields.items() if column.kind == "rgb"]
         observations = set(spec.observations)
     recording = rerun.RecordingStream("flowleap")
     paths = {key: _entity(key, observations) for key in columns}
@@ -111,7 +110,7 @@ def _open_viewer(recording: Any) -> None:
         ) from error
 
 
-def _times(source: Source, index: int, length: int) -> dict[str, NDArray]:
+def _times(source: Dataset, index: int, length: int) -> dict[str, NDArray]:
     """The time lines: `frame`, and `time` in seconds if time stamps or a rate are known."""
     lines: dict[str, NDArray] = {"frame": np.arange(length)}
     stamps = source.times(index)

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flowleap.datasets.columns import ACTION, Episode, flat_names, require_memory
+from flowleap.datasets.dataset import Dataset
 from flowleap.datasets.formats.lerobot_index import (
     DERIVED,
     NOTE,
@@ -25,12 +26,11 @@ from flowleap.datasets.formats.lerobot_index import (
     read_json,
 )
 from flowleap.datasets.formats.lerobot_writer import LeRobotWriter as Writer
-from flowleap.datasets.formats.source import Source
 from flowleap.datasets.formats.video import read_frames
 from flowleap.policy.core.errors import FlowleapError, optional_import
 from flowleap.policy.core.spec import ObsKey, Spec
 
-__all__ = ["LeRobotSource", "Writer", "detect", "open_source"]
+__all__ = ["Reader", "Writer", "detect"]
 
 _PREFIXES = ["observation.images.", "observation."]
 _IMAGES = ("image", "video")
@@ -41,12 +41,7 @@ def detect(path: Path) -> bool:
     return (path / "meta" / "info.json").is_file()
 
 
-def open_source(path: Path) -> Source:
-    """Open a dataset folder."""
-    return LeRobotSource(path)
-
-
-class LeRobotSource(Source):
+class Reader(Dataset):
     """A LeRobotDataset folder."""
 
     def __init__(self, path: Path) -> None:
@@ -119,13 +114,13 @@ class LeRobotSource(Source):
             self.spec = Spec.from_dict(note["spec"], where)
             self.extra = {key: ObsKey(tuple(shape), dtype) for key, (shape, dtype) in note["extra"].items()}
             self.attrs, self._names = dict(note["attrs"]), dict(note["names"])
-            lost = next((key for key in self.columns if self._names[key] not in self._features), None)
+            lost = next((key for key in self.fields if self._names[key] not in self._features), None)
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise FlowleapError(f"{where} is damaged: {error}") from error
         if lost is not None:
             raise FlowleapError(f"{where} names '{self._names[lost]}', which meta/info.json does not have")
 
-    def read(self, index: int, keys: Sequence[str]) -> Episode:
+    def _read(self, index: int, keys: Sequence[str]) -> Episode:
         """Read some columns of one episode."""
         place = self._places[index]
         tabled = [key for key in keys if self._features[self._names[key]]["dtype"] != "video"]
@@ -138,7 +133,7 @@ class LeRobotSource(Source):
             )
         columns: Episode = {}
         for key in keys:
-            name, shape = self._names[key], tuple(self.columns[key].shape)
+            name, shape = self._names[key], tuple(self.fields[key].shape)
             kind = self._features[name]["dtype"]
             try:
                 if kind == "video":
@@ -146,7 +141,7 @@ class LeRobotSource(Source):
                 elif kind == "image":
                     columns[key] = self._images(rows[name], shape)
                 else:
-                    columns[key] = _in_dtype(_numbers(self._pa, rows[name], shape), self.columns[key].dtype)
+                    columns[key] = _in_dtype(_numbers(self._pa, rows[name], shape), self.fields[key].dtype)
             except FlowleapError as error:
                 file = place.videos[name][0] if kind == "video" else place.table
                 raise self.error(index, key, f"{error} ({file.relative_to(self.path)})") from error

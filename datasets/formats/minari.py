@@ -19,8 +19,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flowleap.datasets.columns import ACTION, Episode, flat_names, infer_key, require_memory
+from flowleap.datasets.dataset import Dataset
 from flowleap.datasets.formats.hdf5 import open_hdf5, require_own, text
-from flowleap.datasets.formats.source import Source
 from flowleap.policy.core.errors import FlowleapError, optional_import
 from flowleap.policy.core.spec import Spec
 
@@ -34,12 +34,7 @@ def detect(path: Path) -> bool:
     return _folder(path) is not None
 
 
-def open_source(path: Path) -> Source:
-    """Open a dataset in Minari's HDF5 storage."""
-    return MinariSource(path)
-
-
-class MinariSource(Source):
+class Reader(Dataset):
     """A Minari dataset; the columns are those of its first episode."""
 
     def __init__(self, path: Path) -> None:
@@ -74,7 +69,7 @@ class MinariSource(Source):
             observations.visititems(visit)
         self._paths = flat_names(paths, ["observations/"]) | {key: key for key in _EXTRA}
         self._paths[ACTION] = "actions"
-        first = self.read(0, list(self._paths))
+        first = self._read(0, list(self._paths))
         described = {key: infer_key(values.shape[1:], values.dtype) for key, values in first.items()}
         action = described.pop(ACTION)
         if len(action.shape) != 1:
@@ -92,7 +87,7 @@ class MinariSource(Source):
     def _group(self, index: int) -> Any:
         return self._file[self._episodes[index]]
 
-    def read(self, index: int, keys: Sequence[str]) -> Episode:
+    def _read(self, index: int, keys: Sequence[str]) -> Episode:
         """Read some columns of one episode; observations without the last one."""
         columns: Episode = {}
         group = self._group(index)

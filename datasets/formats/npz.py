@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flowleap.datasets.columns import ACTION, Episode, flat_names, infer_key, require_memory
-from flowleap.datasets.formats.source import Source
+from flowleap.datasets.dataset import Dataset
 from flowleap.policy.core.errors import FlowleapError
 from flowleap.policy.core.spec import Spec
 
@@ -34,7 +34,7 @@ def detect(path: Path) -> bool:
     return path.suffix == ".npz" if path.is_file() else any(path.glob("*.npz"))
 
 
-def open_source(path: Path) -> Source:
+def open_npz(path: Path) -> Dataset:
     """Open a flat file or a folder."""
     return FolderSource(path) if path.is_dir() else FlatSource(path)
 
@@ -106,7 +106,7 @@ class _Zip:
         self._file.close()
 
 
-class FlatSource(Source):
+class FlatSource(Dataset):
     """One file for all episodes; a row is read when its episode is."""
 
     def __init__(self, path: Path) -> None:
@@ -129,9 +129,9 @@ class FlatSource(Source):
         for key, name in self._once.items():
             self.extra[key] = infer_key(arrays[name].shape[1:], arrays[name].dtype)
 
-    def read(self, index: int, keys: Sequence[str]) -> Episode:
+    def _read(self, index: int, keys: Sequence[str]) -> Episode:
         """Read some columns of one episode."""
-        first, last = int(self._ends[index - 1]) if index else 0, int(self._ends[index])
+        first, last = int(self.episode_ends[index - 1]) if index else 0, int(self.episode_ends[index])
         columns: Episode = {}
         for key in keys:
             try:
@@ -149,7 +149,7 @@ class FlatSource(Source):
         self._zip.close()
 
 
-class FolderSource(Source):
+class FolderSource(Dataset):
     """One file an episode, in the order of the numbers in their names."""
 
     def __init__(self, path: Path) -> None:
@@ -161,7 +161,7 @@ class FolderSource(Source):
         self._paths = _describe(self, {name: (a.shape[1:], a.dtype) for name, a in first.arrays.items()})
         first.close()
 
-    def read(self, index: int, keys: Sequence[str]) -> Episode:
+    def _read(self, index: int, keys: Sequence[str]) -> Episode:
         """Read some columns of one episode."""
         file = _Zip(self._files[index])
         columns: Episode = {}
@@ -182,7 +182,7 @@ class FolderSource(Source):
         return self._files[index].name
 
 
-def _describe(source: Source, found: dict[str, tuple[tuple[int, ...], np.dtype]]) -> dict[str, str]:
+def _describe(source: Dataset, found: dict[str, tuple[tuple[int, ...], np.dtype]]) -> dict[str, str]:
     """Set Spec, extra columns and attributes from the arrays' shapes and dtypes; return column -> array."""
     action = next((name for name in _ACTIONS if name in found), None)
     if action is None:
@@ -202,10 +202,13 @@ def _describe(source: Source, found: dict[str, tuple[tuple[int, ...], np.dtype]]
     return names | {ACTION: action}
 
 
-def _why(source: Source) -> str:
+def _why(source: Dataset) -> str:
     """Which arrays could not be read, for a message."""
     return "".join(f"; '{name}' {reason}" for name, reason in source.refused.items())
 
 
 def _numbers(path: Path) -> tuple[list[int], str]:
     return [int(digits) for digits in re.findall(r"[0-9]+", path.stem)], path.name
+
+
+Reader = open_npz

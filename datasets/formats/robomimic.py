@@ -17,14 +17,14 @@ from typing import Any
 import numpy as np
 
 from flowleap.datasets.columns import ACTION, Episode, flat_names, infer_key, require_memory
+from flowleap.datasets.dataset import Dataset
 from flowleap.datasets.formats.hdf5 import open_hdf5, require_own, text
 from flowleap.datasets.formats.robomimic_writer import ACTIONS, MASKS, NOTE, is_hdf5
 from flowleap.datasets.formats.robomimic_writer import RobomimicWriter as Writer
-from flowleap.datasets.formats.source import Source
 from flowleap.policy.core.errors import FlowleapError, optional_import, suggest
 from flowleap.policy.core.spec import ActionConvention, ObsKey, Spec
 
-__all__ = ["RobomimicSource", "Writer", "action_convention", "detect", "open_source"]
+__all__ = ["Reader", "Writer", "action_convention", "detect"]
 
 
 def detect(path: Path) -> bool:
@@ -32,21 +32,16 @@ def detect(path: Path) -> bool:
     return is_hdf5(path)
 
 
-def open_source(path: Path, filter: str | None = None, actions: str = ACTIONS) -> Source:
-    """Open a file.
+class Reader(Dataset):
+    """A robomimic file; the shapes are those of the first demonstration.
 
     Args:
         path: the file.
         filter: read the demonstrations of `mask/<filter>` only, such as `train` or `valid`.
         actions: the dataset with the actions, such as `actions_abs`.
     """
-    return RobomimicSource(path, filter, actions)
 
-
-class RobomimicSource(Source):
-    """A robomimic file; the shapes are those of the first demonstration."""
-
-    def __init__(self, path: Path, filter: str | None, actions: str) -> None:
+    def __init__(self, path: Path, filter: str | None = None, actions: str = ACTIONS) -> None:
         self._h5 = optional_import("h5py", extra="formats")
         self.path = path
         self._file = open_hdf5(path)
@@ -68,7 +63,7 @@ class RobomimicSource(Source):
         self._noted = own is not None
         if own is not None:
             self.spec, self.extra, self.attrs = own
-            paths = {key: f"obs/{key}" if key in self.spec.observations else key for key in self.columns}
+            paths = {key: f"obs/{key}" if key in self.spec.observations else key for key in self.fields}
         else:
             paths = self._names(0, actions)
             self._infer(paths, actions)
@@ -192,7 +187,7 @@ class RobomimicSource(Source):
             raise FlowleapError(f"'{self.path}': data/{name} is no group")
         return self._data[name]
 
-    def read(self, index: int, keys: Sequence[str]) -> Episode:
+    def _read(self, index: int, keys: Sequence[str]) -> Episode:
         """Read some columns of one demonstration.
 
         The low-level interface of h5py is three times as fast as `group[path][()]` for the small datasets here.

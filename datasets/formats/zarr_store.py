@@ -1,11 +1,11 @@
-"""EpisodeStore: demonstrations in a zarr group, `data/<key>` flat over all frames and `meta/episode_ends`.
+"""zarr v3 or zarr v2 replay buffer (Diffusion Policy, UMI): data/<key>, meta/episode_ends; folder or .zarr.zip
 
-This is the layout of the Diffusion Policy replay buffers, and stores of that project (zarr v2) open as
-they are, as folders and as `.zarr.zip`. Stores written by `EpisodeWriter` are zarr v3 and carry their Spec as a group
+`data/<key>` is flat over all frames. This is the layout of the Diffusion Policy replay buffers, and stores of that
+project (zarr v2) open as they are. Stores written by `EpisodeWriter` are zarr v3 and carry their Spec as a group
 attribute.
 
-zarr reads a missing chunk file as fill values, and the Blosc codec reads beyond a truncated one, both without
-a word. The store checks the files itself before it reads them.
+zarr reads a missing chunk file as fill values, and Blosc reads beyond a truncated one, both without a word. The store
+checks the files itself before it reads them.
 """
 
 from __future__ import annotations
@@ -13,59 +13,69 @@ from __future__ import annotations
 import itertools
 import math
 import os
+import zipfile
 from collections.abc import Sequence
-from functools import cached_property
-from pathlib import Path
-from typing import Any
+from pathlib import Path, PurePosixPath
+from typing import Any, NamedTuple
 
 import numpy as np
 import zarr
 import zarr.storage
 from numpy.typing import NDArray
 
-from flowleap.datasets.columns import ACTION, infer_key, require_memory
-from flowleap.datasets.formats.zarr_files import Folder, Zip, blosc_size, open_files
+from flowleap.datasets.columns import ACTION, CACHE_BYTES, Columns, Episode, infer_key, require_memory
+from flowleap.datasets.dataset import Dataset
 from flowleap.datasets.formats.zarr_writer import (
     FORMAT_ATTRIBUTE,
     FORMAT_VERSION,
+    NO_SEED,
     SPEC_ATTRIBUTE,
     EpisodeWriter,
+    is_store,
 )
+from flowleap.datasets.frames import Frames
 from flowleap.policy.core.errors import FlowleapError, suggest
-from flowleap.policy.core.spec import ActionConvention, Spec
+from flowleap.policy.core.spec import ObsKey, Spec
 
-__all__ = ["EpisodeStore", "EpisodeWriter"]
+__all__ = ["EpisodeStore", "EpisodeWriter", "Reader", "Writer", "detect"]
 
 _MAX_MISSING = 10_000  # chunk files after which nobody counts on: metadata may claim any number of them
 _MAX_EXPANSION, _MAX_EXTRA = 8, 2**20  # a chunk file larger than so many times its values, and bytes, is none
+_BLOCK_BYTES = 32 * 2**20
 _LAYOUT = "a dataset is a zarr folder with data/<key> and meta/episode_ends"
+# zarr's own codecs take four times as long for chunks of one frame (README of the studies: image_speed).
+_PIPELINE = {"codec_pipeline.path": "zarrs.ZarrsCodecPipeline"}
 
 
-class EpisodeStore:
-    """Demonstrations opened for reading. Nothing is loaded but metadata and the episode ends.
+def detect(path: Path) -> bool:
+    """A folder with the metadata file of a zarr group, or a zip."""
+    return is_store(path) if path.is_dir() else path.suffix == ".zip"
+
+
+class EpisodeStore(Dataset):
+    """Demonstrations in a zarr group. Nothing is loaded but metadata and the episode ends.
 
     Attributes:
-        path: the folder or zip file.
-        spec: the Spec it was written with, or None (see `infer_spec`).
-        attrs: the group's other attributes.
-        keys: names of all columns, `action` among them.
-        episode_ends: int64 [E], the frame after each episode's last one.
-        refused: columns that cannot be read, and why.
         episode_seeds: int64 [E], -1 where unknown; None if the store has none.
 
     Args:
         path: the folder or zip file.
         fill_missing: read chunk files that are not there as the fill value, as zarr does, instead of raising: some
             writers leave out chunks of zeros, but so does a broken copy.
+        allow_nan: let `episode` return NaN and infinity as they are, instead of raising.
 
     Raises:
         FlowleapError: the path is missing or no such store, or episode ends and columns disagree.
     """
 
-    def __init__(self, path: str | os.PathLike[str], fill_missing: bool = False) -> None:
+    lends_images = True
+
+    def __init__(
+        self, path: str | os.PathLike[str], fill_missing: bool = False, allow_nan: bool = False
+    ) -> None:
         self.path = Path(path).expanduser()
-        self._fill_missing = fill_missing
-        group, self._files = _open_group(self.path)
+        self._fill_missing, self._allow_nan = fill_missing, allow_nan
+        group, self._zipped = _open_group(self.path)
         attrs = dict(group.attrs)
         self._format = attrs.pop(FORMAT_ATTRIBUTE, None)
         if self._format is not None and self._format != FORMAT_VERSION:
@@ -73,45 +83,35 @@ class EpisodeStore:
                 f"dataset '{self.path}' has format {self._format}, this flowleap reads {FORMAT_VERSION}: "
                 "upgrade flowleap"
             )
-        spec = attrs.pop(SPEC_ATTRIBUTE, None)
-        self.spec = None if spec is None else Spec.from_dict(spec, f"dataset '{self.path}', {SPEC_ATTRIBUTE}")
-        self.attrs: dict[str, Any] = attrs
-        self._arrays: dict[str, zarr.Array] = {}
-        self.refused: dict[str, str] = {}
+        given = attrs.pop(SPEC_ATTRIBUTE, None)
+        self.has_spec = given is not None
+        if given is not None:
+            self.spec = Spec.from_dict(given, f"dataset '{self.path}', {SPEC_ATTRIBUTE}")
+        self.attrs = attrs
+        self._arrays, self.refused = self._open_columns(group)
+        order = {key: i for i, key in enumerate(self.spec.observations if given else ())} | {ACTION: math.inf}
+        self._keys = sorted([*self._arrays, *self.refused], key=lambda key: (order.get(key, len(order)), key))
         self._intact: dict[str, tuple[int, int]] = {}  # column -> chunk rows whose files have been checked
-        self._open_columns(group)
-        self.episode_ends = self._read_meta(group, "episode_ends")
+        self._ends = self._read_meta(group, "episode_ends")
+        self.n_episodes = len(self._ends)
         self._check_lengths()
-        has_seeds = "episode_seeds" in self._files.folders("meta")
+        self._starts = np.concatenate(([0], self._ends[:-1]))
+        has_seeds = "episode_seeds" in self._folders("meta")
         self.episode_seeds = self._read_meta(group, "episode_seeds") if has_seeds else None
+        self._block: tuple[int, int, Episode] = (0, 0, {})
+        if given is None:
+            self.spec = self._infer_spec()
+        found = {
+            key: ObsKey(self.shape(key), self.dtype(key).name) for key in self._keys if key in self._arrays
+        }
+        if found.get(ACTION, ObsKey(())).dtype == "float32":
+            del found[ACTION]
+        self.extra = {key: column for key, column in found.items() if key not in self.spec.observations}
 
     @property
     def keys(self) -> list[str]:
-        """Names of all columns: the Spec's order first, `action` last."""
-        names = [*self._arrays, *self.refused]
-        order = list(self.spec.observations) if self.spec else []
-        rank = {key: i for i, key in enumerate(order)} | {ACTION: len(order) + len(names)}
-        return sorted(names, key=lambda key: (rank.get(key, len(order)), key))
-
-    @property
-    def readable(self) -> list[str]:
-        """Names of the columns that can be read: the numeric ones."""
-        return [key for key in self.keys if key in self._arrays]
-
-    @property
-    def n_frames(self) -> int:
-        """Frames of all episodes."""
-        return int(self.episode_ends[-1])
-
-    @property
-    def n_episodes(self) -> int:
-        """Number of episodes."""
-        return len(self.episode_ends)
-
-    @cached_property
-    def episode_starts(self) -> NDArray[np.int64]:
-        """int64 [E], the first frame of each episode."""
-        return np.concatenate(([0], self.episode_ends[:-1]))
+        """Names of all columns, those that cannot be read among them: the Spec's order first, `action` last."""
+        return self._keys
 
     def shape(self, key: str) -> tuple[int, ...]:
         """Shape of one frame of the column."""
@@ -141,6 +141,26 @@ class EpisodeStore:
         """Read the frames [start, stop) of one column as they are; raise if a chunk is missing or damaged."""
         return self._load(self.array(key), start, stop)
 
+    def read_frames(self, key: str, frames: NDArray[np.int64]) -> NDArray:
+        """Read single frames [n] of one column, without a look at their files; raise if a chunk is damaged."""
+        array = self.array(key)
+        try:
+            return np.asarray(array.oindex[frames])
+        except Exception as error:  # each codec has its own way to fail
+            for frame in frames.tolist():
+                self._load(array, frame, frame + 1)
+            raise self._damaged(array.path, error) from error
+
+    def columns(self, keys: Sequence[str] | None = None, cache_bytes: int = CACHE_BYTES) -> Columns:
+        """Columns of all episodes; images are `Frames`."""
+        keys = self._wanted(keys)
+        images = [key for key in keys if infer_key(self.shape(key), self.dtype(key)).kind == "rgb"]
+        columns: dict[str, Any] = dict(self.read([key for key in keys if key not in images]))
+        for key in images:
+            columns[key] = Frames(self, key, cache_bytes)
+            cache_bytes -= columns[key].nbytes if columns[key].cached else 0
+        return columns
+
     def read(
         self, keys: Sequence[str], episodes: slice | None = None, allow_nan: bool = False
     ) -> dict[str, NDArray]:
@@ -160,76 +180,84 @@ class EpisodeStore:
             raise FlowleapError(f"episodes can be read as a contiguous slice only, not with step {step}")
         if first >= last:
             return {key: np.empty((0, *self.shape(key)), self.dtype(key)) for key in keys}
-        start, stop = int(self.episode_starts[first]), int(self.episode_ends[last - 1])
+        start, stop = int(self._starts[first]), int(self.episode_ends[last - 1])
         columns = {key: self._load(self.array(key), start, stop) for key in keys}
         if not allow_nan:
             for key, values in columns.items():
                 self._require_finite(key, values, start)
         return columns
 
-    def episode(self, index: int, keys: Sequence[str] | None = None) -> dict[str, NDArray]:
-        """Read one episode, key -> [T, *shape]; all columns by default."""
-        if not -self.n_episodes <= index < self.n_episodes:
-            raise FlowleapError(f"dataset '{self.path}' has episodes 0 to {self.n_episodes - 1}, not {index}")
-        index %= self.n_episodes
-        return self.read(self.keys if keys is None else keys, slice(index, index + 1))
+    def _read(self, index: int, keys: Sequence[str]) -> Episode:
+        """Read some columns of one episode, from a block of episodes: neighbours share chunks."""
+        first, last, columns = self._block
+        if not first <= index < last or set(columns) != set(keys):
+            widths = [self.dtype(key).itemsize * math.prod(self.shape(key)) for key in keys]
+            frames = _BLOCK_BYTES // max(1, sum(widths))
+            fits = np.searchsorted(self.episode_ends, self._starts[index] + frames, "right")
+            first, last = index, max(index + 1, int(fits))
+            columns = self.read(list(keys), slice(first, last), allow_nan=True)
+            self._block = (first, last, columns)
+        start, offset = int(self._starts[index]), int(self._starts[first])
+        episode = {key: columns[key][start - offset : self.episode_ends[index] - offset] for key in keys}
+        if not self._allow_nan:
+            for key, values in episode.items():
+                self._require_finite(key, values, start)
+        return episode
 
-    def infer_spec(
-        self,
-        keys: Sequence[str] | None = None,
-        n_obs_steps: int = 1,
-        horizon: int = 1,
-        n_action_steps: int = 1,
-        control_hz: float = 0.0,
-        action_convention: ActionConvention = "absolute",
-    ) -> Spec:
-        """Read a Spec off the columns of a store that carries none.
+    def seed(self, index: int) -> int | None:
+        """The seed that an episode was recorded with, None if unknown."""
+        seeds = self.episode_seeds
+        return None if seeds is None or seeds[index] == NO_SEED else int(seeds[index])
 
-        Which columns are images is `columns.infer_key`'s to say.
+    def error(self, index: int, key: str, problem: str) -> FlowleapError:
+        """Return an error that names store, episode and key."""
+        return FlowleapError(f"dataset '{self.path}', episode {index}: '{key}' {problem}")
 
-        Args:
-            keys: observation keys; all numeric columns but `action` by default.
-            n_obs_steps, horizon, n_action_steps, control_hz, action_convention: what arrays cannot tell.
-        """
-        action_shape = self.shape(ACTION)
-        if len(action_shape) != 1:
+    def _infer_spec(self) -> Spec:
+        """Read a Spec off the columns of a store that carries none."""
+        action = self.shape(ACTION)
+        if len(action) != 1:
             raise FlowleapError(
-                f"dataset '{self.path}': action has shape {action_shape} a frame, expected one axis"
+                f"dataset '{self.path}': action has shape {action} a frame, expected one axis"
             )
-        chosen = keys if keys is not None else [key for key in self.readable if key != ACTION]
+        chosen = [key for key in self._keys if key in self._arrays and key != ACTION]
         if not chosen:
             why = "".join(f"; '{key}' cannot be read: {reason}" for key, reason in self.refused.items())
             raise FlowleapError(f"dataset '{self.path}' has no column beside '{ACTION}' to observe{why}")
-        return Spec(
-            observations={key: infer_key(self.shape(key), self.dtype(key)) for key in chosen},
-            action_dim=action_shape[0],
-            n_obs_steps=n_obs_steps,
-            horizon=horizon,
-            n_action_steps=n_action_steps,
-            control_hz=control_hz,
-            action_convention=action_convention,
-            source={"dataset": self.path.name},
-        )
+        observations = {key: infer_key(self.shape(key), self.dtype(key)) for key in chosen}
+        return Spec(observations, action_dim=action[0], source={"dataset": self.path.name})
 
-    def _open_columns(self, group: zarr.Group) -> None:
+    def _folders(self, name: str) -> list[str]:
+        """Names of the folders in a folder; none if it is not there."""
+        if self._zipped is None:
+            folder = self.path / name
+            return sorted(p.name for p in folder.iterdir() if p.is_dir()) if folder.is_dir() else []
+        inside = (PurePosixPath(file).parts for file in self._zipped.sizes)
+        return sorted({parts[1] for parts in inside if parts[0] == name and len(parts) > 2})
+
+    def _open_columns(self, group: zarr.Group) -> tuple[dict[str, zarr.Array], dict[str, str]]:
         """Open every array of `data/` on its own, so that one odd column does not hide the others."""
-        names = self._files.folders("data")
+        arrays: dict[str, zarr.Array] = {}
+        refused: dict[str, str] = {}
+        names = self._folders("data")
         for name in names:
             try:
-                node = group[f"data/{name}"]
+                with zarr.config.set(_PIPELINE):
+                    node = group[f"data/{name}"]
             except Exception as error:  # zarr raises many kinds for metadata it cannot parse
-                self.refused[name] = str(error)
+                refused[name] = str(error)
                 continue
             if not isinstance(node, zarr.Array):
                 continue
             if np.dtype(node.dtype).kind not in "biuf":
-                self.refused[name] = f"dtype {node.dtype} is not numeric"
+                refused[name] = f"dtype {node.dtype} is not numeric"
             elif node.ndim == 0:
-                self.refused[name] = "it has no frame axis"
+                refused[name] = "it has no frame axis"
             else:
-                self._arrays[name] = node
+                arrays[name] = node
         if not names:
             raise FlowleapError(f"dataset '{self.path}' has no columns in data/: {_LAYOUT}")
+        return arrays, refused
 
     def _read_meta(self, group: zarr.Group, name: str) -> NDArray[np.int64]:
         """Read a vector of whole numbers from `meta/`."""
@@ -276,7 +304,7 @@ class EpisodeStore:
         episode = int(np.searchsorted(self.episode_ends, frame, side="right"))
         raise FlowleapError(
             f"dataset '{self.path}': '{key}' is {values[tuple(bad)]} in episode {episode}, "
-            f"frame {frame - self.episode_starts[episode]}; remove the episode or repair the value"
+            f"frame {frame - self._starts[episode]}; remove the episode or repair the value"
         )
 
     def _load(self, array: zarr.Array, start: int, stop: int) -> NDArray:
@@ -292,10 +320,12 @@ class EpisodeStore:
         try:
             return np.asarray(array[start:stop])
         except Exception as error:  # each codec has its own way to fail
-            raise FlowleapError(
-                f"dataset '{self.path}': {_damaged_chunk(array, start, stop)} is truncated or damaged "
-                f"({error}); copy the dataset again"
-            ) from error
+            raise self._damaged(_damaged_chunk(array, start, stop), error) from error
+
+    def _damaged(self, what: str, error: Exception) -> FlowleapError:
+        return FlowleapError(
+            f"dataset '{self.path}': {what} is truncated or damaged ({error}); copy the dataset again"
+        )
 
     def _check_chunks(self, array: zarr.Array, first: int, last: int) -> None:
         """Raise if a file of the chunk rows [first, last) is missing or shorter than its header says."""
@@ -307,7 +337,7 @@ class EpisodeStore:
         places = ((row, *rest) for row in range(first, last) for rest in itertools.product(*grid))
         for place in places:
             name = f"{array.path}/{array.metadata.encode_chunk_key(place)}"
-            size = self._files.size(name)
+            size = self._size(name)
             if size is None:
                 if not self._fill_missing:
                     missing.append(name)
@@ -318,7 +348,7 @@ class EpisodeStore:
                     f"dataset '{self.path}': chunk {name} has {size} bytes, too many for {math.prod(sizes)} values; "
                     "copy the dataset again"
                 )
-            elif blosc and size < blosc_size(self._files.head(name, 16)):
+            elif blosc and size < self._blosc_size(name):
                 raise FlowleapError(
                     f"dataset '{self.path}': chunk {name} is truncated; copy the dataset again"
                 )
@@ -331,8 +361,32 @@ class EpisodeStore:
             f"dataset '{self.path}': {len(missing)} chunk file(s) are missing, the first is {missing[0]}; {remedy}"
         )
 
+    def _size(self, name: str) -> int | None:
+        """Bytes of a file before the zip's compression, None if it is not there."""
+        if self._zipped is not None:
+            return self._zipped.sizes.get(name)
+        try:
+            return os.stat(f"{self.path}/{name}").st_size
+        except (FileNotFoundError, NotADirectoryError):
+            return None
 
-def _open_group(path: Path) -> tuple[zarr.Group, Folder | Zip]:
+    def _blosc_size(self, name: str) -> int:
+        """The compressed size that a Blosc chunk states in its 16-byte header."""
+        with (
+            (self.path / name).open("rb") if self._zipped is None else self._zipped.file.open(name) as stream
+        ):
+            header = stream.read(16)
+        return int.from_bytes(header[12:16], "little") if len(header) == 16 else 16
+
+
+class _Zip(NamedTuple):
+    """A store's zip and what is in it: name -> bytes before compression."""
+
+    file: zipfile.ZipFile
+    sizes: dict[str, int]
+
+
+def _open_group(path: Path) -> tuple[zarr.Group, _Zip | None]:
     """Open a zarr group or say what is there instead."""
     if not path.exists():
         siblings = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
@@ -341,10 +395,18 @@ def _open_group(path: Path) -> tuple[zarr.Group, Folder | Zip]:
         raise FlowleapError(
             f"dataset '{path}' does not exist{suggest(path.name, siblings)}{beside} ({_LAYOUT})"
         )
-    files = open_files(path)
+    zipped = None
+    if path.is_file() and (path.suffix == ".zip" or zipfile.is_zipfile(path)):
+        try:
+            file = zipfile.ZipFile(path)
+        except (OSError, zipfile.BadZipFile) as error:
+            raise FlowleapError(
+                f"dataset '{path}' is not a whole zip file ({error}); copy the dataset again"
+            ) from error
+        zipped = _Zip(file, {info.filename: info.file_size for info in file.infolist() if not info.is_dir()})
     try:
-        store = zarr.storage.ZipStore(path, mode="r") if isinstance(files, Zip) else path
-        return zarr.open_group(store, mode="r", use_consolidated=False), files
+        store = path if zipped is None else zarr.storage.ZipStore(path, mode="r")
+        return zarr.open_group(store, mode="r", use_consolidated=False), zipped
     except Exception as error:  # FileNotFoundError, ContainsArrayError, JSON errors: all mean the same here
         inside = sorted(p.name for p in path.glob("*.zarr")) if path.is_dir() else []
         hint = f"; it contains {', '.join(inside[:8])}" if inside else ""
@@ -361,3 +423,6 @@ def _damaged_chunk(array: zarr.Array, start: int, stop: int) -> str:
         except Exception:
             return f"chunk {chunk} of {array.path} (frames {lo} to {hi - 1})"
     return array.path
+
+
+Reader, Writer = EpisodeStore, EpisodeWriter

@@ -72,7 +72,7 @@ class EpisodeWriter:
         self.attrs: dict[str, Any] = dict(attrs or {})
         self._keep_interrupted = keep_interrupted
         self._layout = Layout(spec, extra)
-        self._target = Target(path, overwrite, "zarr store", _is_store, job)
+        self._target = Target(path, overwrite, "zarr store", is_store, job)
         self.path = self._target.path
         self._journal = Journal(self._target.temporary / "journal.jsonl", job) if job else None
         self._lengths: list[int] = []  # of the episodes already streamed out
@@ -221,5 +221,6 @@ class EpisodeWriter:
         self._target.publish()
 
 
-def _is_store(path: Path) -> bool:
+def is_store(path: Path) -> bool:
+    """Whether a folder has the metadata file of a zarr group."""
     return any((path / marker).is_file() for marker in ("zarr.json", ".zgroup"))

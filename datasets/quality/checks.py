@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flowleap.datasets.columns import ACTION
-from flowleap.datasets.formats.source import Source
+from flowleap.datasets.dataset import Dataset
 
 _CLIPPED = (
     0.05  # share of frames at the very smallest or largest value from which a dimension counts as clipped
@@ -70,8 +70,8 @@ class Checks:
         suspects: episodes that a finding names, in the order of the findings.
     """
 
-    def __init__(self, source: Source) -> None:
-        columns = source.columns
+    def __init__(self, source: Dataset) -> None:
+        columns = source.fields
         keys = [key for key, column in columns.items() if column.kind == "lowdim"]
         self.extremes = {key: Extremes(columns[key].size) for key in keys}
         self.not_finite: Counter[str] = Counter()

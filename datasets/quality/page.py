@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flowleap.datasets.columns import ACTION
-from flowleap.datasets.formats.source import Source
+from flowleap.datasets.dataset import Dataset
 from flowleap.datasets.quality import charts
 from flowleap.datasets.quality.checks import Checks, Finding, grouped
 from flowleap.datasets.quality.profile import Profile, Statistics
@@ -48,7 +48,7 @@ def check_name(path: str | os.PathLike[str]) -> Path:
 def write_page(
     path: Path,
     format_name: str,
-    source: Source,
+    source: Dataset,
     checks: Checks,
     profile: Profile,
     findings: Sequence[Finding],
@@ -60,7 +60,7 @@ def write_page(
 
 
 def render(
-    format_name: str, source: Source, checks: Checks, profile: Profile, findings: Sequence[Finding]
+    format_name: str, source: Dataset, checks: Checks, profile: Profile, findings: Sequence[Finding]
 ) -> str:
     """Return the page as text."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
@@ -83,7 +83,7 @@ def render(
         "n_findings": len(findings),
         "tiles": _tiles(source, lengths, hz),
         "spec": source.spec,
-        "action_dtype": source.columns[ACTION].dtype,
+        "action_dtype": source.fields[ACTION].dtype,
         "rate": _rate(source, checks),
         "details": _details(source),
         "refused": source.refused,
@@ -103,7 +103,7 @@ def render(
     return environment.get_template(TEMPLATE).render(context)
 
 
-def _tiles(source: Source, lengths: NDArray, hz: float) -> list[tuple[str, str]]:
+def _tiles(source: Dataset, lengths: NDArray, hz: float) -> list[tuple[str, str]]:
     """The few numbers above all others."""
     frames = int(lengths.sum())
     tiles = [("episodes", f"{len(lengths):,}"), ("frames", f"{frames:,}")]
@@ -115,12 +115,12 @@ def _tiles(source: Source, lengths: NDArray, hz: float) -> list[tuple[str, str]]
     return tiles
 
 
-def _rate(source: Source, checks: Checks) -> str:
+def _rate(source: Dataset, checks: Checks) -> str:
     stated = f"{source.spec.control_hz:.4g} Hz" if source.spec.control_hz else "not stated"
     return stated + (f"; {checks.measured_hz:.4g} Hz by the time stamps" if checks.measured_hz else "")
 
 
-def _details(source: Source) -> list[tuple[str, str]]:
+def _details(source: Dataset) -> list[tuple[str, str]]:
     """Origin and further attributes, as text."""
     facts = {"source": source.spec.source} if source.spec.source else {}
     return [(key, _text(value)) for key, value in {**facts, **source.attrs}.items()]
@@ -141,7 +141,7 @@ def _lengths(lengths: NDArray) -> Any:
     )
 
 
-def _network(source: Source, profile: Profile) -> list[dict[str, Any]]:
+def _network(source: Dataset, profile: Profile) -> list[dict[str, Any]]:
     """The window in the middle of the median episode: a chart a key, observations first."""
     if profile.spec is None:
         return []
@@ -175,7 +175,7 @@ def _network(source: Source, profile: Profile) -> list[dict[str, Any]]:
     return parts
 
 
-def _column(source: Source, profile: Profile, key: str, hz: float) -> dict[str, Any]:
+def _column(source: Dataset, profile: Profile, key: str, hz: float) -> dict[str, Any]:
     """One key: its table of dimensions and its lines over a few episodes."""
     s = profile.columns[key]
     rows = [
@@ -224,7 +224,7 @@ def _apart(s: Statistics, drawn: list[int]) -> bool:
 
 
 def _episode(
-    source: Source, s: Statistics, key: str, index: int, drawn: list[int], scaled: bool, hz: float
+    source: Dataset, s: Statistics, key: str, index: int, drawn: list[int], scaled: bool, hz: float
 ) -> dict[str, Any]:
     """The lines of one episode."""
     values = source.episode(index, [key])[key].reshape(-1, len(s.low)).astype(np.float64)
@@ -252,7 +252,7 @@ def _legend(size: int) -> list[str]:
     return [str(i) for i in range(min(size, charts.COLOURS))] if size > 1 else []
 
 
-def _strips(source: Source, profile: Profile, key: str) -> list[dict[str, Any]]:
+def _strips(source: Dataset, profile: Profile, key: str) -> list[dict[str, Any]]:
     """A few frames of a few episodes."""
     return [
         {

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flowleap.datasets.columns import ACTION
-from flowleap.datasets.formats.source import Source
+from flowleap.datasets.dataset import Dataset
 from flowleap.datasets.quality.checks import Checks, Finding
 from flowleap.datasets.windows import Windows
 from flowleap.policy.core.spec import ObsKey, Spec
@@ -77,7 +77,7 @@ class Profile:
     """
 
     def __init__(
-        self, source: Source, checks: Checks, window: tuple[int, int, int], image_episodes: int = 32
+        self, source: Dataset, checks: Checks, window: tuple[int, int, int], image_episodes: int = 32
     ) -> None:
         self._source, self.lengths = source, checks.lengths
         self._checks = checks
@@ -91,8 +91,8 @@ class Profile:
         self.image_episodes = sorted({int(i) for i in chosen.round()})
         self._frozen: dict[str, list[int]] = {}
         lowdim = self._lowdim()
-        images = {key: self._images(key) for key, column in source.columns.items() if column.kind == "rgb"}
-        self.columns = {key: lowdim.get(key) or images[key] for key in source.columns}
+        images = {key: self._images(key) for key, column in source.fields.items() if column.kind == "rgb"}
+        self.columns = {key: lowdim.get(key) or images[key] for key in source.fields}
         self.spec = self._spec(window)
         self.findings = [*self._outliers(), *self._cameras()]
 
@@ -117,7 +117,7 @@ class Profile:
             n = np.maximum(counts[key], 1)
             mean, std = sums[key] / n, np.sqrt(np.maximum(squares[key] / n - (sums[key] / n) ** 2, 0))
             found[key] = Statistics(
-                self._source.columns[key],
+                self._source.fields[key],
                 *(e.low, e.high, mean + centre[key], std),
                 self._checks.not_finite[key],
                 bins[key],
@@ -126,7 +126,7 @@ class Profile:
 
     def _images(self, key: str) -> Statistics:
         """Statistics a channel, over a sample of frames."""
-        column = self._source.columns[key]
+        column = self._source.fields[key]
         low, high = np.full(column.shape[-1], np.inf), np.full(column.shape[-1], -np.inf)
         sums, squares, count, not_finite = np.zeros(len(low)), np.zeros(len(low)), 0, 0
         for index in self.image_episodes:

@@ -23,6 +23,7 @@ from rich.console import Console
 from rich.table import Table
 
 from flowleap.datasets.columns import ACTION
+from flowleap.datasets.dataset import open_dataset
 from flowleap.datasets.windows import ShuffledIndices, Windows
 from flowleap.envs.registry import make_task
 from flowleap.envs.task_data import load_columns
@@ -60,9 +61,9 @@ def _apart(name: str, options: dict[str, Any]) -> dict[str, float]:
 
 def _windows(cfg: DictConfig, cache_bytes: int) -> Windows:
     task = make_task(cfg.task.name, **cfg.task.kwargs)
-    columns, ends, spec = load_columns(task, cfg.dataset, cache_bytes)
-    spec = spec.with_window(cfg.task.n_obs_steps, cfg.task.horizon, cfg.task.n_action_steps)
-    return Windows(columns, ends, spec, cfg.encoder.get("frames") or None)
+    window = (cfg.task.n_obs_steps, cfg.task.horizon, cfg.task.n_action_steps)
+    data = load_columns(task, open_dataset(cfg.dataset), cache_bytes)
+    return data.windows(*window, image_frames=cfg.encoder.get("frames") or None)
 
 
 def training(cfg: DictConfig, cache_bytes: int) -> dict[str, float]:

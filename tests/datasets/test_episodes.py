@@ -72,7 +72,7 @@ def write_foreign(path: Path, zarr_format: int = 2, compressors: object = "auto"
 
 def test_the_human_push_t_demonstrations_open_as_they_are(pusht_human: Path) -> None:
     store = EpisodeStore(pusht_human)
-    assert (store.n_episodes, store.n_frames, store.spec, store.attrs) == (206, 25650, None, {})
+    assert (store.n_episodes, store.n_frames, store.has_spec, store.attrs) == (206, 25650, False, {})
     assert store.keys == ["img", "keypoint", "n_contacts", "state", "action"]
     assert store.shape("keypoint") == (9, 2)
     assert store.dtype("state") == np.float32
@@ -80,10 +80,10 @@ def test_the_human_push_t_demonstrations_open_as_they_are(pusht_human: Path) -> 
     assert columns["state"].shape == (25650, 5)
     last = store.episode(-1, ["action"])["action"]
     np.testing.assert_array_equal(last, columns["action"][store.episode_ends[-2] :])
-    spec = store.infer_spec(n_obs_steps=2, horizon=16, n_action_steps=8)
+    spec = store.spec
     assert spec.observations["img"] == ObsKey((96, 96, 3), "uint8", "rgb")
     assert spec.observations["state"] == ObsKey((5,), "float32", "lowdim")
-    assert (spec.action_dim, spec.n_obs_steps, spec.horizon, spec.n_action_steps) == (2, 2, 16, 8)
+    assert (spec.action_dim, spec.n_obs_steps, spec.horizon, spec.n_action_steps) == (2, 1, 1, 1)
 
 
 def test_a_slice_of_episodes(tmp_path: Path) -> None:
@@ -225,7 +225,7 @@ def test_a_column_of_text_is_refused_and_hides_no_other(tmp_path: Path, zarr_for
     words[:] = np.array(["x"] * 25)
     store = EpisodeStore(tmp_path / "a.zarr")
     assert store.keys == ["state", "words", "action"]
-    assert list(store.infer_spec().observations) == ["state"]
+    assert list(store.spec.observations) == ["state"]
     with pytest.raises(FlowleapError, match="'words' cannot be read"):
         store.read(["words"])
 

@@ -22,9 +22,9 @@ import zarr
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from flowleap.datasets import dataset as formats
 from flowleap.datasets.columns import flat_names
-from flowleap.datasets.formats import registry as formats
-from flowleap.datasets.formats.source import Source, read_columns
+from flowleap.datasets.dataset import Dataset
 from flowleap.datasets.formats.zarr_store import EpisodeStore, EpisodeWriter
 from flowleap.envs.task_data import load_columns
 from flowleap.policy.core.errors import FlowleapError
@@ -70,7 +70,7 @@ def write(
     return path
 
 
-def transfer(source: Source, path: Path, name: str) -> None:
+def transfer(source: Dataset, path: Path, name: str) -> None:
     """Write all that a source holds in another format."""
     with formats.format_module(name).Writer(path, source.spec, source.attrs, extra=source.extra) as writer:
         for i in range(source.n_episodes):
@@ -78,7 +78,7 @@ def transfer(source: Source, path: Path, name: str) -> None:
 
 
 def assert_same(
-    source: Source, spec: Spec, extra: dict[str, ObsKey], episodes: Episodes, attrs: object
+    source: Dataset, spec: Spec, extra: dict[str, ObsKey], episodes: Episodes, attrs: object
 ) -> None:
     assert source.spec == spec
     assert source.extra == extra
@@ -137,11 +137,11 @@ def test_round_trips_are_exact(
         assert formats.detect(path) == pair[0]
         for step, name in enumerate((pair[1], pair[0], "zarr")):
             following = Path(folder) / f"step{step}{SUFFIX[name]}"
-            with formats.open_source(path) as source:
+            with formats.open_dataset(path) as source:
                 assert_same(source, spec, extra, episodes, attrs)
                 transfer(source, following, name)
             path = following
-        with formats.open_source(path) as source:
+        with formats.open_dataset(path) as source:
             assert_same(source, spec, extra, episodes, attrs)
 
 
@@ -175,10 +175,10 @@ def test_what_is_only_read_arrives_exactly(
     more = {"action": ObsKey((2,), "float64"), "rewards": ObsKey(())}
     episodes = make(columns, [3, 1, 5], more)[2]
     target = tmp_path / f"x{SUFFIX[name]}"
-    with formats.open_source(save(tmp_path, episodes)) as source:
+    with formats.open_dataset(save(tmp_path, episodes)) as source:
         source.spec = replace(source.spec, control_hz=10.0)
         transfer(source, target, name)
-    with formats.open_source(target) as source:
+    with formats.open_dataset(target) as source:
         assert source.spec.observations == columns
         assert source.n_episodes == 3
         for i, episode in enumerate(episodes):
@@ -192,7 +192,7 @@ def test_what_is_only_read_arrives_exactly(
 def test_hundreds_of_keys_and_one_frame(tmp_path: Path, name: str) -> None:
     columns = {f"sensor_{i}": ObsKey((i % 3 + 1,), DTYPES[i % len(DTYPES)]) for i in range(300)}
     spec, extra, episodes = make(columns, [1, 2], {"reward": ObsKey(())})
-    with formats.open_source(write(tmp_path / f"x{SUFFIX[name]}", name, spec, extra, episodes)) as source:
+    with formats.open_dataset(write(tmp_path / f"x{SUFFIX[name]}", name, spec, extra, episodes)) as source:
         assert_same(source, spec, extra, episodes, {})
 
 
@@ -219,7 +219,7 @@ def test_an_error_leaves_nothing_and_others_are_not_overwritten(tmp_path: Path, 
         writer(path, spec)
     with writer(path, spec, overwrite=True) as w:
         w.add(episodes[1])
-    with formats.open_source(path) as source:
+    with formats.open_dataset(path) as source:
         assert source.n_episodes == 1
     thesis = tmp_path / f"thesis{SUFFIX[name]}" / "x.tex"
     thesis.parent.mkdir()
@@ -245,7 +245,8 @@ def test_a_zipped_store_reads_like_its_folder(tmp_path: Path, zarr_format: int) 
     for key, values in store.read(["state", "action"]).items():
         np.testing.assert_array_equal(zipped.read([key])[key], values)
     assert formats.detect(archive) == "zarr"
-    columns, ends, _ = load_columns(None, archive)
+    data = load_columns(None, formats.open_dataset(archive))
+    columns, ends, _ = data.columns(), data.episode_ends, data.spec
     assert columns["state"].shape == (25, 3)
     assert ends.tolist() == [10, 25]
 
@@ -313,7 +314,7 @@ def test_a_killed_conversion_goes_on(
         stream.write('{"lengths": [1')  # as a loss of power may leave it
     assert cli.main(words) == 0
     assert f"going on after {done} episodes" in capsys.readouterr().err
-    with formats.open_source(tmp_path / "b.zarr") as store:
+    with formats.open_dataset(tmp_path / "b.zarr") as store:
         assert_same(store, spec, extra, episodes, {"note": "n"})
     assert sorted(os.listdir(tmp_path)) == ["a.hdf5", "b.zarr"]
 
@@ -342,10 +343,10 @@ def test_nothing_is_mistaken_for_a_dataset(tmp_path: Path) -> None:
     with pytest.raises(FlowleapError, match="none of the formats zarr"):
         formats.detect(tmp_path / "a.txt")
     with pytest.raises(FlowleapError, match=r"no format 'robomimc'.*did you mean 'robomimic'"):
-        formats.open_source(tmp_path, "robomimc")
+        formats.open_dataset(tmp_path, "robomimc")
     write(tmp_path / "b.zarr", "zarr", *make({"state": ObsKey((3,))}, [2], {}))
     with pytest.raises(FlowleapError, match="format zarr has no option 'filter'"):
-        formats.open_source(tmp_path / "b.zarr", filter="train")
+        formats.open_dataset(tmp_path / "b.zarr", filter="train")
 
 
 @pytest.mark.parametrize("name", ["robomimic", "lerobot"])
@@ -353,10 +354,11 @@ def test_low_dim_data_train_in_place(tmp_path: Path, name: str) -> None:
     columns = {"state": ObsKey((3,), "float64"), "camera": IMAGE}
     spec, extra, episodes = make(columns, [4, 2], {"reward": ObsKey(())})
     path = write(tmp_path / f"x{SUFFIX[name]}", name, spec, extra, episodes)
-    loaded, ends, got = load_columns(None, path)
+    data = load_columns(None, formats.open_dataset(path))
+    loaded, ends, got = data.columns(), data.episode_ends, data.spec
     assert list(got.observations) == ["state"]
     assert set(loaded) == {"state", "action"}
     assert ends.tolist() == [4, 6]
     np.testing.assert_array_equal(loaded["state"], np.concatenate([e["state"] for e in episodes]))
-    with formats.open_source(path) as source, pytest.raises(FlowleapError, match="did you mean 'state'"):
-        read_columns(source, ["stat"])
+    with formats.open_dataset(path) as source, pytest.raises(FlowleapError, match="did you mean 'state'"):
+        source.columns(["stat"])

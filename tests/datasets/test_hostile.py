@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import zarr
 
-from flowleap.datasets.formats import registry as formats
+from flowleap.datasets import dataset as formats
 from flowleap.policy.core.errors import FlowleapError
 
 MANY = 10**12
@@ -22,7 +22,7 @@ MANY = 10**12
 
 def read_all(path: Path) -> None:
     """Open a dataset and read every episode."""
-    with formats.open_source(path) as source:
+    with formats.open_dataset(path) as source:
         for i in range(source.n_episodes):
             source.episode(i)
 
@@ -232,7 +232,7 @@ def test_episodes_of_other_dtypes_are_named_unless_nothing_is_lost(tmp_path: Pat
 
     save(0, "float32")
     save(1, "float16")
-    with formats.open_source(tmp_path) as source:
+    with formats.open_dataset(tmp_path) as source:
         assert source.episode(1)["state"].dtype == np.float32
     save(1, "float64")
     with pytest.raises(FlowleapError, match=r"ep_1\.npz: 'state' has dtype float64, float32 in the episodes"):

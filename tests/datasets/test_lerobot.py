@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from flowleap.datasets.formats import registry as formats
+from flowleap.datasets import dataset as formats
 from flowleap.datasets.formats.lerobot_index import DATA_V3, VIDEO_V3
 from flowleap.datasets.formats.video import read_frames, write_frames
 from flowleap.envs.task_data import load_columns
@@ -133,7 +133,7 @@ LAYOUTS = pytest.mark.parametrize("layout", [v21, v30])
 
 @LAYOUTS
 def test_both_layouts_are_read(tmp_path: Path, layout: Callable[[Path], Path]) -> None:
-    with formats.open_source(layout(tmp_path / "x")) as source:
+    with formats.open_dataset(layout(tmp_path / "x")) as source:
         assert source.spec.observations == {
             "state": ObsKey((3,), "float32"),
             "top": ObsKey((32, 48, 3), "uint8", "rgb"),
@@ -162,7 +162,7 @@ def test_names_tasks_and_axes_survive(tmp_path: Path, layout: Callable[[Path], P
     for name in ("observation.state", TOP, "action", "next.reward"):
         assert name in written["features"]
     assert written["features"]["observation.state"]["names"] == {"motors": ["x", "y", "z"]}
-    with formats.open_source(tmp_path / "y") as back, formats.open_source(tmp_path / "a.zarr") as store:
+    with formats.open_dataset(tmp_path / "y") as back, formats.open_dataset(tmp_path / "a.zarr") as store:
         assert (back.spec, back.attrs, back.extra) == (store.spec, store.attrs, store.extra)
         for i in range(3):
             for key, values in store.episode(i).items():
@@ -210,7 +210,7 @@ STATE = rows(2)["observation.state"]
 def test_broken_tables_are_named(tmp_path: Path, change: Change, message: str) -> None:
     broken(v21(tmp_path / "x"), 2, change)
     with pytest.raises(FlowleapError, match=rf"x', episode 2:? .*{message}|x', episode 2: {message}"):
-        load_columns(None, tmp_path / "x")
+        load_columns(None, formats.open_dataset(tmp_path / "x"))
 
 
 def test_a_truncated_table_is_named(tmp_path: Path) -> None:
@@ -219,12 +219,12 @@ def test_a_truncated_table_is_named(tmp_path: Path) -> None:
     with pytest.raises(
         FlowleapError, match=r"x', episode 2: data/chunk-001/episode_000002\.parquet cannot be read"
     ):
-        load_columns(None, tmp_path / "x")
+        load_columns(None, formats.open_dataset(tmp_path / "x"))
     file.unlink()
     with pytest.raises(
         FlowleapError, match=r"x', episode 2: data/chunk-001/episode_000002\.parquet is missing"
     ):
-        load_columns(None, tmp_path / "x")
+        load_columns(None, formats.open_dataset(tmp_path / "x"))
 
 
 @LAYOUTS
@@ -233,7 +233,7 @@ def test_a_video_shorter_than_the_table_is_named(tmp_path: Path, layout: Callabl
         "videos/**/*000002.mp4" if layout is v21 else "videos/**/file-001.mp4"
     )
     write_frames(file, images(2)[:-2], FPS)
-    with formats.open_source(tmp_path / "x") as source:
+    with formats.open_dataset(tmp_path / "x") as source:
         source.episode(1)
         with pytest.raises(
             FlowleapError, match=r"x', episode 2: 'top' has no frame at 0.700 s: 7 of 9 frames"
@@ -265,14 +265,14 @@ def test_paths_do_not_lead_out_of_the_folder(tmp_path: Path) -> None:
     for path in ("../{episode_index}.parquet", "/etc/passwd", "{nothing}"):
         (tmp_path / "x/meta/info.json").write_text(json.dumps(info("v2.1", data_path=path)))
         with pytest.raises(FlowleapError, match=r"outside of its folder|bad path template"):
-            formats.open_source(tmp_path / "x")
+            formats.open_dataset(tmp_path / "x")
 
 
 def test_versions_and_rates(tmp_path: Path) -> None:
     v30(tmp_path / "x")
     (tmp_path / "x/meta/info.json").write_text(json.dumps(info("v1.6")))
     with pytest.raises(FlowleapError, match=r"is a LeRobotDataset v1\.6; v2\.x and v3\.x are read"):
-        formats.open_source(tmp_path / "x")
+        formats.open_dataset(tmp_path / "x")
     with pytest.raises(FlowleapError, match=r"needs the frame rate.*control_hz"):
         formats.format_module("lerobot").Writer(tmp_path / "y", Spec({"state": ObsKey((3,))}, 2))
 
@@ -328,7 +328,7 @@ def test_our_folder_has_the_documented_schema(tmp_path: Path, video: bool) -> No
     pixels = np.concatenate([images(i) for i in range(3)]) / 255
     np.testing.assert_allclose(np.ravel(statistics[TOP]["std"]), pixels.std((0, 1, 2)))
     assert np.shape(statistics[TOP]["max"]) == (3, 1, 1)
-    with formats.open_source(path) as source:
+    with formats.open_dataset(path) as source:
         for i in range(3):
             assert np.abs(source.episode(i)["top"].astype(int) - images(i)).max() <= 3 * video
 
@@ -346,7 +346,7 @@ def test_frames_are_where_lerobot_looks_for_them(tmp_path: Path) -> None:
 
 def test_tables_are_cut_and_tasks_checked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("flowleap.datasets.formats.lerobot_writer._TABLE_BYTES", 1)
-    with formats.open_source(ours(tmp_path / "x", False)) as source:
+    with formats.open_dataset(ours(tmp_path / "x", False)) as source:
         assert len(list((tmp_path / "x/data").rglob("*.parquet"))) == 3
         np.testing.assert_array_equal(source.episode(2)["top"], images(2))
     spec, extra = Spec({"state": ObsKey((1,))}, 1, control_hz=1), {"task_index": ObsKey((), "int64")}

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from flowleap.datasets.formats import registry as formats
+from flowleap.datasets import dataset as formats
 from flowleap.envs.task_data import load_columns
 from flowleap.policy.core.errors import FlowleapError
 from flowleap.policy.core.spec import ObsKey
@@ -73,7 +73,7 @@ def minari_folder(tmp_path: Path) -> Path:
 def test_minari_observations_lose_their_last(minari_folder: Path) -> None:
     for path in (minari_folder, minari_folder / "data", minari_folder / "data" / "main_data.hdf5"):
         assert formats.detect(path) == "minari"
-    with formats.open_source(minari_folder) as source:
+    with formats.open_dataset(minari_folder) as source:
         assert source.spec.observations == {
             "camera": ObsKey((32, 40, 3), "uint8", "rgb"),
             "position": ObsKey((3,), "float64"),
@@ -85,7 +85,7 @@ def test_minari_observations_lose_their_last(minari_folder: Path) -> None:
             got = source.episode(i)
             np.testing.assert_array_equal(got["position"], observations(i)["position"][:-1])
             assert np.abs(got["camera"].astype(int) - observations(i)["camera"][:-1]).max() <= 4
-    assert load_columns(None, minari_folder)[1].tolist() == [4, 5, 12]
+    assert load_columns(None, formats.open_dataset(minari_folder)).episode_ends.tolist() == [4, 5, 12]
 
 
 def test_broken_minari_datasets_are_named(minari_folder: Path) -> None:
@@ -96,14 +96,14 @@ def test_broken_minari_datasets_are_named(minari_folder: Path) -> None:
         del f["episode_1/observations/position"]
         f["episode_1/observations/position"] = np.zeros((1, 3))
     with pytest.raises(FlowleapError, match="reach-v0', episode 1: 'position' has 1 frames for 1 actions"):
-        load_columns(None, minari_folder)
+        load_columns(None, formats.open_dataset(minari_folder))
     with h5py.File(file, "a") as f:
         del f["episode_2"]
     with pytest.raises(FlowleapError, match=r"has 2 episodes, metadata\.json says 3"):
-        load_columns(None, minari_folder)
+        load_columns(None, formats.open_dataset(minari_folder))
     file.write_bytes(file.read_bytes()[:-100])
     with pytest.raises(FlowleapError, match=r"main_data\.hdf5' is no whole HDF5 file"):
-        load_columns(None, minari_folder)
+        load_columns(None, formats.open_dataset(minari_folder))
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -129,7 +129,7 @@ def test_a_dataset_that_minari_wrote(tmp_path: Path, monkeypatch: pytest.MonkeyP
     minari.create_dataset_from_buffers(
         "mine/reach-v0", buffers, observation_space=space, action_space=spaces.Discrete(2), eval_env=None
     )
-    with formats.open_source(tmp_path / "mine" / "reach-v0") as source:
+    with formats.open_dataset(tmp_path / "mine" / "reach-v0") as source:
         assert source.n_episodes == 3
         for i, n in enumerate(LENGTHS):
             got = source.episode(i)
@@ -157,7 +157,7 @@ def test_flat_files(tmp_path: Path, save: Any) -> None:
     )
     loaded = dict(np.load(tmp_path / "a.npz"))
     loaded["start"] = np.repeat(loaded["start"], [4, 1, 7], axis=0)  # one row an episode
-    with formats.open_source(tmp_path / "a.npz") as source:
+    with formats.open_dataset(tmp_path / "a.npz") as source:
         assert source.spec.observations == {"n": ObsKey((), "int64"), "q": ObsKey((2, 3), "float64")}
         assert set(source.extra) == {"rewards", "action", "start"}
         for i in (2, 0, 1):
@@ -168,7 +168,8 @@ def test_flat_files(tmp_path: Path, save: Any) -> None:
 
 def test_the_adroit_demonstrations(pusht_human: Path) -> None:
     file = pusht_human.parent.parent / "adroit_door_human" / "door_human_25.npz"
-    columns, ends, spec = load_columns(None, file)
+    data = load_columns(None, formats.open_dataset(file))
+    columns, ends, spec = data.columns(), data.episode_ends, data.spec
     assert (spec.action_dim, list(spec.observations), len(ends)) == (28, ["observations"], 25)
     assert columns["observations"].shape == (6729, 39)
 
@@ -176,7 +177,8 @@ def test_the_adroit_demonstrations(pusht_human: Path) -> None:
 def test_a_folder_of_episodes(tmp_path: Path) -> None:
     for i in (2, 10, 1):
         np.savez(tmp_path / f"episode_{i}.npz", q=np.full((i, 3), i), action=np.zeros((i, 1), np.float32))
-    columns, ends, _ = load_columns(None, tmp_path)
+    data = load_columns(None, formats.open_dataset(tmp_path))
+    columns, ends, _ = data.columns(), data.episode_ends, data.spec
     assert ends.tolist() == [1, 3, 13], "by number, not by letter"
     assert columns["q"][3, 0] == 10
 
@@ -184,14 +186,14 @@ def test_a_folder_of_episodes(tmp_path: Path) -> None:
     with pytest.raises(
         FlowleapError, match=r"episode_10\.npz: 'q' has shape \(2,\) a frame, \(3,\) in the episodes"
     ):
-        load_columns(None, tmp_path)
+        load_columns(None, formats.open_dataset(tmp_path))
     np.savez(tmp_path / "episode_10.npz", action=np.zeros((3, 1), np.float32))
     with pytest.raises(FlowleapError, match=r"episode_10\.npz: 'q' is missing"):
-        load_columns(None, tmp_path)
+        load_columns(None, formats.open_dataset(tmp_path))
     file = tmp_path / "episode_10.npz"
     file.write_bytes(file.read_bytes()[:-30])
     with pytest.raises(FlowleapError, match=r"episode_10\.npz' is no whole \.npz file"):
-        load_columns(None, tmp_path)
+        load_columns(None, formats.open_dataset(tmp_path))
 
 
 @pytest.mark.parametrize(
@@ -201,7 +203,7 @@ def test_a_folder_of_episodes(tmp_path: Path) -> None:
 def test_bad_ends(tmp_path: Path, ends: list[float], message: str) -> None:
     np.savez(tmp_path / "a.npz", q=np.zeros((12, 1)), action=np.zeros((12, 1)), episode_ends=ends)
     with pytest.raises(FlowleapError, match=message):
-        load_columns(None, tmp_path / "a.npz")
+        load_columns(None, formats.open_dataset(tmp_path / "a.npz"))
 
 
 class Malice:
@@ -228,9 +230,9 @@ def test_nothing_is_unpickled(tmp_path: Path) -> None:
     np.savez(tmp_path / "a.npz", q=poison, action=action, episode_ends=[3])
     np.savez(tmp_path / "b.npz", q=action, action=poison, episode_ends=[3])
     with pytest.raises(FlowleapError, match=r"1\.npz: 'q' has dtype object"):
-        load_columns(None, folder)
+        load_columns(None, formats.open_dataset(folder))
     with pytest.raises(FlowleapError, match=r"no observations.*'q' has dtype object, only numbers"):
-        load_columns(None, tmp_path / "a.npz")
+        load_columns(None, formats.open_dataset(tmp_path / "a.npz"))
     with pytest.raises(FlowleapError, match="has no array 'action'"):
-        load_columns(None, tmp_path / "b.npz")
+        load_columns(None, formats.open_dataset(tmp_path / "b.npz"))
     assert not trace.exists()

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from flowleap.datasets import dataset as formats
 from flowleap.datasets.columns import Episode
-from flowleap.datasets.formats import registry as formats
 from flowleap.datasets.formats.robomimic import action_convention
 from flowleap.datasets.windows import Windows
 from flowleap.envs.task_data import load_columns
@@ -67,7 +67,7 @@ def file(tmp_path: Path) -> Path:
 
 def test_what_a_file_says(file: Path) -> None:
     assert formats.detect(file) == "robomimic"
-    with formats.open_source(file) as source:
+    with formats.open_dataset(file) as source:
         assert source.n_episodes == 11
         assert source.spec.observations == {
             "agentview_image": ObsKey((20, 20, 3), "uint8", "rgb"),
@@ -84,14 +84,14 @@ def test_what_a_file_says(file: Path) -> None:
             got = source.episode(i)
             np.testing.assert_array_equal(got["robot0_eef_pos"], expected["obs/robot0_eef_pos"])
             np.testing.assert_array_equal(got["action"], expected["actions"])
-    with formats.open_source(file, filter="train") as source:
+    with formats.open_dataset(file, filter="train") as source:
         assert [source.label(i) for i in range(source.n_episodes)] == ["demo_0", "demo_2", "demo_10"]
-    with formats.open_source(file, actions="actions_abs") as source:
+    with formats.open_dataset(file, actions="actions_abs") as source:
         np.testing.assert_array_equal(source.episode(2)["action"], demonstration(2)["actions_abs"])
     with pytest.raises(
         FlowleapError, match=r"no filter 'trian', only \['train', 'valid'\]; did you mean 'train'"
     ):
-        formats.open_source(file, filter="trian")
+        formats.open_dataset(file, filter="trian")
 
 
 def test_convention_of_the_actions() -> None:
@@ -126,10 +126,12 @@ def test_rotations_become_six_dimensional_and_come_back(file: Path, tmp_path: Pa
         cli.main(["convert", f"source={tmp_path}/a.zarr", f"out={tmp_path}/b.hdf5", "rotation=axis_angle"])
         == 0
     )
-    columns, _, spec = load_columns(None, tmp_path / "a.zarr")
+    data = load_columns(None, formats.open_dataset(tmp_path / "a.zarr"))
+    columns, _, spec = data.columns(), data.episode_ends, data.spec
     assert (spec.action_dim, spec.source["rotation"]) == (10, "6d")
     np.testing.assert_allclose(np.linalg.norm(columns["action"][:, 3:6], axis=1), 1, rtol=1e-12)
-    back, _, spec = load_columns(None, tmp_path / "b.hdf5")
+    data = load_columns(None, formats.open_dataset(tmp_path / "b.hdf5"))
+    back, _, spec = data.columns(), data.episode_ends, data.spec
     original = np.concatenate([demonstration(i)["actions"] for i in (0, 2, 10)])
     np.testing.assert_allclose(back["action"], original, atol=1e-13)
     assert spec.action_dim == 7
@@ -184,7 +186,7 @@ def test_damage_is_named(file: Path, tmp_path: Path, damage: Callable[[Any], Non
         damage(f)
     key = "(object|robot0_eef_pos)"
     with pytest.raises(FlowleapError, match=rf"low_dim\.hdf5', demo_3: '{key}' {message}"):
-        load_columns(None, file)
+        load_columns(None, formats.open_dataset(file))
 
 
 def test_damaged_bytes_are_named(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -203,18 +205,18 @@ def test_damaged_bytes_are_named(file: Path, capsys: pytest.CaptureFixture[str])
 def test_truncated_files_are_named(file: Path, size: int) -> None:
     file.write_bytes(file.read_bytes()[:size])
     with pytest.raises(FlowleapError, match=r"low_dim\.hdf5' is no whole HDF5 file"):
-        load_columns(None, file)
+        load_columns(None, formats.open_dataset(file))
 
 
 def test_other_hdf5_files_are_refused(tmp_path: Path) -> None:
     with h5py.File(tmp_path / "a.h5", "w") as f:
         f["x"] = np.zeros(3)
     with pytest.raises(FlowleapError, match=r"has no group 'data', only \['x'\]"):
-        formats.open_source(tmp_path / "a.h5")
+        formats.open_dataset(tmp_path / "a.h5")
     with h5py.File(tmp_path / "b.h5", "w") as f:
         f["data/demo_0/actions"] = np.zeros((3, 2))
     with pytest.raises(FlowleapError, match="demo_0 has no observations in 'obs': extract them"):
-        formats.open_source(tmp_path / "b.h5")
+        formats.open_dataset(tmp_path / "b.h5")
 
 
 def test_memory_stays_flat(tmp_path: Path) -> None:
@@ -227,7 +229,7 @@ def test_memory_stays_flat(tmp_path: Path) -> None:
             for k in range(4):
                 group[f"obs/k{k}"] = np.zeros((2, 3))
             group["actions"] = np.zeros((2, 2))
-    with formats.open_source(path) as source:
+    with formats.open_dataset(path) as source:
         use = []
         for i in range(3000):
             source.episode(i)
@@ -267,7 +269,8 @@ def test_robomimic_cuts_the_same_windows(
         assert cli.main(["convert", f"source={tmp_path}/a.zarr", f"out={file}"]) == 0
     keys = ["object", "robot0_eef_pos"]
     theirs = robomimic_dataset(file, keys, to, horizon)
-    columns, ends, spec = load_columns(None, file)
+    data = load_columns(None, formats.open_dataset(file))
+    columns, ends, spec = data.columns(), data.episode_ends, data.spec
     windows = Windows(columns, ends, spec.with_window(to, horizon, 1))
     assert len(theirs) == len(windows) == sum(LENGTHS)
     ours = windows.gather(np.arange(len(windows)))

@@ -14,8 +14,7 @@ import pytest
 import zarr
 from packaging.requirements import Requirement
 
-from flowleap.datasets.formats.registry import open_source
-from flowleap.datasets.formats.source import Source
+from flowleap.datasets.dataset import Dataset, open_dataset
 from flowleap.datasets.formats.zarr_store import EpisodeStore, EpisodeWriter
 from flowleap.datasets.quality.checks import Checks
 from flowleap.datasets.quality.profile import Profile, Statistics
@@ -301,7 +300,7 @@ def test_inspect_describes_a_dataset(dataset: Path, capsys: pytest.CaptureFixtur
 
 def test_inspect_counts_what_is_not_finite(dataset: Path, capsys: pytest.CaptureFixture[str]) -> None:
     def position() -> Statistics:
-        with open_source(dataset, allow_nan=True) as source:
+        with open_dataset(dataset, allow_nan=True) as source:
             return Profile(source, Checks(source), (2, 16, 8)).columns["position"]
 
     clean = EpisodeStore(dataset).read(["position"])["position"].astype(np.float64)
@@ -381,14 +380,14 @@ def test_convert_maps_a_recording_to_a_task(pusht_human: Path, capsys: pytest.Ca
 def test_an_interrupted_conversion_leaves_nothing(
     dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    read = Source.episode
+    read = Dataset.episode
 
-    def interrupted(source: Source, index: int, keys: list[str]) -> dict[str, np.ndarray]:
+    def interrupted(source: Dataset, index: int, keys: list[str]) -> dict[str, np.ndarray]:
         if index == 2:
             raise KeyboardInterrupt
         return read(source, index, keys)
 
-    monkeypatch.setattr(Source, "episode", interrupted)
+    monkeypatch.setattr(Dataset, "episode", interrupted)
     assert cli.main(["convert", f"source={dataset}", "out=b.zarr"]) == 130
     assert os.listdir(tmp_path) == [dataset.name]
 

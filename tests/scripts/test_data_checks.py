@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from flowleap.datasets.formats.registry import open_source
+from flowleap.datasets.dataset import open_dataset
 from flowleap.datasets.formats.zarr_store import EpisodeWriter
 from flowleap.datasets.quality.checks import Checks
 from flowleap.policy.core.spec import ObsKey, Spec
@@ -37,7 +37,7 @@ def findings(path: Path, made: Episodes) -> list[str]:
     with EpisodeWriter(path, SPEC) as writer:
         for episode in made:
             writer.add(episode)
-    with open_source(path) as source:
+    with open_dataset(path) as source:
         checks = Checks(source)
     assert checks.lengths.tolist() == [len(episode["action"]) for episode in made]
     assert all(finding.remedy for finding in checks.findings)

@@ -16,6 +16,7 @@ from omegaconf import OmegaConf
 
 # Now, before any test renders: triton's LLVM, loaded after Mesa's, ends the process.
 import flowleap.policy.training.trainer  # noqa: F401
+from flowleap.datasets.dataset import open_dataset
 from flowleap.envs.registry import make_task
 from flowleap.envs.task_data import with_recorded_env
 from flowleap.envs.tasks.robosuite import default_env_args
@@ -118,6 +119,9 @@ def test_training_takes_the_environment_from_the_file(lift: Path, tmp_path: Path
 
 
 def test_given_env_args_win_and_other_tasks_take_none(lift: Path) -> None:
-    assert with_recorded_env("robosuite/lift", {"env_args": None}, lift) == {"env_args": None}
-    assert set(with_recorded_env("robosuite/lift", {"max_steps": 9}, lift)) == {"max_steps", "env_args"}
-    assert with_recorded_env("pusht/keypoints", {}, lift) == {}
+    assert with_recorded_env("robosuite/lift", {"env_args": None}, open_dataset(lift)) == {"env_args": None}
+    assert set(with_recorded_env("robosuite/lift", {"max_steps": 9}, open_dataset(lift))) == {
+        "max_steps",
+        "env_args",
+    }
+    assert with_recorded_env("pusht/keypoints", {}, open_dataset(lift)) == {}
