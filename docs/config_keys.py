@@ -57,8 +57,11 @@ def table(rows: list[Row]) -> str:
     """The options as a Markdown table."""
 
     def cell(text: str) -> str:
-        # In prose, `|` would end the cell and `<`, `*` and `_` be taken for markup.
-        return re.sub(r"([|<*_\[\]])", r"\\\1", text)
+        """Prose: `|` would end the cell, `<` begin a tag, and `*`, `_` and brackets be taken for markup."""
+        parts = re.split(r"(`[^`]*`)", text)
+        prose = [re.sub(r"([*_\[\]])", r"\\\1", part).replace("<", "&lt;") for part in parts[::2]]
+        parts[::2] = prose
+        return "".join(parts).replace("|", r"\|")
 
     def code(text: str) -> str:
         return f"`` {text} ``".replace("|", r"\|") if "`" in text else f"`{text}`".replace("|", r"\|")
@@ -75,7 +78,7 @@ def page() -> str:
     parts = [_HEAD, "## Verbs\n"]
     for verb, entry in VERBS.items():
         chosen = load_options(verb)
-        inside = tuple(f"{group}." for group in GROUPS if group in chosen.chosen)
+        inside = tuple(f"{group}." for group in GROUPS if chosen.choices.get(group))
         own = [row for row in options(verb) if not row.key.startswith(inside)]
         summary = entry.summary[0].upper() + entry.summary[1:]
         parts.append(f"### flowleap {verb}\n\n{summary}.\n\n    {entry.example}\n")
@@ -89,6 +92,8 @@ def page() -> str:
     parts.append("## Groups\n")
     for group, verb in GROUPS.items():
         choices = load_options(verb).choices.get(group, [])
+        if not choices:  # nothing to choose: its options stand with the verb's
+            continue
         parts.append(f"### {group}\n")
         for choice in choices:
             rows = [

@@ -59,8 +59,10 @@ def on_files(files: Files, config: Any) -> Files:
     pages["options.md"] = config_keys.page()
     for page, modules in packages().items():
         name = page.removeprefix("api/").removesuffix(".md")
-        title = f"# flowleap.{name}\n\n"
-        pages[page] = title + "\n\n".join(f"::: {module}" for module in modules) + "\n"
+        blocks = [f"::: {module}" for module in modules]
+        if modules[0] == f"flowleap.{name}":  # the package: its heading is the page's
+            blocks[0] += "\n    options:\n      show_root_heading: false"
+        pages[page] = "\n\n".join([f"# flowleap.{name}", *blocks]) + "\n"
     for name, content in pages.items():
         files.append(File.generated(config, name, content=content))
     return files
