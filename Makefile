@@ -7,7 +7,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed-$(shell (cat pyproject.toml; echo '$(EXTRAS) $(TRIED)') | cksum | cut -d' ' -f1)
 
-.PHONY: demo test check install format clean
+.PHONY: demo test check docs install format clean
 
 demo: $(STAMP)
 	$(BIN)/flowleap demo
@@ -20,6 +20,11 @@ check: $(STAMP)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/mypy --strict -p flowleap.policy.core -p flowleap.policy.flow
+
+docs: $(STAMP)
+	@$(BIN)/python -c 'import material, mkdocstrings_handlers.python' 2>/dev/null || \
+		$(BIN)/python -m pip install --quiet --editable '.[docs]'
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 
 install: $(STAMP)
 
@@ -41,4 +46,4 @@ format: $(STAMP)
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info
+	rm -rf $(VENV) build dist site *.egg-info

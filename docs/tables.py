@@ -1,7 +1,7 @@
-"""Write the README's tables from docs/results/*.json, so that no number is typed by hand.
+"""Write the tables of README.md and docs/*.md from docs/results/*.json, so that no number is typed by hand.
 
-python docs/tables.py            rewrite README.md between the markers
-python docs/tables.py --check    exit with 1 if README.md is not what the results say
+python docs/tables.py            rewrite the files between the markers
+python docs/tables.py --check    exit with 1, naming the files, if one is not what the results say
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "docs" / "results"
+FILES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 
 def load(name: str) -> dict[str, Any]:
@@ -49,20 +50,40 @@ def pusht() -> str:
         spread = "" if row["seed_sd"] is None else f" ± {row['seed_sd']:.3f}"
         return f"{row['score']:.3f}{spread} ({100 * row['success']['rate']:.0f} %)"
 
-    differences = [
-        f"{d['b'][0]} at NFE {d['b'][1]}: {d['mean']:+.3f} [{d['interval'][0]:+.3f}, {d['interval'][1]:+.3f}]"
-        for d in result["paired_differences"]
-        if (d["b"][0], d["b"][1])
-        in {("flow_matching", 1), ("flow_matching", 10), ("regression", 1), ("ddpm", 100)}
-    ]
-    count = {row["training_seeds"] for row in result["table"]}
     return (
-        pivot(result["table"], cell)
-        + f"\n\nMean max reward ± sd over {min(count)} training seeds (success rate). iSD at NFE 1 minus, paired by "
-        + "evaluation seed, 95 % bootstrap: "
-        + "; ".join(differences)
-        + "."
+        f"{pivot(result['table'], cell)}\n\nMean max reward ± sd over training seeds (success rate); "
+        f"{_setup(result)}\n\n{_paired(result)}"
     )
+
+
+def _setup(result: dict[str, Any]) -> str:
+    """Steps, seeds and episodes of a benchmark, and its command."""
+    rows = result["table"]
+
+    def span(values: list[int]) -> str:
+        low, high = min(values), max(values)
+        return f"{low:,}" if low == high else f"{low:,} to {high:,}"
+
+    steps = span([n for row in rows for n in row["train_steps"]])
+    seeds = span([row["training_seeds"] for row in rows])
+    episodes = span([row["episodes_per_seed"] for row in rows])
+    return (
+        f"{steps} gradient steps, training seeds: {seeds}, episodes for each: {episodes}. Made by\n\n"
+        f"```\n{result['command']}\n```"
+    )
+
+
+def _paired(result: dict[str, Any]) -> str:
+    """Differences of iSD at NFE 1 from the other rows, paired by evaluation seed, each with a verdict."""
+    parts = []
+    for d in result["paired_differences"]:
+        (name, nfe), (low, high) = d["b"], d["interval"]
+        if name == d["a"][0] or d["a"] != ["isd", 1]:
+            continue
+        verdict = "above" if low > 0 else "below" if high < 0 else "level"
+        parts.append([f"{name}, NFE {nfe}", f"{d['mean']:+.3f}", f"[{low:+.3f}, {high:+.3f}]", verdict])
+    head = ["iSD at NFE 1 minus", "difference", "95 % bootstrap", "iSD is"]
+    return f"Paired by evaluation seed:\n\n{table(head, parts)}"
 
 
 def mirror() -> str:
@@ -88,7 +109,9 @@ def probe() -> str:
         share = "-" if row["entropy_share"] is None else f"{row['entropy_share']:.2f}"
         return f"{row['success']['count']}/{row['success']['n']}, {share}"
 
-    return pivot(result["table"], cell)
+    return (
+        f"{pivot(result['table'], cell)}\n\nSuccesses, share of the expert's route entropy; {_setup(result)}"
+    )
 
 
 def metaworld() -> str:
@@ -112,21 +135,17 @@ def metaworld() -> str:
 
 
 def speed() -> str:
-    """Training step, loader and deployed latency."""
+    """Training steps, loader and deployed latency."""
     steps, export = load("speed_unet1d"), load("export_pusht_keypoints")
     ratio, loader, latency = steps["ratio_to_flow_matching"], steps["loader"], export["latency"]
     size = f"U-Net {steps['parameters'] / 1e6:.1f} M, batch {steps['config']['batch_size']}"
     worst = max(case["max_relative"] for case in export["parity"]["cases"])
     rows = [
-        [
-            f"iSD step over flow-matching step, {size}",
-            f"{ratio['isd, tangent']:.2f}x",
-        ],
-        ["the same with torch's forward mode", f"{ratio['isd, jvp']:.2f}x"],
-        [
-            "the same with the second term on a quarter of the batch",
-            f"{ratio['isd, tangent, a quarter of the batch']:.2f}x",
-        ],
+        [f"step of {name} over one of flow_matching, {size}", f"{value:.2f}x"]
+        for name, value in ratio.items()
+    ]
+    rows = [row for row, name in zip(rows, ratio, strict=True) if name != "flow_matching"]
+    rows += [
         ["loader", f"{loader['samples_per_s'] / 1e6:.1f} M samples/s"],
         [
             "exported Push-T policy, NFE 1, batch 1, p50",
@@ -180,14 +199,13 @@ def images() -> str:
         success = row["success"]
         return f"{row['score']:.3f} [{low:.2f}, {high:.2f}] ({success['count']}/{success['n']})"
 
-    seeds = {row["training_seeds"] for row in result["table"]}
     row = drawer["table"][0]
     success, minutes = row["success"], row["train_minutes"][0]
     low, high = success["interval"]
     return (
         pivot(result["table"], cell)
-        + f"\n\nMean max reward [95 % bootstrap over evaluation seeds] (successes), {min(seeds)} training seeds of "
-        + f"{result['table'][0]['episodes_per_seed']} episodes.\n\n{drawer['config']['task']['name']} from one camera, "
+        + f"\n\nMean max reward [95 % bootstrap over evaluation seeds] (successes); {_setup(result)}"
+        + f"\n\n{_paired(result)}\n\n{drawer['config']['task']['name']} from one camera, "
         + f"50 scripted demonstrations, {minutes:.0f} CPU minutes: {success['count']}/{success['n']} "
         + f"at NFE {row['nfe']} [{low:.2f}, {high:.2f}]."
     )
@@ -234,8 +252,13 @@ def door() -> str:
         cells = [f"{p['count']}/{p['n']} [{p['interval'][0]:.2f}, {p['interval'][1]:.2f}]" for p in parts]
         minutes = sum(row["train_minutes"]) / len(row["train_minutes"])
         rows.append([row["objective"], str(row["nfe"]), *cells, f"{minutes:.1f}"])
-    return table(
-        ["objective", "NFE", "hinge > 1.35 rad (success)", "hinge > 1.0 rad", "train, CPU min"], rows
+    head = ["objective", "NFE", "hinge > 1.35 rad (success)", "hinge > 1.0 rad", "train, CPU min"]
+    recorded = load("replay_adroit_door")["summary"]
+    passed, opened = recorded["success"]["recorded"], recorded["hinge_above_1_rad"]["recorded"]
+    return (
+        f"Of the {passed['n']} demonstrations themselves {passed['count']} pass 1.35 rad, "
+        f"{opened['count']} pass 1.0.\n\n"
+        f"{table(head, rows)}\n\nSuccesses [95 % Wilson]; {_setup(result)}\n\n{_paired(result)}"
     )
 
 
@@ -247,6 +270,70 @@ def replay() -> str:
         f"Push-T, human: {push['reached']['count']} of {push['reached']['n']} episodes, mean coverage {coverage:.3f}. "
         f"Adroit door, human: {door['reached']['count']} of {door['reached']['n']}, return "
         f"{returns['replayed']['mean']:.1f} (recorded: {returns['recorded']['mean']:.1f})."
+    )
+
+
+def results() -> str:
+    """The README's table: every task, iSD beside its neighbours."""
+
+    def score(row: dict[str, Any], metric: str) -> str:
+        if row.get("entropy_share") is not None:
+            return f"{100 * row['success']['rate']:.0f} %, {row['entropy_share']:.2f}"
+        if metric == "success":
+            return f"{100 * row['success']['rate']:.0f} %"
+        return f"{row['score']:.3f}"
+
+    tasks = [
+        ("pusht_keypoints", "Push-T, keypoints, human", "max_reward"),
+        ("pusht_pixels", "Push-T, images, human", "max_reward"),
+        ("adroit_door", "Adroit door, 25 human", "success"),
+        ("probe_slalom", "slalom, eight routes", "success"),
+        *((file.stem, "", "success") for file in sorted(RESULTS.glob("metaworld_*.json"))),
+        ("image_drawer-open-v3", "", "success"),
+        ("robosuite_lift", "robosuite Lift", "success"),
+    ]
+    columns = [("isd", 1), ("flow_matching", 1), ("flow_matching", 10), ("regression", 1)]
+    body = []
+    for name, title, metric in tasks:
+        result = load(name)
+        found = {(row["objective"], row["nfe"]): row for row in result["table"]}
+        short = result["config"]["task"]["name"].replace("metaworld/", "MetaWorld ").removesuffix("-v3")
+        title = title or short + (", images" if name.startswith("image_") else "")
+        minutes = found["isd", 1]["train_minutes"]
+        cells = [score(found[column], metric) if column in found else "" for column in columns]
+        body.append([title, *cells, f"{sum(minutes) / len(minutes):.1f}"])
+    head = ["task, demonstrations", "iSD, NFE 1", "flow matching, NFE 1", "flow matching, NFE 10"]
+    return table([*head, "regression, NFE 1", "iSD training, CPU min"], body)
+
+
+def gradients() -> str:
+    """Gradient norms and scores of iSD and ESD, condition by condition."""
+    result = load("gradient_norms")
+    cases = result["cases"]
+    conditions = dict.fromkeys(name.partition("-")[2] for name in cases)
+
+    def cell(name: str) -> str:
+        case = cases.get(name)
+        return "" if case is None else f"{case['median']:.1f}, {case['largest']:.1f} ({case['score']:.2f})"
+
+    def key(objective: str, condition: str) -> str:
+        return f"{objective}-{condition}" if condition else objective
+
+    rows = []
+    for condition in conditions:
+        case = cases.get(key("isd", condition)) or cases[key("esd", condition)]
+        options = " ".join(f"`{word}`" for word in case["overrides"].split()[1:])
+        rows.append([options or "as it is", cell(key("isd", condition)), cell(key("esd", condition))])
+    pairs = [
+        (key("isd", c), key("esd", c))
+        for c in conditions
+        if key("isd", c) in cases and key("esd", c) in cases
+    ]
+    ratios = [cases[b]["median"] / cases[a]["median"] for a, b in pairs]
+    return (
+        f"{table(['options', 'iSD', 'ESD'], rows)}\n\nMedian and largest gradient norm before clipping (score over "
+        f"{cases['isd']['episodes']} episodes at NFE 1). Median norm of ESD over that of iSD, over all pairs: "
+        f"{min(ratios):.1f} to {max(ratios):.1f}. Made by\n\n```\n{result['command']}\n```"
     )
 
 
@@ -265,6 +352,8 @@ def render(readme: str) -> str:
         demo,
         convert,
         replay,
+        results,
+        gradients,
     ):
         name = build.__name__
         pattern = re.compile(rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)", re.S)
@@ -274,14 +363,18 @@ def render(readme: str) -> str:
 
 
 def main() -> int:
-    """Rewrite or check README.md."""
-    file = ROOT / "README.md"
-    old = file.read_text()
-    new = render(old)
-    if "--check" in sys.argv:
-        return int(old != new)
-    file.write_text(new)
-    return 0
+    """Rewrite or check the files."""
+    stale = []
+    for file in FILES:
+        old = file.read_text()
+        new = render(old)
+        if old != new:
+            stale.append(file.relative_to(ROOT).as_posix())
+            if "--check" not in sys.argv:
+                file.write_text(new)
+    if stale:
+        print("out of step with docs/results:" if "--check" in sys.argv else "written:", *stale)
+    return int("--check" in sys.argv and bool(stale))
 
 
 if __name__ == "__main__":
