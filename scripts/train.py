@@ -15,6 +15,7 @@ import os
 import re
 import time
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -27,9 +28,10 @@ from rich.table import Table
 from flowleap.datasets.windows import ShuffledIndices, Windows
 from flowleap.envs.registry import make_task
 from flowleap.envs.task import Task
-from flowleap.envs.task_data import check_cameras, load_columns, with_mirrored, with_recorded_env
+from flowleap.envs.task_data import load_columns, with_mirrored, with_recorded_env
 from flowleap.policy.core.errors import FlowleapError, require_int
-from flowleap.policy.core.spec import Spec
+from flowleap.policy.core.spec import WINDOW, Spec
+from flowleap.scripts.cli.compose import RENAMED
 
 CONFIG = "config.yaml"
 RESUMABLE = ("trainer.", "eval.")
@@ -47,17 +49,16 @@ def main(cfg: DictConfig) -> Path:
     if cfg.dataset is None:
         raise FlowleapError("no dataset given: add dataset=PATH (or resume=RUN_DIR to continue a run)")
     options = TrainerConfig.from_mapping(_plain(cfg.trainer))
-    check_cameras(cfg.get("cameras"), cfg.get("task"))
     task, kwargs = None, {}
     if cfg.get("task"):
         kwargs = with_recorded_env(cfg.task.name, _plain(cfg.task.get("kwargs", {})), cfg.dataset)
         task = make_task(cfg.task.name, **kwargs)
-    cache = require_int("image_cache_mb", cfg.image_cache_mb, 0, 2**30) * 2**20
+    cache = require_int("data.image_cache_mb", cfg.data.image_cache_mb, 0, 2**30) * 2**20
     columns, ends, spec = load_columns(task, cfg.dataset, cache, images=cfg.encoder.name != "lowdim")
     recorded = len(ends)
-    if cfg.get("mirror"):
+    if cfg.data.mirror:
         columns, ends = with_mirrored(task, columns, ends)
-    spec = spec.with_window(*(_window(cfg, name) for name in ("n_obs_steps", "horizon", "n_action_steps")))
+    spec = spec.with_window(**{name: cfg[name] for name in asdict(WINDOW)})
     torch.manual_seed(options.seed)
     config = {part: _plain(cfg[part]) for part in PARTS}
     policy = Policy(spec, config)
@@ -121,12 +122,6 @@ def _plain(node: Any) -> Any:
     return OmegaConf.to_container(node, resolve=True) if OmegaConf.is_config(node) else node
 
 
-def _window(cfg: DictConfig, name: str) -> int:
-    if cfg[name] is not None:
-        return cfg[name]
-    return cfg.task[name] if cfg.get("task") else {"n_obs_steps": 2, "horizon": 16, "n_action_steps": 8}[name]
-
-
 def _new_run_dir(cfg: DictConfig) -> Path:
     """The directory of a new run; never one that holds another run already."""
     if HydraConfig.initialized() and HydraConfig.get().mode is RunMode.MULTIRUN:
@@ -161,12 +156,25 @@ def _resume_config(cfg: DictConfig) -> tuple[DictConfig, Path]:
                 f"{override!r} cannot change when a run is resumed; only trainer.* and eval.* can"
             )
     try:
-        stored = OmegaConf.load(file)
+        stored = _upgraded(OmegaConf.load(file))
         merged = OmegaConf.merge(stored, OmegaConf.from_dotlist(overrides), {"resume": str(run_dir)})
     except Exception as error:
         raise FlowleapError(f"{file}: not readable ({error}); the run cannot be resumed") from error
     assert isinstance(merged, DictConfig)
     return merged, run_dir
+
+
+def _upgraded(stored: Any) -> Any:
+    """A run's configuration in today's spelling, whichever version stored it."""
+    for old, new in RENAMED["train"].items():
+        if old in stored:
+            value = stored.pop(old)
+            if value is not None:
+                OmegaConf.update(stored, new, value)
+    for name, default in asdict(WINDOW).items():
+        if stored.get(name) is None:  # it was the task's
+            stored[name] = OmegaConf.select(stored, f"task.{name}") or default
+    return stored
 
 
 def print_plan(trainer: Any, spec: Spec, info: Mapping[str, Any]) -> None:

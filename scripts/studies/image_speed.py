@@ -61,7 +61,7 @@ def _apart(name: str, options: dict[str, Any]) -> dict[str, float]:
 def _windows(cfg: DictConfig, cache_bytes: int) -> Windows:
     task = make_task(cfg.task.name, **cfg.task.kwargs)
     columns, ends, spec = load_columns(task, cfg.dataset, cache_bytes)
-    spec = spec.with_window(cfg.task.n_obs_steps, cfg.task.horizon, cfg.task.n_action_steps)
+    spec = spec.with_window(**asdict(WINDOW))
     return Windows(columns, ends, spec, cfg.encoder.get("frames") or None)
 
 
@@ -73,7 +73,7 @@ def training(cfg: DictConfig, cache_bytes: int) -> dict[str, float]:
 
     windows = _windows(cfg, cache_bytes)
     parts = {name: OmegaConf.to_container(cfg[name], resolve=True) for name in ("backbone", "encoder")}
-    policy = Policy(windows.spec, {"objective": {"name": "isd"}, "head_sigma": 0.02, **parts})
+    policy = Policy(windows.spec, {"objective": {"name": "isd"}, **parts})
     lowdim = {key: np.stack([x.min(0), x.max(0)]) for key, x in _lowdim(windows).items()}
     policy.normalizer.fit(lowdim)
     sampler = ShuffledIndices(len(windows), cfg.batch_size, 0)
