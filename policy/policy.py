@@ -28,7 +28,9 @@ PARTS = ("objective", "backbone", "encoder", "normalizer", "head_sigma")
 HEAD_SIGMA = Parameter(
     float,
     0.02,
-    Option("the network predicts the mean of N(m, sigma^2), see docs/math.md; 0: it predicts u itself", 0, 100),
+    Option(
+        "the network predicts the mean of N(m, sigma^2), see docs/math.md; 0: it predicts u itself", 0, 100
+    ),
 )
 
 
@@ -77,7 +79,9 @@ class Policy(nn.Module):
                 "different dropout masks"
             )
         given = {key: value for key, value in config.items() if key == "head_sigma"}
-        self.head_sigma: float = check_options("policy", {"head_sigma": HEAD_SIGMA}, given, "policy")["head_sigma"]
+        self.head_sigma: float = check_options("policy", {"head_sigma": HEAD_SIGMA}, given, "policy")[
+            "head_sigma"
+        ]
         self.config: dict[str, Any] = {
             "objective": self.objective.config,
             "backbone": backbone,

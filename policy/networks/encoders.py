@@ -30,7 +30,11 @@ Jitter = Annotated[float, Option("largest change of brightness, contrast and sat
 Shared = Annotated[bool, Option("one network for all cameras, whose images must be of one size")]
 Frames = Annotated[
     int,
-    Option("how many of the latest To images are looked at; 0 is all. Low-dim keys are read over all To steps", 0, 1e6),
+    Option(
+        "how many of the latest To images are looked at; 0 is all. Low-dim keys are read over all To steps",
+        0,
+        1e6,
+    ),
 ]
 Noise = Annotated[
     float, Option("deviation of training-time Gaussian noise on the normalised low-dim observations", 0, 10)
@@ -154,7 +158,9 @@ class CnnEncoder(ImageEncoder):
         features: Features = 128,
         pool: Annotated[
             Literal["keypoints", "flatten"],
-            Option("spatial soft-max, which locates things to a fraction of a pixel, or all places side by side"),
+            Option(
+                "spatial soft-max, which locates things to a fraction of a pixel, or all places side by side"
+            ),
         ] = "keypoints",
         crop: Crop = 0.875,
         jitter: Jitter = 0.0,

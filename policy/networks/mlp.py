@@ -46,7 +46,9 @@ class MLPBackbone(nn.Module):
         width: Annotated[int, Option("channels of the residual stream", 1, 16384)] = 256,
         depth: Annotated[int, Option("residual blocks", 1, 256)] = 3,
         expansion: Annotated[int, Option("hidden width of a block over the width", 1, 16)] = 2,
-        dropout: Annotated[float, Option("in the blocks, in training; needs an exact derivative", 0, 0.99)] = 0.0,
+        dropout: Annotated[
+            float, Option("in the blocks, in training; needs an exact derivative", 0, 0.99)
+        ] = 0.0,
         max_frequency: MaxFrequency = 8.0,
     ) -> None:
         super().__init__()

@@ -56,7 +56,11 @@ class UNet1dBackbone(nn.Module):
         horizon: int,
         cond_dim: int,
         *,
-        channels: Annotated[Sequence[int], Option("width of each resolution level", 1, 8192)] = (64, 128, 256),
+        channels: Annotated[Sequence[int], Option("width of each resolution level", 1, 8192)] = (
+            64,
+            128,
+            256,
+        ),
         time_dim: Annotated[int, Option("width of the time embedding", 1, 4096)] = 128,
         kernel: Annotated[int, Option("convolution width, odd", 1, 63)] = 5,
         groups: Annotated[int, Option("GroupNorm groups, dividing every level's width", 1, 1024)] = 8,

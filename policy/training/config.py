@@ -33,10 +33,14 @@ class TrainerConfig:
         Literal["no", "bf16", "fp16"], Option("by autocast; derivatives stay float32")
     ] = "no"
     compile: Annotated[
-        bool, Option("torch.compile of the network: slow first steps, then faster ones where kernels are small")
+        bool,
+        Option("torch.compile of the network: slow first steps, then faster ones where kernels are small"),
     ] = False
     workers: Annotated[
-        int, Option("threads that gather the next batches; -1: 2 for images, else 0, which gathers in turn", -1, 256)
+        int,
+        Option(
+            "threads that gather the next batches; -1: 2 for images, else 0, which gathers in turn", -1, 256
+        ),
     ] = -1
     device: Annotated[Literal["auto", "cpu"], Option("auto takes a GPU where there is one")] = "auto"
     threads: Annotated[int, Option("CPU threads of torch; 0 leaves its default", 0, 4096)] = 0

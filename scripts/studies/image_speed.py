@@ -14,6 +14,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import asdict
 from functools import partial
 from typing import Any
 
@@ -27,6 +28,7 @@ from flowleap.datasets.windows import ShuffledIndices, Windows
 from flowleap.envs.registry import make_task
 from flowleap.envs.task_data import load_columns
 from flowleap.policy.core.errors import FlowleapError
+from flowleap.policy.core.spec import WINDOW
 
 CASES = {"from the disk": 0, "in memory, uint8": 2**40}  # name -> bytes of the cache
 PLAIN = "DataLoader, float32 in memory"
