@@ -56,7 +56,7 @@ class Frames:
         if store.dtype(key) != np.uint8 or rows > _SLOW_CHUNK_FRAMES:
             raise FlowleapError(
                 f"dataset '{store.path}': image column '{key}' ({store.dtype(key)}, {rows} frames a chunk) takes "
-                f"{self.nbytes / 2**20:.0f} MB as uint8, more than the image cache may hold (image_cache_mb), and "
+                f"{self.nbytes / 2**20:.0f} MB as uint8, more than the image cache may hold (data.image_cache_mb), and "
                 f"cannot be read frame by frame: `flowleap convert source={store.path} out=NAME.zarr` once"
             )
         store.check_files(key)

@@ -17,6 +17,7 @@ from typing import Any
 from flowleap.envs.task import Task
 from flowleap.policy.core.errors import FlowleapError, suggest
 from flowleap.policy.core.errors import optional_import as optional_import
+from flowleap.policy.core.registry import Parameter, parameters_of
 
 FAMILIES = {
     "adroit": "flowleap.envs.tasks.adroit",
@@ -72,6 +73,11 @@ def task_options(name: str) -> list[str]:
         )
     make = _family(prefix).make
     return [key for key in inspect.signature(make).parameters if key != "name"]
+
+
+def task_parameters(name: str) -> dict[str, Parameter]:
+    """Those options of a task that the command line offers: the keyword-only ones of its family's `make`."""
+    return parameters_of(_family(name.partition("/")[0]).make)
 
 
 def _family(prefix: str) -> ModuleType:

@@ -75,7 +75,7 @@ def task_columns(
         convert = f"; images train from zarr: `flowleap convert source={dataset.path} out=NAME.zarr` first"
     cameras = _recorded_kwargs(dataset.spec.source).get("cameras") if match else None
     if missing in task.spec.observations and missing not in (cameras or ()) and isinstance(cameras, list):
-        convert += f"; it was recorded with cameras=[{','.join(map(str, cameras))}]"
+        convert += f"; it was recorded with task.kwargs.cameras=[{','.join(map(str, cameras))}]"
     raise FlowleapError(
         f"task {task.name} needs column '{missing}', but dataset {dataset.path} offers only {list(offered)}"
         f"{suggest(missing, offered)}{convert}"
@@ -107,13 +107,6 @@ def _recorded_kwargs(source: Mapping[str, Any]) -> Mapping[str, Any]:
     """The options of the task that a dataset was recorded with, as far as it says."""
     kwargs = source.get("kwargs")
     return kwargs if isinstance(kwargs, dict) else {}
-
-
-def check_cameras(cameras: Any, task: Mapping[str, Any] | None) -> None:
-    """Raise `FlowleapError` where `cameras` are given for a task (its config, or none) that has none to choose."""
-    if cameras and "cameras" not in (task.get("kwargs") or {} if task else {}):
-        where = f"task {task['name']} has none to choose" if task else "no task is given"
-        raise FlowleapError(f"cameras={cameras} are for tasks metaworld/*, and {where}: leave them out")
 
 
 def with_mirrored(task: Task | None, dataset: Dataset) -> Dataset:

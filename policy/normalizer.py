@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from flowleap.policy.core.errors import FlowleapError
+from flowleap.policy.core.registry import Option
 from flowleap.policy.core.spec import Spec
 
-MODES = ("minmax", "gaussian", "identity")
+Mode = Literal["minmax", "gaussian", "identity"]
 ACTION = "action"
 
 
@@ -39,17 +40,17 @@ class Affine(nn.Module):
 class Normalizer(nn.Module):
     """Affine maps for every observation key and the action, fitted once on the dataset.
 
-    Args:
-        spec: the keys and shapes.
-        obs: `minmax` (to [-1, 1]), `gaussian` (zero mean, unit variance) or `identity`, for observations.
-        action: the same for actions.
+    `minmax` maps to [-1, 1], `gaussian` to zero mean and unit variance.
     """
 
-    def __init__(self, spec: Spec, obs: str = "minmax", action: str = "minmax") -> None:
+    def __init__(
+        self,
+        spec: Spec,
+        *,
+        obs: Annotated[Mode, Option("of observations")] = "minmax",
+        action: Annotated[Mode, Option("of actions")] = "minmax",
+    ) -> None:
         super().__init__()
-        for mode in (obs, action):
-            if mode not in MODES:
-                raise FlowleapError(f"normalizer mode {mode!r} is not one of {MODES}")
         shapes = {key: o.shape for key, o in spec.observations.items() if o.kind == "lowdim"}
         shapes[ACTION] = (spec.action_dim,)
         self.modes = {key: action if key == ACTION else obs for key in shapes}

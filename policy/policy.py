@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from flowleap.policy.checkpoint import read_policy, write_policy
-from flowleap.policy.core.errors import FlowleapError, require_number, suggest
+from flowleap.policy.core.errors import FlowleapError, suggest
+from flowleap.policy.core.registry import Option, Parameter, check_options, parameters_of
 from flowleap.policy.core.spec import Spec
 from flowleap.policy.flow.draws import Draw
 from flowleap.policy.flow.flow_map import FlowMap
@@ -24,11 +25,20 @@ Batch = Mapping[str, Any]
 PARTS = ("objective", "backbone", "encoder", "normalizer", "head_sigma")
 
 
-def normalizer_modes(config: Any) -> dict[str, str]:
+HEAD_SIGMA = Parameter(
+    float,
+    0.02,
+    Option(
+        "the network predicts the mean of N(m, sigma^2), see docs/math.md; 0: it predicts u itself", 0, 100
+    ),
+)
+
+
+def normalizer_modes(config: Any) -> dict[str, Any]:
     """Check the `normalizer` part of a config: `obs` and `action` modes, both optional."""
-    if not isinstance(config, Mapping) or not set(config) <= {"obs", "action"}:
+    if not isinstance(config, Mapping):
         raise FlowleapError(f"normalizer takes the options 'obs' and 'action', got {config!r}")
-    return dict(config)
+    return check_options("normalizer", parameters_of(Normalizer), config, "normalizer")
 
 
 def _drops(net: nn.Module) -> str | None:
@@ -46,7 +56,7 @@ class Policy(nn.Module):
     Args:
         spec: observation keys, action, To, H, Ta.
         config: plain data with `objective`, `backbone`, `encoder` (each a registry `name` and its options),
-            `normalizer` (`obs` and `action` mode) and `head_sigma` (see `FlowMap`).
+            `normalizer` (`obs` and `action` mode) and `head_sigma` (see `FlowMap`), the last two optional.
 
     Attributes:
         image_frames: how many of the To images, the latest ones, the encoder looks at.
@@ -77,7 +87,10 @@ class Policy(nn.Module):
                 f"backbone.dropout > 0 ('{name}') needs objective.derivative=jvp: a finite difference would subtract "
                 "two different dropout masks"
             )
-        self.head_sigma = require_number("head_sigma", config.get("head_sigma", 0.0), 0.0, 100.0)
+        given = {key: value for key, value in config.items() if key == "head_sigma"}
+        self.head_sigma: float = check_options("policy", {"head_sigma": HEAD_SIGMA}, given, "policy")[
+            "head_sigma"
+        ]
         self.config: dict[str, Any] = {
             "objective": self.objective.config,
             "backbone": backbone,
@@ -206,9 +219,10 @@ class Policy(nn.Module):
             raise FlowleapError(
                 f"{stored.path}: policy.json names a file of weights: a checkpoint reads only its own"
             )
+        config = {"head_sigma": 0.0, **stored.config}  # what it was before checkpoints named it
         try:
             with torch.device("meta"):  # shapes first: a tampered size must not allocate
-                policy = cls(stored.spec, stored.config)
+                policy = cls(stored.spec, config)
         except (TypeError, ValueError, AttributeError, RuntimeError, OverflowError, RecursionError) as error:
             reason = str(error).splitlines()[0]
             raise FlowleapError(f"{stored.path}: policy.json describes no valid policy ({reason})") from error

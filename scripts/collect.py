@@ -20,7 +20,6 @@ from flowleap.datasets.formats.zarr_store import EpisodeWriter
 from flowleap.envs.demonstrate import demonstrations
 from flowleap.envs.registry import make_task
 from flowleap.envs.statistics import wilson
-from flowleap.envs.task_data import check_cameras
 from flowleap.policy.core.errors import FlowleapError
 from flowleap.policy.core.versions import package_versions
 from flowleap.policy.training.metrics import progress_bar
@@ -34,7 +33,6 @@ def main(cfg: DictConfig) -> dict[str, Any]:
         FlowleapError: no expert, `out` exists, or too few attempts succeed (the successes are kept then).
     """
     _check(cfg)
-    check_cameras(cfg.cameras, cfg.task)
     task = make_task(cfg.task.name, **cfg.task.kwargs)
     max_attempts = int(cfg.episodes * cfg.max_attempts_factor)
     n_envs = min(cfg.n_envs or os.cpu_count() or 1, cfg.episodes)

@@ -2,14 +2,13 @@
 
 `what=tasks` shows one kind, `filter=door` only names that contain the word. Tasks are shown with what a
 policy observes and commands, their score, and whether a scripted expert can demonstrate them. Listing needs
-neither a simulator nor torch.
+no simulator.
 """
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from pathlib import Path
 
 from omegaconf import DictConfig
 
@@ -17,8 +16,9 @@ from flowleap.datasets.dataset import describe_formats
 from flowleap.datasets.public_files import PUBLIC
 from flowleap.envs.registry import list_tasks, make_task, open_families
 from flowleap.policy.core.errors import UsageError, suggest
+from flowleap.scripts.cli.compose import CONFIG_DIR, choices
 from flowleap.scripts.cli.main import run_verb
-from flowleap.scripts.cli.options import CONFIG_DIR, file_comment
+from flowleap.scripts.cli.options import file_comment
 
 
 def main(cfg: DictConfig) -> None:
@@ -55,9 +55,10 @@ def describe_task(name: str) -> str:
 
 
 def describe_group(group: str) -> dict[str, str]:
-    """Choice -> the comment at the top of its file, for one hydra group."""
-    folder = Path(CONFIG_DIR) / group
-    return {file.stem: file_comment(file) for file in sorted(folder.glob("*.yaml"))}
+    """Choice -> what it is, for one hydra group."""
+    files = sorted((CONFIG_DIR / group).glob("*.yaml"))
+    made = {name: choice.about for name, choice in choices(group).items()}
+    return {file.stem: file_comment(file) for file in files} | made
 
 
 if __name__ == "__main__":

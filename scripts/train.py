@@ -15,6 +15,7 @@ import os
 import re
 import time
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -28,9 +29,10 @@ from flowleap.datasets.dataset import open_dataset
 from flowleap.datasets.windows import ShuffledIndices
 from flowleap.envs.registry import make_task
 from flowleap.envs.task import Task
-from flowleap.envs.task_data import check_cameras, load_columns, with_mirrored, with_recorded_env
+from flowleap.envs.task_data import load_columns, with_mirrored, with_recorded_env
 from flowleap.policy.core.errors import FlowleapError, require_int
-from flowleap.policy.core.spec import Spec
+from flowleap.policy.core.spec import WINDOW, Spec
+from flowleap.scripts.cli.compose import RENAMED
 
 CONFIG = "config.yaml"
 RESUMABLE = ("trainer.", "eval.")
@@ -48,18 +50,17 @@ def main(cfg: DictConfig) -> Path:
     if cfg.dataset is None:
         raise FlowleapError("no dataset given: add dataset=PATH (or resume=RUN_DIR to continue a run)")
     options = TrainerConfig.from_mapping(_plain(cfg.trainer))
-    check_cameras(cfg.get("cameras"), cfg.get("task"))
     task, kwargs = None, {}
-    cache = require_int("image_cache_mb", cfg.image_cache_mb, 0, 2**30) * 2**20
+    cache = require_int("data.image_cache_mb", cfg.data.image_cache_mb, 0, 2**30) * 2**20
     with open_dataset(cfg.dataset) as dataset:
         if cfg.get("task"):
             kwargs = with_recorded_env(cfg.task.name, _plain(cfg.task.get("kwargs", {})), dataset)
             task = make_task(cfg.task.name, **kwargs)
         data = load_columns(task, dataset, cache, images=cfg.encoder.name != "lowdim")
     recorded = data.n_episodes
-    if cfg.get("mirror"):
+    if cfg.data.mirror:
         data = with_mirrored(task, data)
-    window = {name: _window(cfg, name) for name in ("n_obs_steps", "horizon", "n_action_steps")}
+    window = {name: cfg[name] for name in asdict(WINDOW)}
     spec = data.spec.with_window(**window)
     torch.manual_seed(options.seed)
     config = {part: _plain(cfg[part]) for part in PARTS}
@@ -124,12 +125,6 @@ def _plain(node: Any) -> Any:
     return OmegaConf.to_container(node, resolve=True) if OmegaConf.is_config(node) else node
 
 
-def _window(cfg: DictConfig, name: str) -> int:
-    if cfg[name] is not None:
-        return cfg[name]
-    return cfg.task[name] if cfg.get("task") else {"n_obs_steps": 2, "horizon": 16, "n_action_steps": 8}[name]
-
-
 def _new_run_dir(cfg: DictConfig) -> Path:
     """The directory of a new run; never one that holds another run already."""
     if HydraConfig.initialized() and HydraConfig.get().mode is RunMode.MULTIRUN:
@@ -164,12 +159,25 @@ def _resume_config(cfg: DictConfig) -> tuple[DictConfig, Path]:
                 f"{override!r} cannot change when a run is resumed; only trainer.* and eval.* can"
             )
     try:
-        stored = OmegaConf.load(file)
+        stored = _upgraded(OmegaConf.load(file))
         merged = OmegaConf.merge(stored, OmegaConf.from_dotlist(overrides), {"resume": str(run_dir)})
     except Exception as error:
         raise FlowleapError(f"{file}: not readable ({error}); the run cannot be resumed") from error
     assert isinstance(merged, DictConfig)
     return merged, run_dir
+
+
+def _upgraded(stored: Any) -> Any:
+    """A run's configuration in today's spelling, whichever version stored it."""
+    for old, new in RENAMED["train"].items():
+        if old in stored:
+            value = stored.pop(old)
+            if value is not None:
+                OmegaConf.update(stored, new, value)
+    for name, default in asdict(WINDOW).items():
+        if stored.get(name) is None:  # it was the task's
+            stored[name] = OmegaConf.select(stored, f"task.{name}") or default
+    return stored
 
 
 def print_plan(trainer: Any, spec: Spec, info: Mapping[str, Any]) -> None:

@@ -11,7 +11,7 @@ import os
 import warnings
 from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import Any, cast
+from typing import Annotated, Any, cast
 
 import gymnasium
 import numpy as np
@@ -21,6 +21,7 @@ from flowleap.envs.registry import optional_import
 from flowleap.envs.rendering import OffscreenRenderer
 from flowleap.envs.task import Expert, Observation, Task
 from flowleap.policy.core.errors import FlowleapError, suggest
+from flowleap.policy.core.registry import Option
 from flowleap.policy.core.spec import ObsKey, Spec
 from flowleap.policy.core.versions import package_versions
 
@@ -221,8 +222,12 @@ def make(
     max_steps: int = MAX_STEPS,
     camera: str = "corner",
     image_size: int = 320,
-    cameras: str | Sequence[str] | None = None,
     camera_size: int = 84,
+    *,
+    cameras: Annotated[
+        str | Sequence[str] | None,
+        Option("see through these cameras, such as [corner2], instead of the state"),
+    ] = None,
 ) -> Task:
     """Build `metaworld/<name>`.
 
@@ -231,8 +236,8 @@ def make(
         max_steps: time limit.
         camera: of videos.
         image_size: of videos, px.
-        cameras: what the policy sees instead of the state: their images and the hand; a name or several.
-        camera_size: side of these images, px.
+        camera_size: side of the images that the policy sees, px.
+        cameras: what it sees instead of the state: their images and the hand; a name or several.
     """
     eyes = (cameras,) if isinstance(cameras, str) else tuple(map(str, cameras or ()))
     for eye in eyes:

@@ -10,12 +10,25 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 
 from flowleap.policy.core.errors import FlowleapError, suggest
+from flowleap.policy.core.registry import Option
 
 ObsKind = Literal["lowdim", "rgb"]
 ActionConvention = Literal["absolute", "delta"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Window:
+    """How much a policy sees and does at a time; its defaults are those of every task."""
+
+    n_obs_steps: Annotated[int, Option("To, observation frames that the policy sees", 1)] = 2
+    horizon: Annotated[int, Option("H, actions that it predicts", 1)] = 16
+    n_action_steps: Annotated[int, Option("Ta, actions executed before it is asked again", 1)] = 8
+
+
+WINDOW = Window()
 
 
 class SpecMismatch(FlowleapError):

@@ -1,6 +1,6 @@
 """Networks of one interface: (x_t [B,H,A], t [B], s [B], cond [B,C]) -> average velocity [B,H,A].
 
-A new backbone is one file here, one line in `BACKBONES`, one YAML in configs/backbone.
+A new backbone is one file here, one line in `BACKBONES`.
 """
 
 from __future__ import annotations

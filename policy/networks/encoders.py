@@ -7,13 +7,13 @@ device, after the crop.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from flowleap.policy.core.errors import FlowleapError, require_int, require_number
-from flowleap.policy.core.registry import Registry
+from flowleap.policy.core.errors import FlowleapError, require_int
+from flowleap.policy.core.registry import Option, Registry
 from flowleap.policy.core.spec import Spec
 from flowleap.policy.networks import image_towers as vision
 from flowleap.policy.networks.augment import centre_crop, colour_jitter, crop_size, random_crop
@@ -21,25 +21,41 @@ from flowleap.policy.networks.augment import centre_crop, colour_jitter, crop_si
 ENCODERS: Registry[type[nn.Module]] = Registry("encoder")
 Size = tuple[int, int]
 
+# What several encoders can be told; each has its own defaults.
+Features = Annotated[int, Option("of each image", 1, 65536)]
+Crop = Annotated[
+    float, Option("share of the sides kept: at random in training, the middle in evaluation", 0.1, 1.0)
+]
+Jitter = Annotated[float, Option("largest change of brightness, contrast and saturation in training", 0, 1)]
+Shared = Annotated[bool, Option("one network for all cameras, whose images must be of one size")]
+Frames = Annotated[
+    int,
+    Option(
+        "how many of the latest To images are looked at; 0 is all. Low-dim keys are read over all To steps",
+        0,
+        1e6,
+    ),
+]
+Noise = Annotated[
+    float, Option("deviation of training-time Gaussian noise on the normalised low-dim observations", 0, 10)
+]
+
 
 @ENCODERS.register("lowdim")
 class LowdimEncoder(nn.Module):
-    """Concatenate all low-dim keys, in the Spec's order, and all To steps: C = To * sum of key sizes.
+    """Concatenates all low-dim keys, in the Spec's order, and all To steps: C = To * sum of key sizes.
 
-    Args:
-        spec: observation keys and To.
-        noise: standard deviation of Gaussian noise added to the normalised observations in training, a guard
-            against covariate shift; 0 switches it off.
+    Its noise is a guard against covariate shift.
     """
 
-    def __init__(self, spec: Spec, *, noise: float = 0.0) -> None:
+    def __init__(self, spec: Spec, *, noise: Noise = 0.0) -> None:
         super().__init__()
         for key, obs in spec.observations.items():
             if obs.kind != "lowdim":
                 raise FlowleapError(
                     f"encoder 'lowdim' cannot read observation '{key}' of kind {obs.kind!r}: choose encoder=cnn"
                 )
-        self.noise = require_number("encoder.noise", noise, 0.0, 10.0)
+        self.noise = noise
         self.keys = tuple(spec.observations)
         self.dim = spec.n_obs_steps * sum(obs.size for obs in spec.observations.values())
 
@@ -80,10 +96,8 @@ class ImageEncoder(nn.Module):
         noise: float,
     ) -> None:
         super().__init__()
-        self.jitter = require_number("encoder.jitter", jitter, 0.0, 1.0)
-        self.noise = require_number("encoder.noise", noise, 0.0, 10.0)
+        self.jitter, self.noise = jitter, noise
         self.frames = require_int("encoder.frames", frames, 0, spec.n_obs_steps) or spec.n_obs_steps
-        share = require_number("encoder.crop", crop, 0.1, 1.0)
         lowdim = {key: obs for key, obs in spec.observations.items() if obs.kind == "lowdim"}
         self.lowdim = tuple(lowdim)
         self.cameras = tuple(key for key in spec.observations if key not in lowdim)
@@ -96,7 +110,7 @@ class ImageEncoder(nn.Module):
                 raise FlowleapError(
                     f"observation '{key}': images must be [height, width, 3], not {list(shape)}"
                 )
-            self.sizes.append((crop_size(shape[0], share), crop_size(shape[1], share)))
+            self.sizes.append((crop_size(shape[0], crop), crop_size(shape[1], crop)))
         if shared and len(set(self.sizes)) > 1:
             sizes = {key: spec.observations[key].shape for key in self.cameras}
             raise FlowleapError(f"encoder.shared=true needs cameras with images of one size, got {sizes}")
@@ -133,47 +147,51 @@ class ImageEncoder(nn.Module):
 
 @ENCODERS.register("cnn")
 class CnnEncoder(ImageEncoder):
-    """A small convolutional network, the default on a CPU; see `vision.cnn` and `ImageEncoder`."""
+    """Small convolutional network for images, with the low-dim keys beside its features: the default on a CPU."""
 
     def __init__(
         self,
         spec: Spec,
         *,
-        channels: Sequence[int] = (16, 32, 32, 64),
-        halvings: int = 2,
-        features: int = 128,
-        pool: Literal["keypoints", "flatten"] = "keypoints",
-        crop: float = 0.875,
-        jitter: float = 0.0,
-        shared: bool = False,
-        frames: int = 1,
-        noise: float = 0.0,
+        channels: Annotated[Sequence[int], Option("of each layer", 1, 4096)] = (16, 32, 32, 64),
+        halvings: Annotated[int, Option("the first so many layers halve the image", 0, 8)] = 2,
+        features: Features = 128,
+        pool: Annotated[
+            Literal["keypoints", "flatten"],
+            Option(
+                "spatial soft-max, which locates things to a fraction of a pixel, or all places side by side"
+            ),
+        ] = "keypoints",
+        crop: Crop = 0.875,
+        jitter: Jitter = 0.0,
+        shared: Shared = False,
+        frames: Frames = 1,
+        noise: Noise = 0.0,
     ) -> None:
         def tower(size: Size) -> nn.Module:
             return vision.cnn(size, channels, halvings, features, pool == "keypoints")
 
-        require_int("encoder.features", features, 1, 65536)
         super().__init__(spec, tower, features, crop, jitter, shared, frames, noise)
 
 
 @ENCODERS.register("resnet18")
 class ResNetEncoder(ImageEncoder):
-    """ResNet-18 with GroupNorm and a spatial soft-max; see `vision.resnet18` and `ImageEncoder`."""
+    """ResNet-18 with GroupNorm and a spatial soft-max (needs flowleap[vision])."""
 
     def __init__(
         self,
         spec: Spec,
         *,
-        features: int = 64,
-        weights: str | None = None,
-        crop: float = 0.9,
-        jitter: float = 0.0,
-        shared: bool = False,
-        frames: int = 0,
-        noise: float = 0.0,
+        features: Features = 64,
+        weights: Annotated[
+            str | None, Option("local file of torchvision's weights (.pth or .safetensors)")
+        ] = None,
+        crop: Crop = 0.9,
+        jitter: Jitter = 0.0,
+        shared: Shared = False,
+        frames: Frames = 0,
+        noise: Noise = 0.0,
     ) -> None:
-        require_int("encoder.features", features, 1, 65536)
-
         def tower(size: Size) -> nn.Module:
             return vision.resnet18(features, weights)
 
@@ -182,23 +200,23 @@ class ResNetEncoder(ImageEncoder):
 
 @ENCODERS.register("vit")
 class VitEncoder(ImageEncoder):
-    """A vision transformer of timm, such as DINO's; see `vision.vit` and `ImageEncoder`."""
+    """Vision transformer of timm, DINO's for instance (needs flowleap[vision])."""
 
     def __init__(
         self,
         spec: Spec,
         *,
-        model: str = "vit_tiny_patch16_224",
-        features: int = 128,
-        weights: str | None = None,
-        crop: float = 1.0,
-        jitter: float = 0.0,
-        shared: bool = False,
-        frames: int = 0,
-        noise: float = 0.0,
+        model: Annotated[
+            str, Option("timm's name; the image size is the crop's, a multiple of the patch size")
+        ] = "vit_tiny_patch16_224",
+        features: Features = 128,
+        weights: Annotated[str | None, Option("local file of timm's weights (.pth or .safetensors)")] = None,
+        crop: Crop = 1.0,
+        jitter: Jitter = 0.0,
+        shared: Shared = False,
+        frames: Frames = 0,
+        noise: Noise = 0.0,
     ) -> None:
-        require_int("encoder.features", features, 1, 65536)
-
         def tower(size: Size) -> nn.Module:
             return vision.vit(size, model, features, weights)
 

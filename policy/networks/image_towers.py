@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from flowleap.policy.core.errors import FlowleapError, optional_import, require_int, suggest
+from flowleap.policy.core.errors import FlowleapError, optional_import, suggest
 
 GROUP_CHANNELS = 8
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -67,13 +67,12 @@ def cnn(
         features: D.
         keypoints: a spatial soft-max instead of all places side by side.
     """
-    require_int("encoder.halvings", halvings, 0, 8)
     if not 1 <= len(channels) <= 8:
         raise FlowleapError(f"encoder.channels needs 1 to 8 layers, got {len(channels)}")
     layers: list[nn.Module] = []
     before, (height, width) = 3, size
     for i, after in enumerate(channels):
-        if require_int("encoder.channels", after, 1, 4096) % GROUP_CHANNELS:
+        if after % GROUP_CHANNELS:
             raise FlowleapError(f"encoder.channels: {after} is not a multiple of {GROUP_CHANNELS}")
         kernel, stride = 3 if i else 5, 2 if i < halvings else 1
         layers += [

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import torch
 from torch import Tensor, nn
 
-from flowleap.policy.core.errors import require_int, require_number
+from flowleap.policy.core.registry import Option
 from flowleap.policy.networks.layers import LayerNorm
-from flowleap.policy.networks.time_embedding import TimeEmbedding
+from flowleap.policy.networks.time_embedding import MaxFrequency, TimeEmbedding
 
 
 class FiLMBlock(nn.Module):
@@ -31,18 +33,9 @@ class FiLMBlock(nn.Module):
 
 
 class MLPBackbone(nn.Module):
-    """u(x_t [B,H,A], t [B], s [B], cond [B,C]) -> [B,H,A] by a residual MLP.
+    """Residual MLP over the flattened chunk with FiLM conditioning: fast on a CPU, the default for state policies.
 
-    Args:
-        action_dim: A.
-        horizon: H.
-        cond_dim: C.
-        width: channels of the residual stream.
-        depth: number of residual blocks.
-        expansion: hidden width of a block over `width`.
-        dropout: inside the blocks, in training only; needs `objective.derivative=jvp`, because a finite
-            difference would subtract two different masks.
-        max_frequency: of the time embedding, rad (see `TimeEmbedding`).
+    u(x_t [B,H,A], t [B], s [B], cond [B,C]) -> [B,H,A] for `action_dim` A, `horizon` H and `cond_dim` C.
     """
 
     def __init__(
@@ -51,17 +44,15 @@ class MLPBackbone(nn.Module):
         horizon: int,
         cond_dim: int,
         *,
-        width: int = 256,
-        depth: int = 3,
-        expansion: int = 2,
-        dropout: float = 0.0,
-        max_frequency: float = 8.0,
+        width: Annotated[int, Option("channels of the residual stream", 1, 16384)] = 256,
+        depth: Annotated[int, Option("residual blocks", 1, 256)] = 3,
+        expansion: Annotated[int, Option("hidden width of a block over the width", 1, 16)] = 2,
+        dropout: Annotated[
+            float, Option("in the blocks, in training; needs an exact derivative", 0, 0.99)
+        ] = 0.0,
+        max_frequency: MaxFrequency = 8.0,
     ) -> None:
         super().__init__()
-        require_int("backbone.width", width, 1, 16384)
-        require_int("backbone.depth", depth, 1, 256)
-        require_int("backbone.expansion", expansion, 1, 16)
-        require_number("backbone.dropout", dropout, 0.0, 0.99)
         self.dropout = dropout
         self.chunk_shape = (horizon, action_dim)
         self.time = TimeEmbedding(width, max_frequency)

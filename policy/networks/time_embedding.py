@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import torch
 from torch import Tensor, nn
 
-from flowleap.policy.core.errors import require_number
+from flowleap.policy.core.registry import Option
+
+MaxFrequency = Annotated[
+    float, Option("of the time embedding, rad; several modes need more (30), see docs/math.md", 1.0, 1e4)
+]
 
 
 class TimeEmbedding(nn.Module):
@@ -20,7 +26,6 @@ class TimeEmbedding(nn.Module):
 
     def __init__(self, dim: int, max_frequency: float, n_frequencies: int = 16) -> None:
         super().__init__()
-        require_number("backbone.max_frequency", max_frequency, 1.0, 1e4)
         exponents = torch.linspace(0.0, 1.0, n_frequencies)
         self.register_buffer("frequencies", max_frequency**exponents)
         self.mlp = nn.Sequential(nn.Linear(4 * n_frequencies, dim), nn.SiLU(), nn.Linear(dim, dim))

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import torch
 from torch import Tensor, nn
 
-from flowleap.policy.core.errors import FlowleapError, require_int, require_number
+from flowleap.policy.core.errors import FlowleapError
+from flowleap.policy.core.registry import Option
 from flowleap.policy.networks.layers import LayerNorm, attend
-from flowleap.policy.networks.time_embedding import TimeEmbedding
+from flowleap.policy.networks.time_embedding import MaxFrequency, TimeEmbedding
 
 
 def modulate(h: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
@@ -52,19 +55,9 @@ class DiTBlock(nn.Module):
 
 
 class TransformerBackbone(nn.Module):
-    """u(x_t [B,H,A], t [B], s [B], cond [B,C]) -> [B,H,A] by a transformer, one token an action.
+    """Transformer over the action tokens with adaLN-zero conditioning (DiT, arXiv 2212.09748).
 
-    Args:
-        action_dim: A.
-        horizon: H.
-        cond_dim: C.
-        width: channels of a token, divisible by `heads`.
-        depth: number of blocks.
-        heads: attention heads.
-        expansion: hidden width of a block's MLP over `width`.
-        dropout: inside and after the branches of a block, in training only; needs
-            `objective.derivative=jvp`, because a finite difference would subtract two different masks.
-        max_frequency: of the time embedding, rad (see `TimeEmbedding`).
+    u(x_t [B,H,A], t [B], s [B], cond [B,C]) -> [B,H,A] for `action_dim` A, `horizon` H and `cond_dim` C.
     """
 
     def __init__(
@@ -73,19 +66,16 @@ class TransformerBackbone(nn.Module):
         horizon: int,
         cond_dim: int,
         *,
-        width: int = 256,
-        depth: int = 4,
-        heads: int = 4,
-        expansion: int = 4,
-        dropout: float = 0.0,
-        max_frequency: float = 8.0,
+        width: Annotated[int, Option("channels of a token, divisible by the heads", 1, 16384)] = 256,
+        depth: Annotated[int, Option("blocks", 1, 256)] = 4,
+        heads: Annotated[int, Option("attention heads", 1, 256)] = 4,
+        expansion: Annotated[int, Option("hidden width of a block's MLP over the width", 1, 16)] = 4,
+        dropout: Annotated[
+            float, Option("in and after a block's branches, in training; needs an exact derivative", 0, 0.99)
+        ] = 0.0,
+        max_frequency: MaxFrequency = 8.0,
     ) -> None:
         super().__init__()
-        require_int("backbone.width", width, 1, 16384)
-        require_int("backbone.depth", depth, 1, 256)
-        require_int("backbone.heads", heads, 1, 256)
-        require_int("backbone.expansion", expansion, 1, 16)
-        require_number("backbone.dropout", dropout, 0.0, 0.99)
         if width % heads:
             raise FlowleapError(f"backbone.width: {width} is not divisible by heads={heads}")
         self.time = TimeEmbedding(width, max_frequency)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Annotated
 
 import torch
 from torch import Tensor, nn
 
-from flowleap.policy.core.errors import FlowleapError, require_int
-from flowleap.policy.networks.time_embedding import TimeEmbedding
+from flowleap.policy.core.errors import FlowleapError
+from flowleap.policy.core.registry import Option
+from flowleap.policy.networks.time_embedding import MaxFrequency, TimeEmbedding
 
 
 def conv_block(c_in: int, c_out: int, kernel: int, groups: int) -> nn.Sequential:
@@ -42,17 +44,10 @@ def apply_blocks(blocks: nn.Module, h: Tensor, c: Tensor) -> Tensor:
 
 
 class UNet1dBackbone(nn.Module):
-    """u(x_t [B,H,A], t [B], s [B], cond [B,C]) -> [B,H,A] by a 1-D U-Net over time.
+    """Conditional 1-D U-Net of Diffusion Policy (arXiv 2303.04137) with two times.
 
-    Args:
-        action_dim: A.
-        horizon: H, divisible by 2^(len(channels) - 1).
-        cond_dim: C.
-        channels: width of each resolution level.
-        time_dim: width of the time embedding.
-        kernel: convolution width, odd.
-        groups: GroupNorm groups, dividing every level's width.
-        max_frequency: of the time embedding, rad (see `TimeEmbedding`).
+    u(x_t [B,H,A], t [B], s [B], cond [B,C]) -> [B,H,A] for `action_dim` A, `horizon` H, divisible by
+    2^(len(channels) - 1), and `cond_dim` C.
     """
 
     def __init__(
@@ -61,20 +56,21 @@ class UNet1dBackbone(nn.Module):
         horizon: int,
         cond_dim: int,
         *,
-        channels: Sequence[int] = (64, 128, 256),
-        time_dim: int = 128,
-        kernel: int = 5,
-        groups: int = 8,
-        max_frequency: float = 8.0,
+        channels: Annotated[Sequence[int], Option("width of each resolution level", 1, 8192)] = (
+            64,
+            128,
+            256,
+        ),
+        time_dim: Annotated[int, Option("width of the time embedding", 1, 4096)] = 128,
+        kernel: Annotated[int, Option("convolution width, odd", 1, 63)] = 5,
+        groups: Annotated[int, Option("GroupNorm groups, dividing every level's width", 1, 1024)] = 8,
+        max_frequency: MaxFrequency = 8.0,
     ) -> None:
         super().__init__()
-        require_int("backbone.time_dim", time_dim, 1, 4096)
-        require_int("backbone.kernel", kernel, 1, 63)
-        require_int("backbone.groups", groups, 1, 1024)
         if not 1 <= len(channels) <= 8 or kernel % 2 == 0:
             raise FlowleapError("backbone unet1d needs 1 to 8 channel levels and an odd kernel")
         for width in channels:
-            if require_int("backbone.channels", width, 1, 8192) % groups:
+            if width % groups:
                 raise FlowleapError(f"backbone.channels: {width} is not divisible by groups={groups}")
         stride = 2 ** (len(channels) - 1)
         if horizon % stride:

@@ -1,88 +1,68 @@
-"""Options of the training loop; `configs/trainer/default.yaml` lists the same ones."""
+"""Options of the training loop."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
-from typing import Any
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
 
-from flowleap.policy.core.errors import FlowleapError, require_int, require_number, suggest
+from flowleap.policy.core.errors import FlowleapError
+from flowleap.policy.core.registry import Option, check_options, parameters_of
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class TrainerConfig:
-    """Options of the training loop.
+    """AdamW, warm-up and cosine, EMA; docs/training.md tells of more than one process.
 
-    Attributes:
-        steps: gradient steps.
-        batch_size: windows a gradient step, over all processes and micro-batches.
-        accumulate: micro-batches whose gradients are summed into one step; the step stays the same, the memory
-            that activations take shrinks.
-        lr: peak learning rate. weight_decay: AdamW's. betas: AdamW's.
-        warmup_steps: linear warm-up, then `schedule` (a name of diffusers' get_scheduler) to the last step.
-        grad_clip: largest gradient norm.
-        ema_decay: of the averaged weights, with warm-up min(decay, (1 + n) / (10 + n)).
-        mixed_precision: `no`, `bf16` or `fp16`, by autocast; derivatives stay float32.
-        compile: run the network through torch.compile: slow first steps, then faster ones where kernels are small.
-        workers: threads that gather the next batches meanwhile; 0 gathers in turn, -1 is 2 for images, else 0.
-        device: `auto` or `cpu`. threads: CPU threads of torch, 0 leaves the default.
-        seed: of weights, noise, times and batch order.
-        log_every, checkpoint_every, eval_every: in steps; 0 switches the latter two off (the last step always
-            checkpoints).
-        patience: stop when the evaluation's score has not risen for so many evaluations; 0 is off.
-        keep_checkpoints: newest ones kept.
-        stop_at: stop and checkpoint after this step although the schedule spans `steps`; 0 is off.
-        dry_run: print the plan and one timed step instead of training.
-        progress: show a progress bar.
+    The last step always checkpoints. The average's decay warms up, too: min(decay, (1 + n) / (10 + n)).
     """
 
-    steps: int = 20_000
-    batch_size: int = 128
-    accumulate: int = 1
-    lr: float = 1e-3
-    weight_decay: float = 1e-6
-    betas: tuple[float, float] = (0.9, 0.999)
-    warmup_steps: int = 500
-    schedule: str = "cosine"
-    grad_clip: float = 1.0
-    ema_decay: float = 0.999
-    mixed_precision: str = "no"
-    compile: bool = False
-    workers: int = -1
-    device: str = "auto"
-    threads: int = 0
-    seed: int = 0
-    log_every: int = 100
-    checkpoint_every: int = 5_000
-    eval_every: int = 0
-    patience: int = 0
-    keep_checkpoints: int = 2
-    stop_at: int = 0
-    dry_run: bool = False
-    progress: bool = True
+    steps: Annotated[int, Option("gradient steps", 1)] = 20_000
+    batch_size: Annotated[
+        int, Option("windows a gradient step, over all processes and micro-batches", 1, 10**6)
+    ] = 128
+    accumulate: Annotated[int, Option("micro-batches a step: less memory, the same step", 1, 10**6)] = 1
+    lr: Annotated[float, Option("peak learning rate", 0, 10)] = 1e-3
+    weight_decay: Annotated[float, Option("AdamW's", 0, 10)] = 1e-6
+    betas: Annotated[tuple[float, float], Option("AdamW's", 0, 1)] = (0.9, 0.999)
+    warmup_steps: Annotated[int, Option("linear warm-up, then the schedule", 0)] = 500
+    schedule: Annotated[str, Option("a name of diffusers' get_scheduler, to the last step")] = "cosine"
+    grad_clip: Annotated[float, Option("largest gradient norm", 1e-6)] = 1.0
+    ema_decay: Annotated[float, Option("of the averaged weights", 0, 1)] = 0.999
+    mixed_precision: Annotated[
+        Literal["no", "bf16", "fp16"], Option("by autocast; derivatives stay float32")
+    ] = "no"
+    compile: Annotated[
+        bool,
+        Option("torch.compile of the network: slow first steps, then faster ones where kernels are small"),
+    ] = False
+    workers: Annotated[
+        int,
+        Option(
+            "threads that gather the next batches; -1: 2 for images, else 0, which gathers in turn", -1, 256
+        ),
+    ] = -1
+    device: Annotated[Literal["auto", "cpu"], Option("auto takes a GPU where there is one")] = "auto"
+    threads: Annotated[int, Option("CPU threads of torch; 0 leaves its default", 0, 4096)] = 0
+    seed: Annotated[int, Option("of weights, noise, times and batch order", 0, 2**63 - 1)] = 0
+    log_every: Annotated[int, Option("steps", 1)] = 100
+    checkpoint_every: Annotated[int, Option("steps; 0: at the end only", 0)] = 5_000
+    eval_every: Annotated[int, Option("steps; 0: never", 0)] = 0
+    patience: Annotated[
+        int, Option("evaluations without a better score after which to stop; 0: never", 0, 10**6)
+    ] = 0
+    keep_checkpoints: Annotated[int, Option("newest ones kept", 1, 10**6)] = 2
+    stop_at: Annotated[
+        int, Option("stop and checkpoint after this step although the schedule spans all; 0: off", 0)
+    ] = 0
+    dry_run: Annotated[bool, Option("print the plan and one timed step instead of training")] = False
+    progress: Annotated[bool, Option("show a progress bar")] = True
 
     def __post_init__(self) -> None:
-        require_int("trainer.steps", self.steps, 1, 10**9)
-        require_int("trainer.batch_size", self.batch_size, 1, 10**6)
-        require_int("trainer.accumulate", self.accumulate, 1, 10**6)
-        require_int("trainer.seed", self.seed, 0, 2**63 - 1)
-        require_int("trainer.warmup_steps", self.warmup_steps, 0, 10**9)
-        require_int("trainer.log_every", self.log_every, 1, 10**9)
-        require_int("trainer.checkpoint_every", self.checkpoint_every, 0, 10**9)
-        require_int("trainer.eval_every", self.eval_every, 0, 10**9)
-        require_int("trainer.patience", self.patience, 0, 10**6)
-        require_int("trainer.workers", self.workers, -1, 256)
-        require_int("trainer.keep_checkpoints", self.keep_checkpoints, 1, 10**6)
-        require_number("trainer.lr", self.lr, 0.0, 10.0)
-        require_number("trainer.weight_decay", self.weight_decay, 0.0, 10.0)
-        require_number("trainer.grad_clip", self.grad_clip, 1e-6, 1e9)
-        require_number("trainer.ema_decay", self.ema_decay, 0.0, 1.0)
-        if self.device not in ("auto", "cpu"):
-            raise FlowleapError(f"trainer.device must be 'auto' or 'cpu', got {self.device!r}")
-        if self.mixed_precision not in ("no", "bf16", "fp16"):
-            raise FlowleapError(
-                f"trainer.mixed_precision must be 'no', 'bf16' or 'fp16', got {self.mixed_precision!r}"
-            )
+        for name, value in check_options("trainer", OPTIONS, vars(self), "trainer").items():
+            object.__setattr__(self, name, tuple(value) if name == "betas" else value)
+        if len(self.betas) != 2:
+            raise FlowleapError(f"trainer.betas must be two numbers, got {self.betas}")
         if self.patience and not self.eval_every:
             raise FlowleapError(
                 f"trainer.patience={self.patience} counts evaluations: set trainer.eval_every, too"
@@ -91,14 +71,7 @@ class TrainerConfig:
     @classmethod
     def from_mapping(cls, options: Mapping[str, Any]) -> TrainerConfig:
         """Build from a config group; unknown keys are an error."""
-        known = {field.name for field in fields(cls)}
-        for key in options:
-            if key not in known:
-                raise FlowleapError(
-                    f"trainer has no option {key!r}{suggest(key, known)}; it has: {', '.join(sorted(known))}"
-                )
-        values: dict[str, Any] = {k: tuple(v) if k == "betas" else v for k, v in options.items()}
-        return cls(**values)
+        return cls(**check_options("trainer", OPTIONS, options, "trainer"))
 
     def micro_batch(self, processes: int) -> int:
         """Windows of one forward pass on one of `processes` processes.
@@ -113,3 +86,6 @@ class TrainerConfig:
                 f"trainer.accumulate={self.accumulate}; choose a multiple of {processes * self.accumulate}"
             )
         return size
+
+
+OPTIONS = parameters_of(TrainerConfig)

@@ -1,35 +1,151 @@
-"""The names under which hydra finds the configuration, and the tasks that have no file."""
+"""Where hydra finds the configuration: the YAML files of the verbs and suites, and parts made from signatures.
+
+Tasks, objectives, backbones, encoders, the trainer, the window and the rest of a policy have no files: their options
+stand in the signatures of what they configure (see `flowleap.policy.core.registry`), and become hydra's groups here.
+"""
 
 from __future__ import annotations
 
+import importlib
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from functools import cache
+from pathlib import Path
+from typing import Any, NamedTuple
 
+import hydra
 from hydra.core.config_store import ConfigStore
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
+from omegaconf import OmegaConf
 
-from flowleap.envs.tasks import metaworld
+from flowleap import configs
+from flowleap.policy.core.registry import Parameter, Registry, parameters_of
 
 CONFIG_MODULE = "flowleap.configs"
+CONFIG_DIR = Path(configs.__file__).parent
 VERSION_BASE = "1.3"
+
+# verb -> an option's earlier name -> its name today. Both are understood, also in the configurations of stored runs.
+RENAMED = {
+    "train": {
+        "cameras": "task.kwargs.cameras",
+        "mirror": "data.mirror",
+        "image_cache_mb": "data.image_cache_mb",
+    },
+    "collect": {"cameras": "task.kwargs.cameras"},
+}
+_REGISTRIES = {  # group -> module and registry; a module is only imported for verbs that have its group
+    "objective": ("flowleap.policy.flow.objectives", "OBJECTIVES"),
+    "backbone": ("flowleap.policy.networks.build", "BACKBONES"),
+    "encoder": ("flowleap.policy.networks.encoders", "ENCODERS"),
+}
 _GYM_TASK = re.compile(r"gym/[\w./-]+")
+
+
+class Choice(NamedTuple):
+    """One choice of a group: what it is, in a line, and its options by dotted key."""
+
+    about: str
+    parameters: Mapping[str, Parameter]
+
+
+@cache
+def choices(part: str) -> dict[str, Choice]:
+    """The choices of a group that has no files, by name; none for other groups.
+
+    A part that every policy has goes by the name `""`: it is no group, and its keys stand at the top.
+    """
+    if part in _REGISTRIES:
+        module, name = _REGISTRIES[part]
+        registry = getattr(importlib.import_module(module), name)
+        if not isinstance(registry, Registry):  # it has files
+            return {}
+        return {entry: Choice(_about(registry[entry]), registry.parameters(entry)) for entry in registry}
+    if part == "task":
+        from flowleap.envs.registry import list_tasks
+
+        return {name: _task(name) for name in list_tasks()}
+    if part == "trainer":
+        from flowleap.policy.training.config import OPTIONS, TrainerConfig
+
+        return {"default": Choice(_about(TrainerConfig), OPTIONS)}
+    if part == "window":
+        from flowleap.policy.core.spec import Window
+
+        return {"": Choice(_about(Window), parameters_of(Window))}
+    if part == "policy":
+        from flowleap.policy.normalizer import Normalizer
+        from flowleap.policy.policy import HEAD_SIGMA
+
+        modes = {f"normalizer.{key}": p for key, p in parameters_of(Normalizer).items()}
+        return {"": Choice("", {**modes, "head_sigma": HEAD_SIGMA})}
+    return {}
+
+
+def _about(entry: Any) -> str:
+    return (entry.__doc__ or "").partition("\n")[0]
+
+
+def _task(name: str) -> Choice:
+    from flowleap.envs.registry import task_parameters
+
+    return Choice("", {f"kwargs.{key}": p for key, p in task_parameters(name).items()})
+
+
+def parts_of(verb: str) -> list[str]:
+    """What the defaults list of a verb names: its groups and parts."""
+    tree = OmegaConf.to_container(OmegaConf.load(CONFIG_DIR / f"{verb}.yaml"), resolve=False)
+    assert isinstance(tree, dict)
+    return [next(iter(entry)) if isinstance(entry, dict) else entry for entry in tree.get("defaults", [])]
+
+
+def prepare(verb: str, words: Sequence[str]) -> list[str]:
+    """Tell hydra what a verb's configuration is made of; return the overrides `words` in today's spelling."""
+    parts = parts_of(verb)
+    for part in parts:
+        _store_all(part)
+    if "task" in parts:
+        for word in words:
+            for name in _GYM_TASK.findall(word) if "task=" in word else ():
+                _store("task", name, _task(name))
+    return [_renamed(verb, word) for word in words]
+
+
+@cache
+def _store_all(part: str) -> None:
+    for name, choice in choices(part).items():
+        _store(part, name, choice)
+
+
+def _store(part: str, name: str, choice: Choice) -> None:
+    """Make a choice known to hydra, as a file `<part>/<name>.yaml` would."""
+    node = OmegaConf.create({"name": name} if part in _REGISTRIES else {})
+    if part == "task":
+        node = OmegaConf.create({"name": name, "kwargs": {}})
+    for key, parameter in choice.parameters.items():
+        default = parameter.default
+        OmegaConf.update(node, key, list(default) if isinstance(default, tuple) else default)
+    folder, _, leaf = f"{part}/{name}".rstrip("/").rpartition("/")
+    ConfigStore.instance().store(leaf, node, group=folder or None)
+
+
+def _renamed(verb: str, word: str) -> str:
+    key = word.partition("=")[0].lstrip("+~")
+    return word.replace(key, RENAMED.get(verb, {}).get(key, key), 1)
+
+
+@contextmanager
+def session() -> Iterator[Any]:
+    """Hydra with our configuration: the one in use where a verb composes another's, else a new one."""
+    running = GlobalHydra.instance().is_initialized()
+    with (
+        nullcontext() if running else hydra.initialize_config_module(CONFIG_MODULE, version_base=VERSION_BASE)
+    ):
+        yield GlobalHydra.instance().hydra
 
 
 def given_overrides() -> list[str]:
     """The words of the running command line, to be stored beside its results; empty outside of hydra."""
     return list(HydraConfig.get().overrides.task) if HydraConfig.initialized() else []
-
-
-def register_tasks(words: Sequence[str] = ()) -> None:
-    """Make `task=metaworld/<name>` a choice for all fifty tasks, without files, and each `gym/<EnvId>` in `words`."""
-    named = [match for word in words if "task=" in word for match in _GYM_TASK.findall(word)]
-    for task in [*(f"metaworld/{name}" for name in metaworld.TASKS), *named]:
-        node = {
-            "name": task,
-            "kwargs": {"cameras": "${oc.select:cameras,null}"} if task.startswith("metaworld/") else {},
-            "n_obs_steps": 2,
-            "horizon": 16,
-            "n_action_steps": 8,
-        }
-        group, _, name = task.rpartition("/")
-        ConfigStore.instance().store(group=f"task/{group}", name=name, node=node)

@@ -6,6 +6,7 @@ and torch load when a verb runs.
 
 from __future__ import annotations
 
+import argparse
 import os
 import signal
 import sys
@@ -13,24 +14,11 @@ import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib.metadata import version
+from typing import NoReturn
 
 from flowleap.policy.core.errors import FlowleapError, UsageError, suggest
 from flowleap.scripts.cli.verbs import VERBS
 
-# The flags of hydra that make sense here; `--experimental-rerun` does not, it unpickles its file.
-_FLAGS = ("-h", "--help", "-m", "--multirun", "-r", "--run", "--resolve", "--hydra-help")
-_VALUE_FLAGS = (
-    "-c",
-    "--cfg",
-    "-p",
-    "--package",
-    "-i",
-    "--info",
-    "-cd",
-    "--config-dir",
-    "-cn",
-    "--config-name",
-)
 _COMPLETION_FLAGS = ("-sc", "--shell-completion")
 
 
@@ -111,41 +99,55 @@ def _dispatch(verb: str, argv: list[str]) -> None:
         completion.main(argv)
         return
     if verb not in VERBS:
+        known = f"(verbs: {', '.join(VERBS)})"
         if "=" in verb or verb.startswith("-"):
-            raise UsageError(f"the verb comes first: flowleap VERB {verb} (verbs: {', '.join(VERBS)})")
-        raise UsageError(f"unknown verb '{verb}'{suggest(verb, VERBS)} (verbs: {', '.join(VERBS)})")
+            raise UsageError(f"the verb comes first: flowleap VERB {verb} {known}")
+        raise UsageError(f"unknown verb '{verb}'{suggest(verb, VERBS)} {known}")
     overrides, flags = _split(verb, argv)
-    if "-h" in flags or "--help" in flags:
+    if flags.help:
         from flowleap.scripts.cli.options import help_text
 
         print(help_text(verb, overrides))
-        return
-    from flowleap.scripts.cli import run
+    else:
+        from flowleap.scripts.cli import run
 
-    run.run(verb, overrides, flags)
+        run.run(verb, overrides, flags)
 
 
-def _split(verb: str, argv: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Return the overrides and the flags (each followed by its value); raise for a flag that hydra lacks."""
-    overrides: list[str] = []
-    flags: list[str] = []
-    words = iter(argv)
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(message)
+
+
+def _flags() -> argparse.ArgumentParser:
+    """The flags of hydra that make sense here (`--experimental-rerun` does not, it unpickles its file), and help."""
+    parser = _Parser(add_help=False, allow_abbrev=False)
+    parser.add_argument("-h", "--help", action="store_true")
+    one = parser.add_mutually_exclusive_group()
+    one.add_argument("-m", "--multirun", action="store_true")
+    one.add_argument("-c", "--cfg", choices=("job", "hydra", "all"))
+    one.add_argument(
+        "-i", "--info", choices=("all", "config", "defaults", "defaults-tree", "plugins", "searchpath")
+    )
+    parser.add_argument("-p", "--package")
+    parser.add_argument("--resolve", action="store_true")
+    return parser
+
+
+def _split(verb: str, argv: Sequence[str]) -> tuple[list[str], argparse.Namespace]:
+    """Return the overrides and the flags; raise for a flag that is none."""
+    flags, words = _flags().parse_known_args(argv)
     for word in words:
-        flag, equals, value = word.partition("=")
-        if not word.startswith("-"):
-            overrides.append(override(verb, word))
-        elif flag in _FLAGS:
-            flags.append(word)
-        elif flag in _VALUE_FLAGS:
-            flags += [flag, value if equals else next(words, "")]
-        elif flag in _COMPLETION_FLAGS:
+        flag, _, value = word.partition("=")
+        if flag in _COMPLETION_FLAGS:
             raise UsageError('completion is set up without a verb: eval "$(flowleap -sc install=bash)"')
-        else:
+        if flag.startswith("-"):
             name = flag.lstrip("-").replace("-", "_")
             raise UsageError(
                 f"unknown flag '{flag}': options are written {name}={value or '...'} "
                 f"(`flowleap {verb} --help` lists them)"
             )
+    overrides = [override(verb, word) for word in words]
     key = VERBS[verb].word
     if key and sum(word.startswith(f"{key}=") for word in overrides) > 1:
         raise UsageError(f"flowleap {verb} takes one {key} at a time, got {' '.join(argv)}")

@@ -1,6 +1,6 @@
-"""What a verb accepts: options with defaults and comments, groups and their choices; and its help page.
+"""What a verb accepts: options with defaults and help, groups and their choices; and its help page.
 
-All of it is read from the configuration files, so a new option or choice appears here by itself.
+All of it is read from signatures and configuration files, so a new option or choice appears here by itself.
 """
 
 from __future__ import annotations
@@ -8,25 +8,22 @@ from __future__ import annotations
 import ast
 import re
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import hydra
-from hydra.core.global_hydra import GlobalHydra
 from hydra.core.object_type import ObjectType
 from hydra.errors import CompactHydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from flowleap import configs
-from flowleap.scripts.cli.compose import CONFIG_MODULE, VERSION_BASE, register_tasks
+from flowleap.policy.core.registry import Parameter
+from flowleap.scripts.cli.compose import CONFIG_DIR, choices, parts_of, prepare, session
 from flowleap.scripts.cli.verbs import VERBS
 
-CONFIG_DIR = Path(configs.__file__).parent
 SCRIPTS = Path(__file__).parent.parent
 MISSING = "???"
 
@@ -39,41 +36,60 @@ class Options:
         values: dotted key -> default; `???` where the user must give one.
         chosen: group -> the choice in use; `null` where there is none, `REQUIRED` where the user must choose.
         choices: group -> all choices, sorted; those of nested folders as `folder/name`.
+        help: dotted key -> what it means, where that is written.
     """
 
     values: dict[str, Any]
     chosen: dict[str, str]
     choices: dict[str, list[str]]
+    help: dict[str, str]
 
 
 def load_options(verb: str, overrides: Sequence[str] = ()) -> Options:
     """Read the options of a verb. Overrides (of groups, for instance) that do not compose are left out."""
-    register_tasks(overrides)
-    with hydra.initialize_config_module(CONFIG_MODULE, version_base=VERSION_BASE):
-        app = GlobalHydra.instance().hydra
-        assert app is not None
-        composed = _compose(app, verb, overrides)
+    words = prepare(verb, overrides)
+    with session() as app:
+        composed = _compose(app, verb, words)
         runtime = composed.hydra.runtime.choices  # last group first
-        picked = {k: _show(v) for k, v in reversed(runtime.items()) if not k.startswith("hydra/")}
-        choices = {group: _choices(app.config_loader, group) for group in picked}
-    tree = OmegaConf.to_container(composed, resolve=False)
-    assert isinstance(tree, dict)
-    del tree["hydra"]
-    values = {key: value for key, value in _flatten(tree).items() if key not in picked}
-    return Options(values, picked, choices)
+        chosen = {k: _show(v) for k, v in reversed(runtime.items()) if not k.startswith("hydra/")}
+        offered = {group: _choices(app.config_loader, group) for group in chosen}
+    tree: Any = OmegaConf.to_container(composed, resolve=False)
+    values = {k: v for k, v in _flatten(tree).items() if k not in chosen and not k.startswith("hydra.")}
+    texts = yaml_comments(CONFIG_DIR / f"{verb}.yaml")
+    for part in parts_of(verb):
+        texts |= _part_help(part, chosen.get(part, ""))
+    choosable = {group: names for group, names in offered.items() if len(names) > 1}
+    return Options(values, {group: chosen[group] for group in choosable}, choosable, texts)
+
+
+def _part_help(part: str, choice: str) -> dict[str, str]:
+    """Dotted key -> help, for the choice in use of a group, or for a part that is none (`choice` is empty)."""
+    prefix = f"{part}." if choice else ""
+    if choice in choices(part):
+        texts = {key: describe(p) for key, p in choices(part)[choice].parameters.items()}
+    else:
+        texts = yaml_comments(CONFIG_DIR / part / f"{choice}.yaml")
+    return {f"{prefix}{key}": text for key, text in texts.items()}
+
+
+def describe(parameter: Parameter) -> str:
+    """Help, and the choices or the range of a parameter, in a line."""
+    low, high = parameter.option.low, parameter.option.high
+    if parameter.choices:
+        allowed = ", ".join(map(str, parameter.choices))
+    elif high < 1e9:
+        allowed = f"{low:g} to {high:g}"
+    else:
+        allowed = f"at least {low:g}" if low > -1e9 else ""
+    return f"{parameter.option.help} ({allowed})" if allowed else parameter.option.help
 
 
 def _compose(app: Any, verb: str, overrides: Sequence[str]) -> DictConfig:
     """Compose with the overrides; where that fails, with those that can be added one after the other."""
 
     def compose(words: Sequence[str]) -> DictConfig:
-        config: DictConfig = app.compose_config(
-            verb,
-            list(words),
-            run_mode=RunMode.MULTIRUN,  # tolerates groups that are still to be chosen
-            from_shell=False,
-            with_log_configuration=False,
-        )
+        # A sweep's configuration tolerates groups that are still to be chosen.
+        config: DictConfig = app.compose_config(verb, list(words), RunMode.MULTIRUN, from_shell=False)
         return config
 
     with suppress(CompactHydraException, OmegaConfBaseException):
@@ -89,48 +105,37 @@ def _compose(app: Any, verb: str, overrides: Sequence[str]) -> DictConfig:
 def help_text(verb: str, overrides: Sequence[str] = ()) -> str:
     """Return the help page of a verb."""
     options = load_options(verb, overrides)
-    comments = yaml_comments(CONFIG_DIR / f"{verb}.yaml")
-    for group, choice in options.chosen.items():
-        file = CONFIG_DIR / group / f"{choice}.yaml"
-        comments |= {f"{group}.{key}": text for key, text in yaml_comments(file).items()}
     lines = [f"flowleap {verb}: {_docstring(verb)}", ""]
     if options.chosen:
         lines.append("Groups, each a choice by name (its values are options too: group.key=value):")
         for group, choice in options.chosen.items():
             lines.append(f"  {group}={choice}")
-            lines += textwrap.wrap(
-                " | ".join(shorten(options.choices[group])),
-                width=100,
-                initial_indent="      ",
-                subsequent_indent="      ",
-            )
+            names = " | ".join(shorten(options.choices[group]))
+            lines += textwrap.wrap(names, width=100, initial_indent=" " * 6, subsequent_indent=" " * 6)
         lines.append("")
     if options.values:
         lines.append("Options:")
         shown = {key: f"{key}={_show(value)}" for key, value in options.values.items()}
         width = min(36, max(map(len, shown.values())))
-        for key, text in shown.items():
-            lines.append(f"  {text:<{width}}  {comments.get(key, '')}".rstrip())
+        lines += [f"  {shown[key]:<{width}}  {options.help.get(key, '')}".rstrip() for key in shown]
         lines.append("")
+    lines += ["Example:", f"  {VERBS[verb].example}", ""]
     lines += [
-        "Example:",
-        f"  {VERBS[verb].example}",
-        "",
-        f"`flowleap {verb} --cfg job ...` prints the whole configuration and stops; -m k=a,b runs both.",
+        f"`flowleap {verb} --cfg job ...` prints the whole configuration and stops; -m k=a,b runs both."
     ]
     return "\n".join(lines)
 
 
-def shorten(choices: Sequence[str], limit: int = 12) -> list[str]:
+def shorten(names: Sequence[str], limit: int = 12) -> list[str]:
     """Fold long families of nested choices into `family/* (count)`."""
-    folded: list[str] = []
-    for choice in choices:
-        folder = choice.rpartition("/")[0]
-        family = [name for name in choices if name.rpartition("/")[0] == folder]
-        entry = f"{folder}/* ({len(family)})" if folder and len(family) > limit else choice
-        if entry not in folded:
-            folded.append(entry)
-    return folded
+    families: dict[str, list[str]] = {}
+    for name in names:
+        families.setdefault(name.rpartition("/")[0], []).append(name)
+    folded = [
+        [f"{folder}/* ({len(family)})"] if folder and len(family) > limit else family
+        for folder, family in families.items()
+    ]
+    return [entry for family in folded for entry in family]
 
 
 def yaml_comments(file: Path) -> dict[str, str]:
@@ -150,8 +155,7 @@ def yaml_comments(file: Path) -> dict[str, str]:
         if match:
             indent = len(match[1])
             stack = [*((i, k) for i, k in stack if i < indent), (indent, match[2])]
-            comment = match[3] or " ".join(above)
-            if comment:
+            if comment := match[3] or " ".join(above):
                 found[".".join(key for _, key in stack)] = comment
         above = []
     return found
@@ -176,26 +180,20 @@ def _choices(loader: Any, group: str) -> list[str]:
     return sorted(set(names))
 
 
-def _flatten(tree: dict[Any, Any], prefix: str = "") -> dict[str, Any]:
+def _flatten(tree: Mapping[Any, Any], prefix: str = "") -> dict[str, Any]:
     """Return dotted key -> leaf; lists and empty mappings are leaves."""
     flat: dict[str, Any] = {}
     for key, value in tree.items():
-        if isinstance(value, dict) and value:
-            flat |= _flatten(value, f"{prefix}{key}.")
-        else:
-            flat[f"{prefix}{key}"] = value
+        nested = isinstance(value, dict) and value
+        flat |= _flatten(value, f"{prefix}{key}.") if nested else {f"{prefix}{key}": value}
     return flat
 
 
 def _show(value: Any) -> str:
     """Write a default as a user would type it."""
-    if value is None:
-        return "null"
-    if value == MISSING:
-        return "REQUIRED"
     if isinstance(value, bool):
         return str(value).lower()
-    return str(value)
+    return "null" if value is None else "REQUIRED" if value == MISSING else str(value)
 
 
 def _docstring(verb: str) -> str:

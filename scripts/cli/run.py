@@ -7,16 +7,15 @@ leaves output folders behind: scripts that write choose their own place.
 from __future__ import annotations
 
 import importlib
-import os
 import re
 import sys
 import time
+from argparse import Namespace
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import hydra
-from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import (
@@ -29,7 +28,8 @@ from omegaconf import DictConfig
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from flowleap.policy.core.errors import UsageError, suggest
-from flowleap.scripts.cli.compose import CONFIG_MODULE, VERSION_BASE, register_tasks
+from flowleap.scripts.cli.compose import prepare, session
+from flowleap.scripts.cli.options import load_options
 from flowleap.scripts.cli.verbs import VERBS
 
 _QUIET = (
@@ -50,6 +50,7 @@ def sweep_settings(overrides: Sequence[str]) -> list[str]:
     fixed = {o.key_or_group: o.value() for o in parsed if not o.is_sweep_override()}
     folder = fixed.get("run_dir") or f"runs/sweeps/{time.strftime('%Y-%m-%d_%H-%M-%S')}"
     return [
+        "hydra.mode=MULTIRUN",
         f"hydra.sweep.dir={str(folder)!r}",
         "hydra.sweep.subdir=.",
         f"hydra.job.config.override_dirname.exclude_keys=[{','.join(fixed)}]",
@@ -58,32 +59,26 @@ def sweep_settings(overrides: Sequence[str]) -> list[str]:
 
 def compose(verb: str, overrides: Sequence[str] = ()) -> DictConfig:
     """Return the configuration that `flowleap VERB overrides...` runs with; works inside a running verb, too."""
-    register_tasks(overrides)
-    shared = GlobalHydra.instance()
-    outer, shared.hydra = shared.hydra, None
-    try:
-        with hydra.initialize_config_module(CONFIG_MODULE, version_base=VERSION_BASE):
-            return hydra.compose(verb, list(overrides))
-    except (CompactHydraException, OmegaConfBaseException) as error:
-        raise UsageError(explain(error, verb)) from error
-    finally:
-        shared.hydra = outer
+    words = prepare(verb, overrides)
+    with _objections(verb, words), session():
+        return hydra.compose(verb, words)
 
 
-def run(verb: str, overrides: Sequence[str], flags: Sequence[str] = ()) -> None:
+def run(verb: str, overrides: Sequence[str], flags: Namespace) -> None:
     """Run the `main` of a verb's script under hydra, or do what a flag of hydra (`--cfg job`) asks instead.
 
     Raises:
         UsageError: an override does not fit the configuration, or a required option is missing.
         Exception: whatever the script raises.
     """
-    register_tasks(overrides)
+    words = prepare(verb, overrides)
     failures: list[Exception] = []
-    multirun = "-m" in flags or "--multirun" in flags
+    multirun: bool = (
+        flags.multirun
+    )  # the job travels to other processes: it holds on to no more than it needs
 
     def job(config: DictConfig) -> None:
         try:
-            # Only now: a wrong command line is reported before torch is imported.
             importlib.import_module(f"flowleap.scripts.{VERBS[verb].script}").main(config)
         except Exception as error:
             failures.append(error)
@@ -92,20 +87,20 @@ def run(verb: str, overrides: Sequence[str], flags: Sequence[str] = ()) -> None:
                 print(f"error: {combination}: {' '.join(str(error).split())}", file=sys.stderr)
                 raise
 
-    given = {word.partition("=")[0] for word in overrides}
     try:
-        settings = [*_QUIET, f"hydra.job.name={verb}", *(sweep_settings(overrides) if multirun else ())]
-        defaults = [word for word in settings if word.partition("=")[0] not in given]
-        with _hydra_process(f"flowleap {verb}", [*overrides, *defaults, *flags]):
-            hydra.main(config_path=f"pkg://{CONFIG_MODULE}", config_name=verb, version_base=VERSION_BASE)(
-                job
-            )()
-    except (CompactHydraException, OmegaConfBaseException) as error:
-        if not failures:  # hydra's own objection, not the script's
-            raise UsageError(explain(error, verb)) from error
-    except ValueError as error:  # what hydra raises for flags that exclude each other, or `objective=3`
+        with _objections(verb, words), session() as app:
+            if flags.cfg:
+                app.show_cfg(verb, words, flags.cfg, flags.package, flags.resolve)
+            elif flags.info:
+                app.show_info(flags.info, verb, words)
+            else:
+                settings = [*_QUIET, f"hydra.job.name={verb}", *(sweep_settings(words) if multirun else ())]
+                given = {word.partition("=")[0] for word in words}
+                words += [word for word in settings if word.partition("=")[0] not in given]
+                (app.multirun if multirun else app.run)(verb, job, words)
+    except Exception:
         if not failures:
-            raise UsageError(f"{error} (given: {' '.join([*overrides, *flags])})") from error
+            raise
     if failures:
         if isinstance(failures[0], MissingMandatoryValue):
             raise UsageError(explain(failures[0], verb)) from failures[0]
@@ -113,24 +108,19 @@ def run(verb: str, overrides: Sequence[str], flags: Sequence[str] = ()) -> None:
 
 
 @contextmanager
-def _hydra_process(program: str, argv: list[str]) -> Iterator[None]:
-    """Lend hydra its command line, and make it raise errors where it would print them and exit."""
-    old_argv, old_setting = sys.argv, os.environ.get("HYDRA_FULL_ERROR")
-    sys.argv, os.environ["HYDRA_FULL_ERROR"] = [program, *argv], "1"
+def _objections(verb: str, words: Sequence[str]) -> Iterator[None]:
+    """Turn what hydra has to say against the words of a command line into a `UsageError`."""
+    given = " ".join(words)
     try:
         yield
-    finally:
-        sys.argv = old_argv
-        if old_setting is None:
-            del os.environ["HYDRA_FULL_ERROR"]
-        else:
-            os.environ["HYDRA_FULL_ERROR"] = old_setting
+    except (CompactHydraException, OmegaConfBaseException) as error:
+        raise UsageError(explain(error, verb)) from error
+    except ValueError as error:  # `objective=3`
+        raise UsageError(f"{error} (given: {given})") from error
 
 
 def explain(error: Exception, verb: str) -> str:
     """Say in one line what is wrong with the command line, naming the word and the nearest right one."""
-    from flowleap.scripts.cli.options import load_options
-
     more = f"(`flowleap {verb} --help` lists the options)"
     text = str(error)
     if isinstance(error, MissingMandatoryValue):
@@ -140,18 +130,17 @@ def explain(error: Exception, verb: str) -> str:
         return f"cannot read '{error.override}': write key=value, and quote special characters: key='\"a b\"'"
     if isinstance(error, MissingConfigException) and error.missing_cfg_file:
         group, _, choice = str(error.missing_cfg_file).partition("/")
-        choices = load_options(verb).choices.get(group, [])
-        known = ", ".join(choices) if len(choices) <= 12 else "`flowleap list` shows them all"
-        return f"unknown {group} '{choice}'{suggest(choice, choices)} ({known})"
+        names = load_options(verb).choices.get(group, [])
+        known = ", ".join(names) if len(names) <= 12 else "`flowleap list` shows them all"
+        return f"unknown {group} '{choice}'{suggest(choice, names)} ({known})"
     if missing := re.match(r"You must specify '([^']+)'", text):
         group = missing[1]
         example = next(iter(load_options(verb).choices.get(group, [])), "...")
         return f"'{group}' is required, for instance {group}={example} {more}"
     if unknown := re.match(r"Could not override '([^']+)'", text):
         options = load_options(verb)
-        return (
-            f"unknown option '{unknown[1]}'{nearest(unknown[1], [*options.choices, *options.values])} {more}"
-        )
+        hint = nearest(unknown[1], [*options.choices, *options.values])
+        return f"unknown option '{unknown[1]}'{hint} {more}"
     where = getattr(error, "full_key", None)
     cause: Any = error.__cause__ if isinstance(error, ConfigCompositionException) else None
     first = " ".join(part.splitlines()[0] for part in (text, str(cause or "")) if part)

@@ -14,6 +14,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import asdict
 from functools import partial
 from typing import Any
 
@@ -28,6 +29,7 @@ from flowleap.datasets.windows import ShuffledIndices, Windows
 from flowleap.envs.registry import make_task
 from flowleap.envs.task_data import load_columns
 from flowleap.policy.core.errors import FlowleapError
+from flowleap.policy.core.spec import WINDOW
 
 CASES = {"from the disk": 0, "in memory, uint8": 2**40}  # name -> bytes of the cache
 PLAIN = "DataLoader, float32 in memory"
@@ -61,9 +63,8 @@ def _apart(name: str, options: dict[str, Any]) -> dict[str, float]:
 
 def _windows(cfg: DictConfig, cache_bytes: int) -> Windows:
     task = make_task(cfg.task.name, **cfg.task.kwargs)
-    window = (cfg.task.n_obs_steps, cfg.task.horizon, cfg.task.n_action_steps)
     data = load_columns(task, open_dataset(cfg.dataset), cache_bytes)
-    return data.windows(*window, image_frames=cfg.encoder.get("frames") or None)
+    return data.windows(**asdict(WINDOW), image_frames=cfg.encoder.get("frames") or None)
 
 
 def training(cfg: DictConfig, cache_bytes: int) -> dict[str, float]:
@@ -74,7 +75,7 @@ def training(cfg: DictConfig, cache_bytes: int) -> dict[str, float]:
 
     windows = _windows(cfg, cache_bytes)
     parts = {name: OmegaConf.to_container(cfg[name], resolve=True) for name in ("backbone", "encoder")}
-    policy = Policy(windows.spec, {"objective": {"name": "isd"}, "head_sigma": 0.02, **parts})
+    policy = Policy(windows.spec, {"objective": {"name": "isd"}, **parts})
     lowdim = {key: np.stack([x.min(0), x.max(0)]) for key, x in _lowdim(windows).items()}
     policy.normalizer.fit(lowdim)
     sampler = ShuffledIndices(len(windows), cfg.batch_size, 0)

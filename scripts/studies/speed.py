@@ -18,6 +18,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,7 @@ from flowleap.datasets.windows import ShuffledIndices, Windows
 from flowleap.envs.registry import make_task
 from flowleap.policy.core.errors import UsageError
 from flowleap.policy.core.files import write_results
-from flowleap.policy.core.spec import Spec
+from flowleap.policy.core.spec import WINDOW, Spec
 from flowleap.scripts.cli.compose import given_overrides
 
 BASELINE = "flow_matching"
@@ -64,9 +65,7 @@ def main(cfg: DictConfig) -> dict[str, Any]:
     import torch
 
     torch.set_num_threads(cfg.threads)
-    spec = make_task(cfg.task.name).spec.with_window(
-        cfg.task.n_obs_steps, cfg.task.horizon, cfg.task.n_action_steps
-    )
+    spec = make_task(cfg.task.name).spec.with_window(**asdict(WINDOW))
     windows = _random_windows(spec, cfg.frames)
     steps: dict[str, Callable[[], float]] = {}
     with tempfile.TemporaryDirectory() as folder:

@@ -120,6 +120,18 @@ def test_help_follows_the_chosen_groups() -> None:
     assert chosen["objective.name"] == "flow_matching" != default["objective.name"]
 
 
+def test_earlier_names_of_options_are_understood() -> None:
+    words = ["task=metaworld/reach-v3", "cameras=[corner2]", "mirror=false", "image_cache_mb=0"]
+    config = compose("train", words)
+    assert config.task.kwargs.cameras == ["corner2"]
+    assert (config.data.mirror, config.data.image_cache_mb) == (False, 0)
+    assert compose("collect", words[:2]).task.kwargs.cameras == ["corner2"]
+
+
+def test_tasks_of_gymnasium_compose_by_their_id() -> None:
+    assert compose("train", ["task=gym/Pendulum-v1"]).task == {"name": "gym/Pendulum-v1", "kwargs": {}}
+
+
 def test_comments_of_yaml_files_become_help(tmp_path: Path) -> None:
     (tmp_path / "a.yaml").write_text(
         "# About the file,\n# in two lines.\na: 1  # one\n\n# above\nb:\n"
@@ -149,7 +161,7 @@ def test_comments_of_yaml_files_become_help(tmp_path: Path) -> None:
         (["train", "objective=isdd"], "unknown objective 'isdd'; did you mean 'isd'? ("),
         (["train", "objective=3"], "override must be a string or a list. Got int (given: objective=3)"),
         (["train", "task=metaworld/dor-open-v3"], "did you mean 'metaworld/door-open-v3'?"),
-        (["train", "--cfg", "job", "-m"], "Only one of"),
+        (["train", "--cfg", "job", "-m"], "argument -m/--multirun: not allowed with argument -c/--cfg"),
         (["list", "what=task"], "did you mean 'tasks'?"),
     ],
 )
@@ -217,6 +229,24 @@ def test_modules_run_as_programs(module: str) -> None:
     result = subprocess.run([*command, "what=formats"], capture_output=True, text=True, check=True)
     assert "zarr v2 replay buffer" in result.stdout
     assert subprocess.run([*command, "waht=formats"], capture_output=True, check=False).returncode == 2
+
+
+SCRIPTS = Path(cli.__file__).parent.parent
+PROGRAMS = [file for folder in (SCRIPTS, SCRIPTS / "studies") for file in sorted(folder.glob("[a-z]*.py"))]
+
+
+def test_no_script_has_the_name_of_a_module_of_python() -> None:
+    """The folder of a script that runs as a file comes first on `sys.path`."""
+    assert not {file.stem for file in PROGRAMS} & sys.stdlib_module_names
+
+
+@pytest.mark.parametrize(
+    "name", ["train", "inspect_dataset", "list_choices", "studies/benchmark", "studies/toy"]
+)
+def test_scripts_run_as_files(name: str) -> None:
+    command = [sys.executable, str(SCRIPTS / f"{name}.py"), "--help"]
+    result = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert result.stdout.startswith("flowleap ")
 
 
 def test_a_closed_pipe_is_no_bug() -> None:
