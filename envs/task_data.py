@@ -30,7 +30,7 @@ def load_columns(
 ) -> tuple[Columns, NDArray[np.int64], Spec]:
     """Read the columns that a policy for `task` trains on (without a task: all that the store's Spec names).
 
-    A store that holds the task's own keys is read as it is; a foreign one goes through `task.from_recorded`.
+    A store that holds the task's own keys is read as it is; a foreign one goes through `task.recording.translate`.
     Other formats than zarr are read in place, less their images. Images of a zarr store are `Frames`: in memory
     if all of them fit into `cache_bytes`, else read when they are asked for. `images` says that the policy has an
     encoder for them, so that leaving them out would be a mistake.
@@ -68,8 +68,8 @@ def task_columns(
         if spec is not None:
             task.spec.require_match(spec, f"task {task.name}", f"dataset {dataset}")
         return keys, dict
-    if task.from_recorded is not None and set(task.recorded_keys) <= set(offered):
-        return list(task.recorded_keys), task.from_recorded
+    if task.recording.translate is not None and set(task.recording.keys) <= set(offered):
+        return list(task.recording.keys), task.recording.translate
     missing = next(key for key in keys if key not in offered)
     convert = ""
     wanted = task.spec.observations.get(missing)
