@@ -1,6 +1,6 @@
 # Two commands: `make demo` (the whole path, in minutes) and `make test`. Each sets up .venv first, once.
 PYTHON ?= python3
-EXTRAS ?= metaworld,pusht,probe,robotics,formats,vision,deploy,sweep,dev
+EXTRAS ?= all,dev
 # Tried, too, but not every machine can build it (evdev: Python and kernel headers); its tests are skipped then.
 TRIED  ?= robosuite
 VENV   := .venv

@@ -41,7 +41,7 @@ class ChunkEnv(gymnasium.Env[Observation, np.ndarray]):
         self.metadata = self.env.metadata
         self.render_mode = render_mode
         self._max_steps = task.max_steps
-        self._names = task.outcomes
+        self._names = task.scoring.outcomes
         self._n_obs_steps = spec.n_obs_steps
         self._keys = tuple(spec.observations)
         self._images = tuple(key for key, obs in spec.observations.items() if obs.kind == "rgb")

@@ -67,7 +67,7 @@ def demonstrate(
     stop, success = task.max_steps, False
     while len(frames) < stop:
         action = expert.act(obs)
-        frames.append({**obs, "action": action, **{key: info[key] for key in task.info_columns}})
+        frames.append({**obs, "action": action, **{key: info[key] for key in task.recording.info_columns}})
         noise = action_noise * rng.standard_normal(action.shape)
         executed = np.clip(action + noise, bounds.low, bounds.high).astype(np.float32)
         obs, _, terminated, truncated, info = env.step(executed)

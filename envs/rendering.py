@@ -18,8 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from flowleap.envs.registry import optional_import
-from flowleap.policy.core.errors import FlowleapError
+from flowleap.policy.core.errors import FlowleapError, optional_import
 
 _BACKENDS = {"linux": ("egl", "osmesa"), "darwin": ("cgl",)}.get(sys.platform, ("glfw",))
 _TIMEOUT_S = 60.0
@@ -172,8 +171,12 @@ def _self_test(backend: str) -> None:
 
 
 def save_video(path: str | os.PathLike[str], frames: np.ndarray, fps: float) -> Path:
-    """Write frames uint8 [T, height, width, 3] as `.mp4` (H.264) or `.gif`, atomically; return the path."""
-    imageio = optional_import("imageio.v2", extra="pusht")
+    """Write frames uint8 [T, height, width, 3] as `.mp4` (H.264) or `.gif`, atomically; return the path.
+
+    Raises:
+        FlowleapError: another suffix, or the packages of the extra `video` are missing.
+    """
+    imageio = optional_import("imageio.v2", extra="video")
     path = Path(path)
     options: dict[str, dict[str, Any]] = {
         ".mp4": {"fps": fps, "macro_block_size": 2, "quality": 7},
@@ -181,6 +184,8 @@ def save_video(path: str | os.PathLike[str], frames: np.ndarray, fps: float) -> 
     }
     if path.suffix not in options:
         raise FlowleapError(f"{path.name}: videos are written as .mp4 or .gif")
+    if path.suffix == ".mp4":
+        optional_import("imageio_ffmpeg", extra="video")  # imageio's own complaint names another package
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.stem}.{os.getpid()}.tmp{path.suffix}")
     try:

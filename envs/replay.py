@@ -7,16 +7,19 @@ one symptom: the replay does not reach what the recording reached.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import gymnasium
 import numpy as np
 
+from flowleap.datasets.columns import ACTION
+from flowleap.datasets.dataset import Dataset
 from flowleap.envs.demonstrate import noise_stream
 from flowleap.envs.statistics import rate
-from flowleap.envs.task import Observation, Task
+from flowleap.envs.task import SCENE, Observation, Task
+from flowleap.envs.task_data import task_columns
 from flowleap.envs.workers import env_errors
 from flowleap.policy.core.errors import FlowleapError
 from flowleap.policy.core.versions import package_versions
@@ -46,13 +49,6 @@ class Replayed:
     reached: bool = False
     start_difference: float = 0.0
     mean_difference: float = 0.0
-
-
-def initial_state_columns(task: Task, offered: Sequence[str]) -> tuple[str, ...] | None:
-    """The columns that a replay of `task` resets to, None where the dataset has none of its `state_keys`."""
-    if task.reset_to is None:
-        return None
-    return next((keys for keys in task.state_keys if set(keys) <= set(offered)), None)
 
 
 def replay(
@@ -85,14 +81,14 @@ def replay(
     executed = np.clip(executed, bounds.low, bounds.high).astype(np.float32)
     rewards: list[float] = []
     frames: list[Observation] = []
-    flags = dict.fromkeys(("success", *task.outcomes), False)
-    measures = dict.fromkeys(task.measures, -np.inf)
+    flags = dict.fromkeys(("success", *task.scoring.outcomes), False)
+    measures = dict.fromkeys(task.scoring.measures, -np.inf)
     with env_errors(task.name):
         if isinstance(start, int):
             obs, _ = env.reset(seed=start)
         else:
-            assert task.reset_to is not None
-            obs = task.reset_to(env, start)
+            assert task.recording.reset_to is not None
+            obs = task.recording.reset_to(env, start)
         for action in executed:
             frames.append(obs)
             obs, reward, _, _, info = env.step(action)
@@ -105,6 +101,87 @@ def replay(
     return outcome, {key: np.stack([frame[key] for frame in frames]) for key in frames[0]}
 
 
+def replay_dataset(
+    task: Task,
+    source: Dataset,
+    episodes: int,
+    tolerance: float,
+    on_progress: Callable[[int, str], None] | None = None,
+) -> list[Replayed]:
+    """Replay the first `episodes` episodes of a dataset one by one; only one is in memory.
+
+    Initial states come from the seeds of episodes of this very task, else from the columns that it can be reset to.
+
+    Args:
+        task: what the dataset was recorded on.
+        source: the opened dataset.
+        episodes: at most as many as it has.
+        tolerance: see `reaches`.
+        on_progress: called after each episode with their number and a text.
+
+    Raises:
+        FlowleapError: no initial states, a column is missing, or the simulator fails.
+    """
+    keys, translate = task_columns(task, source, list(source.fields), match=False)
+    states = _state_columns(task, source)
+    rewards = [key for key in source.extra if key in _REWARDS]
+    wanted = list(dict.fromkeys([*keys, *(states or ()), *rewards]))
+    noise = 0.0 if states else float(source.attrs.get("action_noise", 0.0))
+    succeeded = source.attrs.get("successes") == source.n_episodes
+    rows: list[Replayed] = []
+    with env_errors(task.name):
+        env = task.make_env()
+    try:
+        for index in range(episodes):
+            columns = source.episode(index, wanted)
+            own = translate({key: columns[key] for key in keys})
+            seed = source.seed(index)
+            if states is None and seed is None:
+                raise FlowleapError(f"'{source.path}', {source.label(index)}: no seed was recorded")
+            start: Mapping[str, Any] | int = seed or 0
+            if states is not None:
+                scene = source.scene(index)
+                start = {key: columns[key][0] for key in states} | ({SCENE: scene} if scene else {})
+            outcome, seen = replay(task, env, own[ACTION], start, noise)
+            known = recorded_outcome(task, columns, succeeded)
+            off = differences(seen, own)
+            reached = reaches(task, outcome, known, tolerance)
+            rows.append(Replayed(index, len(off), outcome, known, reached, float(off[0]), float(off.mean())))
+            if on_progress:
+                on_progress(len(rows), f"reached {sum(row.reached for row in rows)}/{len(rows)}")
+    finally:
+        env.close()
+    return rows
+
+
+def _state_columns(task: Task, source: Dataset) -> tuple[str, ...] | None:
+    """The columns to reset to; None where the dataset has the seeds of episodes of this very task.
+
+    Raises:
+        FlowleapError: it has neither.
+    """
+    origin, seeded = source.spec.source, source.seed(0) is not None
+    if seeded and task.name in (origin.get("task"), f"gym/{origin.get('env')}"):
+        return None
+    states = task.recording.state_keys if task.recording.reset_to else ()
+    for keys in states:
+        if set(keys) <= set(source.fields):
+            return keys
+    known = " or ".join(" + ".join(keys) for keys in states)
+    cannot = (
+        f"needs the column(s) {known}" if known else "cannot be reset to a recorded state, only to a seed"
+    )
+    if not seeded:
+        raise FlowleapError(
+            f"task {task.name} {cannot}, and '{source.path}' has no seeds (`flowleap collect` stores them): "
+            "this dataset cannot be replayed there"
+        )
+    raise FlowleapError(
+        f"task {task.name} {cannot}, and the seeds in '{source.path}' are of "
+        f"{origin.get('task') or origin.get('env') or 'an unknown task'}"
+    )
+
+
 def recorded_outcome(task: Task, columns: Mapping[str, np.ndarray], succeeded: bool) -> dict[str, float]:
     """What the columns of one recorded episode, key -> [T, *shape], say of its outcome.
 
@@ -115,7 +192,7 @@ def recorded_outcome(task: Task, columns: Mapping[str, np.ndarray], succeeded: b
         if key in columns:
             rewards = np.asarray(columns[key], np.float64)
             known |= {"max_reward": float(rewards.max()), "sum_reward": float(rewards.sum())}
-    return known | (task.recorded_outcome(columns) if task.recorded_outcome else {})
+    return known | (task.recording.outcome(columns) if task.recording.outcome else {})
 
 
 def reaches(
@@ -126,7 +203,7 @@ def reaches(
     Success: a recorded one needs a replayed one. A reward or return: at least the recorded one, less `tolerance`
     times its size. Where nothing is recorded: whether the replay succeeds.
     """
-    for metric in (task.metric, "success", *_FIGURES):
+    for metric in (task.scoring.metric, "success", *_FIGURES):
         if metric in recorded:
             if metric == "success":
                 return bool(outcome[metric]) or not recorded[metric]
@@ -166,8 +243,8 @@ def replay_summary(task: Task, rows: Sequence[Replayed]) -> dict[str, Any]:
         "episodes": len(rows),
         "reached": rate([r.reached for r in rows]),
     }
-    flags = ["success", *task.outcomes] if task.reports_success else [*task.outcomes]
-    for name in (*flags, *_FIGURES, *task.measures):
+    flags = ["success", *task.scoring.outcomes] if task.scoring.reports_success else [*task.scoring.outcomes]
+    for name in (*flags, *_FIGURES, *task.scoring.measures):
         replayed = [row.outcome[name] for row in rows]
         report[name] = {"replayed": _describe(replayed, name in flags)}
         if all(name in row.recorded for row in rows):

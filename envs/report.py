@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
 import numpy as np
 
 from flowleap.envs.rollout import Rollout
-from flowleap.envs.statistics import bootstrap_mean, mode_coverage, rate
+from flowleap.envs.statistics import mean, mode_coverage, rate
 from flowleap.envs.task import Task
 
 
@@ -24,8 +24,8 @@ def summary(rollout: Rollout, task: Task) -> dict[str, Any]:
     """
     episodes = rollout.episodes
     success = rate([e.success for e in episodes])
-    rewards = {name: _mean([getattr(e, name) for e in episodes]) for name in ("max_reward", "sum_reward")}
-    headline = success if task.metric == "success" else rewards[task.metric]
+    rewards = {name: mean([getattr(e, name) for e in episodes]) for name in ("max_reward", "sum_reward")}
+    headline = success if task.scoring.metric == "success" else rewards[task.scoring.metric]
     latency = np.asarray(rollout.latencies) * 1e3
     report = {
         "task": task.name,
@@ -33,9 +33,9 @@ def summary(rollout: Rollout, task: Task) -> dict[str, Any]:
         "episodes": len(episodes),
         "success": success,
         **rewards,
-        "reports_success": task.reports_success,
+        "reports_success": task.scoring.reports_success,
         "headline": {
-            "metric": task.metric,
+            "metric": task.scoring.metric,
             "value": headline.get("rate", headline.get("mean")),
             "interval": headline["interval"],
         },
@@ -53,12 +53,13 @@ def summary(rollout: Rollout, task: Task) -> dict[str, Any]:
         "n_envs": rollout.n_envs,
         "batched": rollout.batched,
     }
-    if task.outcomes:
+    if task.scoring.outcomes:
         report["outcomes"] = {
-            name: rate([bool(e.outcomes and e.outcomes[name]) for e in episodes]) for name in task.outcomes
+            name: rate([bool(e.outcomes and e.outcomes[name]) for e in episodes])
+            for name in task.scoring.outcomes
         }
-    if task.modes:
-        report["modes"] = mode_coverage(episodes, task.modes)
+    if task.scoring.modes:
+        report["modes"] = mode_coverage(episodes, task.scoring.modes)
     return report
 
 
@@ -108,8 +109,25 @@ def format_rate(part: Mapping[str, Any]) -> str:
     return f"{part['count']}/{part['n']} = {_with_interval(part['rate'], part)}"
 
 
-def _mean(values: Sequence[float]) -> dict[str, Any]:
-    return {"mean": float(np.mean(values)), "interval": list(bootstrap_mean(values))}
+def format_replay(report: Mapping[str, Any]) -> list[str]:
+    """Lines for people out of `replay_summary`'s numbers."""
+    lines = [f"{report['task']}: {format_rate(report['reached'])} of the episodes reach what was recorded"]
+    for name, part in report.items():
+        if not isinstance(part, dict) or "replayed" not in part:
+            continue
+        texts = [
+            f"{part[kind]['count']}/{part[kind]['n']}"
+            if "count" in part[kind]
+            else f"mean {part[kind]['mean']:.4g}, min {part[kind]['min']:.4g}"
+            for kind in ("replayed", "recorded")
+            if kind in part
+        ]
+        lines.append(f"  {name}: {texts[0]}" + (f" (recorded: {texts[1]})" if texts[1:] else ""))
+    lines.append(
+        f"  observations differ from the recorded ones by at most {report['start_difference']['max']:.3g} "
+        f"at the start, by {report['mean_difference']['mean']:.3g} on average over the frames"
+    )
+    return lines
 
 
 def _with_interval(value: float, part: Mapping[str, Any]) -> str:

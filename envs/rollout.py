@@ -208,7 +208,7 @@ def _episode(task: Task, seed: int, info: dict[str, Any]) -> Episode:
         sum_reward=float(info["sum_reward"]),
         length=int(info["length"]),
         mode=int(info["mode"]) if info["mode"] >= 0 else None,
-        outcomes={name: bool(info[name]) for name in task.outcomes} or None,
+        outcomes={name: bool(info[name]) for name in task.scoring.outcomes} or None,
     )
 
 

@@ -38,6 +38,11 @@ def bootstrap_mean(values: Sequence[float] | np.ndarray, seed: int = 0) -> tuple
     return float(low), float(high)
 
 
+def mean(values: Sequence[float] | np.ndarray) -> dict[str, Any]:
+    """Describe n >= 1 numbers: their `mean` and its 95 % bootstrap `interval`."""
+    return {"mean": float(np.mean(values)), "interval": list(bootstrap_mean(values))}
+
+
 def entropy(counts: Sequence[int] | np.ndarray) -> np.ndarray:
     """Plug-in entropy, bits, of `counts` [..., K] over their last axis: 0 where it sums to 0."""
     data = np.asarray(counts, np.float64)
@@ -92,7 +97,7 @@ def mode_coverage(episodes: Sequence[Episode], modes: Sequence[str], seed: int =
 
 
 def paired_difference(
-    a: Sequence[Episode], b: Sequence[Episode], metric: str = "max_reward", seed: int = 0
+    a: Sequence[Episode], b: Sequence[Episode], metric: str = "max_reward"
 ) -> dict[str, Any]:
     """Mean per-seed difference `a - b` of an `Episode` field, with its 95 % bootstrap interval.
 
@@ -104,12 +109,7 @@ def paired_difference(
     difference = np.array(
         [float(getattr(x, metric)) - float(getattr(y, metric)) for x, y in zip(a, b, strict=True)]
     )
-    return {
-        "metric": metric,
-        "n": len(difference),
-        "mean": float(difference.mean()),
-        "interval": list(bootstrap_mean(difference, seed)),
-    }
+    return {"metric": metric, "n": len(difference), **mean(difference)}
 
 
 def rate(values: Sequence[bool]) -> dict[str, Any]:

@@ -9,12 +9,11 @@ from typing import Any, Literal, Protocol
 import gymnasium
 import numpy as np
 
-from flowleap.policy.core.errors import optional_import as optional_import
 from flowleap.policy.core.spec import ObsKey, Spec
 
 Metric = Literal["success", "max_reward", "sum_reward"]
 Observation = dict[str, np.ndarray]
-SCENE = "scene"  # beside the columns that `Task.reset_to` gets: the episode's scene, as text
+SCENE = "scene"  # beside the columns that `Recording.reset_to` gets: the episode's scene, as text
 
 
 class Expert(Protocol):
@@ -34,6 +33,55 @@ class EnvFactory(Protocol):
 
 
 @dataclass(frozen=True)
+class Scoring:
+    """How episodes of a task are scored.
+
+    Attributes:
+        metric: headline score: the rate of `success`, or the mean of every episode's best reward or of its return.
+        reports_success: whether `info["success"]` can be true at all; where not, scores leave it out.
+        modes: names of the equally good ways to succeed, two or more, of which the expert draws one uniformly
+            at random; `info["mode"]` is then the index of the way taken, -1 while that is open. Empty where
+            the task tells none apart.
+        outcomes: further bools of `info` that are reported per episode beside success (true at any step).
+        measures: numbers of `info` whose largest value `flowleap replay` reports beside the rewards.
+    """
+
+    metric: Metric = "success"
+    reports_success: bool = True
+    modes: tuple[str, ...] = ()
+    outcomes: tuple[str, ...] = ()
+    measures: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Recording:
+    """How recordings of a task are read, replayed and written.
+
+    Attributes:
+        translate: maps the columns `keys` of a foreign store, each [N, ...] over all frames, to the task's
+            observation keys and `action`; None where stores hold those keys already. Image columns are passed on
+            as they come: they need not be arrays in memory.
+        keys: the columns that `translate` reads.
+        reset_to: puts an environment into a recorded initial state and returns its observation; gets the first
+            frame of the columns of one entry of `state_keys`, {key: [*shape]}, and, where the recording has it, the
+            episode's scene as text under `SCENE`. None: no recorded state can be set, and `flowleap replay` needs
+            the seeds that `flowleap collect` stores.
+        state_keys: sets of recorded columns that each determine the initial state; the first one there is used.
+        outcome: reads off the columns of one recorded episode, key -> [T, *shape] (those there are), what they say
+            of its outcome: any of `success`, `max_reward`, `sum_reward` and the `outcomes` and `measures` of `Scoring`.
+        info_columns: entries of `info`, present after every reset and step, that are collected as columns beside
+            the observations, such as the simulator's state.
+    """
+
+    translate: Callable[[Mapping[str, Any]], dict[str, Any]] | None = None
+    keys: tuple[str, ...] = ()
+    reset_to: Callable[[Any, Mapping[str, Any]], Observation] | None = None
+    state_keys: tuple[tuple[str, ...], ...] = ()
+    outcome: Callable[[Mapping[str, np.ndarray]], dict[str, float]] | None = None
+    info_columns: Mapping[str, ObsKey] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class Task:
     """One task, ready to be collected, trained on and evaluated.
 
@@ -44,47 +92,20 @@ class Task:
             image keys in the Spec it has an attribute `images`, the ones that its next observation shall hold.
         spec: keys, shapes, action, control rate and origin; To, H and Ta are left at 1.
         max_steps: actions after which whoever drives the environment ends the episode.
-        metric: headline score: the rate of `success`, or the mean of every episode's best reward or of its return.
         seed_note: one sentence on what a seed decides, printed beside every score.
         expert: `(env, seed) -> Expert`, or None where only people can demonstrate.
-        from_recorded: maps the columns `recorded_keys` of a foreign store, each [N, ...] over all frames, to
-            this task's observation keys and `action`; None where stores hold those keys already. Image columns
-            are passed on as they come: they need not be arrays in memory.
-        recorded_keys: the columns that `from_recorded` reads.
+        scoring: how episodes are scored; by default, by `info["success"]`.
+        recording: how recordings are read and replayed; by default, those of `flowleap collect`.
         mirror: the task's mirror symmetry, or None: maps columns of its own observation keys and `action`, each
             [N, ...] in real units, to those of the mirrored world, where the same physics and goal hold exactly.
-        modes: names of the equally good ways to succeed, two or more, of which the expert draws one uniformly
-            at random; `info["mode"]` is then the index of the way taken, -1 while that is open. Empty where
-            the task tells none apart.
-        outcomes: further bools of `info` that are reported per episode beside success (true at any step).
-        measures: numbers of `info` whose largest value `flowleap replay` reports beside the rewards.
-        reports_success: whether `info["success"]` can be true at all; where not, scores leave it out.
-        reset_to: puts an environment into a recorded initial state and returns its observation; gets the first
-            frame of the columns of one entry of `state_keys`, {key: [*shape]}, and, where the recording has it, the
-            episode's scene as text under `SCENE`. None: no recorded state can be set, and `flowleap replay` needs
-            the seeds that `flowleap collect` stores.
-        state_keys: sets of recorded columns that each determine the initial state; the first one there is used.
-        recorded_outcome: reads off the columns of one recorded episode, key -> [T, *shape] (those there are), what
-            they say of its outcome: any of `success`, `max_reward`, `sum_reward`, `outcomes` and `measures`.
-        info_columns: entries of `info`, present after every reset and step, that are collected as columns beside
-            the observations, such as the simulator's state.
     """
 
     name: str
     make_env: EnvFactory
     spec: Spec
     max_steps: int
-    metric: Metric
     seed_note: str
     expert: Callable[[gymnasium.Env[Any, Any], int], Expert] | None = None
-    from_recorded: Callable[[Mapping[str, Any]], dict[str, Any]] | None = None
-    recorded_keys: tuple[str, ...] = ()
+    scoring: Scoring = Scoring()
+    recording: Recording = field(default_factory=Recording)
     mirror: Callable[[Mapping[str, np.ndarray]], Observation] | None = None
-    modes: tuple[str, ...] = ()
-    outcomes: tuple[str, ...] = ()
-    measures: tuple[str, ...] = ()
-    reports_success: bool = True
-    reset_to: Callable[[Any, Mapping[str, Any]], Observation] | None = None
-    state_keys: tuple[tuple[str, ...], ...] = ()
-    recorded_outcome: Callable[[Mapping[str, np.ndarray]], dict[str, float]] | None = None
-    info_columns: Mapping[str, ObsKey] = field(default_factory=dict)

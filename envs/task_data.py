@@ -22,7 +22,7 @@ def load_columns(
 ) -> Dataset:
     """Read what a policy for `task` trains on (without a task: all that can be trained from) into memory.
 
-    A dataset that holds the task's own keys is read as it is; a foreign one goes through `task.from_recorded`.
+    A dataset that holds the task's own keys is read as it is; a foreign one goes through `task.recording.translate`.
     Images of other formats than zarr are left out. Those of a zarr store are `Frames`: in memory if all of them fit
     into `cache_bytes`, else read when they are asked for. `images` says that the policy has an encoder for them, so
     that leaving them out would be a mistake.
@@ -66,8 +66,8 @@ def task_columns(
         if match and dataset.has_spec:
             task.spec.require_match(dataset.spec, f"task {task.name}", f"dataset {dataset.path}")
         return keys, dict
-    if task.from_recorded is not None and set(task.recorded_keys) <= set(offered):
-        return list(task.recorded_keys), task.from_recorded
+    if task.recording.translate is not None and set(task.recording.keys) <= set(offered):
+        return list(task.recording.keys), task.recording.translate
     missing = next(key for key in keys if key not in offered)
     convert = ""
     wanted = task.spec.observations.get(missing)

@@ -27,6 +27,10 @@ def clean_start() -> Iterator[str]:
     Plain fork is unsafe beside torch's threads. The other methods import the caller's `__main__` in every
     worker, which would load torch there (seconds, hundreds of MB) and recurse where a script lacks its
     `__main__` guard. Nothing needs that import: gymnasium ships what lives in `__main__` by value.
+
+    multiprocessing has no switch for it: `multiprocessing.spawn.get_preparation_data` always sends the path or the
+    name of `__main__`, unless the module has neither `__file__` nor `__spec__`, as in an interactive session. So this
+    process looks like one while its workers start, and like itself again afterwards.
     """
     if "forkserver" in multiprocessing.get_all_start_methods():
         multiprocessing.set_forkserver_preload([__name__])

@@ -10,18 +10,15 @@ from __future__ import annotations
 
 import os
 import sys
-from contextlib import closing
 from typing import Any
 
 from omegaconf import DictConfig
 from rich.console import Console
 
-from flowleap.datasets.formats.zarr_store import EpisodeWriter
-from flowleap.envs.demonstrate import demonstrations
+from flowleap.envs.collect import collect
 from flowleap.envs.registry import make_task
 from flowleap.envs.statistics import wilson
 from flowleap.policy.core.errors import FlowleapError
-from flowleap.policy.core.versions import package_versions
 from flowleap.policy.training.metrics import progress_bar
 from flowleap.scripts.cli.main import run_verb
 
@@ -34,56 +31,37 @@ def main(cfg: DictConfig) -> dict[str, Any]:
     """
     _check(cfg)
     task = make_task(cfg.task.name, **cfg.task.kwargs)
-    max_attempts = int(cfg.episodes * cfg.max_attempts_factor)
     n_envs = min(cfg.n_envs or os.cpu_count() or 1, cfg.episodes)
-    attempts = demonstrations(task, cfg.seed, n_envs, cfg.action_noise, cfg.hold_steps)
-    attrs: dict[str, Any] = {
-        "task": task.name,
-        "expert": "scripted",
-        "first_seed": cfg.seed,
-        "seed_note": task.seed_note,
-        "action_noise": cfg.action_noise,
-        "action_label": "the expert's own action, without the noise that was executed",
-        "hold_steps": cfg.hold_steps,
-        "versions": package_versions("flowleap", *task.spec.source["versions"]),
-        "attempts": 0,
-        "successes": 0,
-    }
-    console = Console()
+    console, kept = Console(highlight=False, soft_wrap=True), 0
     try:
-        with (
-            EpisodeWriter(cfg.out, task.spec, attrs, cfg.overwrite, extra=task.info_columns) as writer,
-            closing(attempts),
-            progress_bar(0, cfg.episodes, f"collect {task.name}", enabled=True) as advance,
-        ):
-            for attempt in attempts:
-                if attempt.success:
-                    writer.add(attempt.columns, seed=attempt.seed)
-                attrs["attempts"] += 1
-                attrs["successes"] = writer.n_episodes
-                writer.attrs.update(attrs)
-                advance(attrs["successes"], f"expert {attrs['successes']}/{attrs['attempts']}")
-                if attrs["successes"] == cfg.episodes or attrs["attempts"] == max_attempts:
-                    break
-            if not attrs["successes"]:
-                raise FlowleapError(f"the expert of {task.name} failed in all of {max_attempts} attempts")
+        with progress_bar(0, cfg.episodes, f"collect {task.name}", enabled=True) as advance:
+
+            def on_progress(successes: int, attempts: int) -> None:
+                nonlocal kept
+                kept = successes
+                advance(successes, f"expert {successes}/{attempts}")
+
+            attrs = collect(
+                task,
+                cfg.out,
+                cfg.episodes,
+                cfg.seed,
+                n_envs,
+                cfg.action_noise,
+                cfg.hold_steps,
+                int(cfg.episodes * cfg.max_attempts_factor),
+                cfg.overwrite,
+                on_progress,
+            )
     except (KeyboardInterrupt, SystemExit):  # Ctrl-C, SIGTERM
-        if attrs["successes"]:
-            kept = f"{cfg.out}: {attrs['successes']} episodes are kept"
-            console.print(kept, highlight=False, soft_wrap=True)
+        if kept:
+            console.print(f"{cfg.out}: {kept} episodes are kept")
         raise
-    if attrs["successes"] < cfg.episodes:
-        raise FlowleapError(
-            f"only {attrs['successes']} of {max_attempts} attempts at {task.name} succeeded (kept in "
-            f"'{cfg.out}'); lower action_noise or raise max_attempts_factor={cfg.max_attempts_factor}"
-        )
     low, high = wilson(attrs["successes"], attrs["attempts"])
     console.print(
-        f"{cfg.out}: {writer.n_episodes} episodes, {writer.n_frames} frames of {task.name}; the expert "
+        f"{cfg.out}: {attrs['successes']} episodes, {attrs['frames']} frames of {task.name}; the expert "
         f"succeeded in {attrs['successes']} of {attrs['attempts']} attempts [{low:.3f}, {high:.3f}] "
-        f"(seeds {cfg.seed}..{cfg.seed + attrs['attempts'] - 1})",
-        highlight=False,
-        soft_wrap=True,
+        f"(seeds {cfg.seed}..{cfg.seed + attrs['attempts'] - 1})"
     )
     return attrs
 

@@ -110,9 +110,9 @@ def _plan(source: Dataset, cfg: DictConfig) -> Plan:
                 "say task=... or keys=[...], not both: the task decides which columns are read"
             )
         task = make_task(cfg.task.name, **cfg.task.get("kwargs", {}))
-        if task.from_recorded is not None:
-            keys = [key for key in task.recorded_keys if key != ACTION]
-            return Plan([*keys, ACTION], task.from_recorded, task.spec, {})
+        if task.recording.translate is not None:
+            keys = [key for key in task.recording.keys if key != ACTION]
+            return Plan([*keys, ACTION], task.recording.translate, task.spec, {})
         return Plan([*task.spec.observations, ACTION], dict, task.spec, {})
     if cfg["keys"] is None:
         return Plan(list(source.fields), dict, source.spec, source.extra)

@@ -87,6 +87,7 @@ def packages() -> Iterator[Check]:
     """Every requirement of the flowleap distribution: core packages are imported, optional ones looked up."""
     extras = metadata.metadata("flowleap").get_all("Provides-Extra") or []
     requirements = [Requirement(text) for text in metadata.requires("flowleap") or []]
+    requirements = [r for r in requirements if r.name != "flowleap"]  # extras that stand for others
     for extra in (None, *extras):
         for requirement in requirements:
             marker = requirement.marker

@@ -62,10 +62,10 @@ def main(cfg: DictConfig) -> dict[str, Any]:
         path = out.with_name(f"{out.stem}_seed{seed}.mp4")
         try:
             frames, _ = record_episode(task, actor.act, actor.spec, seed)
-        except FlowleapError as error:  # no GL backend: the scores stand, the pictures do not
+            save_video(path, frames, fps=task.spec.control_hz or 10)
+        except FlowleapError as error:  # no GL backend, no imageio: the scores stand, the pictures do not
             console.print(f"no video: {error}", highlight=False, soft_wrap=True)
             break
-        save_video(path, frames, fps=task.spec.control_hz or 10)
         console.print(f"video: {path}", highlight=False, soft_wrap=True)
     return results
 

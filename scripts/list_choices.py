@@ -49,9 +49,8 @@ def describe_task(name: str) -> str:
     task = make_task(name)
     observations = ", ".join(f"{key}{list(obs.shape)}" for key, obs in task.spec.observations.items())
     expert = "expert" if task.expert else "human demonstrations only"
-    return (
-        f"{observations} -> action[{task.spec.action_dim}]; {task.metric} in {task.max_steps} steps; {expert}"
-    )
+    action, score = f"action[{task.spec.action_dim}]", f"{task.scoring.metric} in {task.max_steps} steps"
+    return f"{observations} -> {action}; {score}; {expert}"
 
 
 def describe_group(group: str) -> dict[str, str]:

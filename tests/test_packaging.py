@@ -53,13 +53,19 @@ def test_the_wheel_equals_the_tree(wheel: list[str]) -> None:
     tree = {
         f"flowleap/{file.relative_to(ROOT).as_posix()}"
         for folder in FOLDERS
-        for pattern in ("*.py", "*.yaml", "*.html")
+        for pattern in ("*.py", "*.yaml", "*.html", "py.typed")
         for file in (ROOT / folder).rglob(pattern)
     }
     packed = {name for name in wheel if ".dist-info/" not in name}
     assert packed == tree, f"missing: {sorted(tree - packed)}, too much: {sorted(packed - tree)}"
     assert "flowleap/datasets/formats/zarr_store.py" in packed
     assert "flowleap/configs/list.yaml" in packed
+
+
+def test_type_checkers_read_every_package(wheel: list[str]) -> None:
+    """A namespace package has no marker for all of it: each folder with modules has its own `py.typed`."""
+    folders = {name.rpartition("/")[0] for name in wheel if name.endswith(".py")}
+    assert folders == {name.rpartition("/")[0] for name in wheel if name.endswith("/py.typed")}
 
 
 def test_the_wheel_takes_no_name_but_flowleap(wheel: list[str]) -> None:

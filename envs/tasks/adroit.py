@@ -15,7 +15,7 @@ import numpy as np
 from gymnasium.spaces import Box, Dict, Space
 
 from flowleap.envs.rendering import OffscreenRenderer
-from flowleap.envs.task import Observation, Task
+from flowleap.envs.task import Observation, Recording, Scoring, Task
 from flowleap.envs.tasks.robotics import import_robotics
 from flowleap.policy.core.errors import FlowleapError
 from flowleap.policy.core.spec import ObsKey, Spec
@@ -116,15 +116,15 @@ def make(name: str, max_steps: int = MAX_STEPS, camera: str = "fixed", image_siz
             },
         ),
         max_steps=max_steps,
-        metric="success",
         seed_note=_SEED_NOTE,
-        from_recorded=_from_recorded,
-        recorded_keys=("observations", "action"),
-        outcomes=(OPEN,),
-        measures=(ANGLE,),
-        reset_to=_reset_to,
-        state_keys=(("init_qpos", "init_qvel", "init_door_body_pos"),),
-        recorded_outcome=_recorded_outcome,
+        scoring=Scoring(outcomes=(OPEN,), measures=(ANGLE,)),
+        recording=Recording(
+            translate=_from_recorded,
+            keys=("observations", "action"),
+            reset_to=_reset_to,
+            state_keys=(("init_qpos", "init_qvel", "init_door_body_pos"),),
+            outcome=_recorded_outcome,
+        ),
     )
 
 

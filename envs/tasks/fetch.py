@@ -170,7 +170,6 @@ def make(
             },
         ),
         max_steps=max_steps,
-        metric="success",
         seed_note=_SEED_NOTE,
         expert=partial(fetch_expert, name),
     )

@@ -22,7 +22,7 @@ import numpy as np
 from gymnasium.spaces import Box, Dict, Space
 
 from flowleap.envs.rendering import choose_gl
-from flowleap.envs.task import Observation, Task
+from flowleap.envs.task import Observation, Scoring, Task
 from flowleap.envs.tasks.robotics import import_robotics
 from flowleap.policy.core.errors import FlowleapError, suggest
 from flowleap.policy.core.spec import ObsKey, Spec
@@ -123,9 +123,8 @@ def make(name: str, max_steps: int | None = None) -> Task:
             },
         ),
         max_steps=steps,
-        metric="sum_reward",
         seed_note=_SEED_NOTE,
-        reports_success=facts.reports_success,
+        scoring=Scoring("sum_reward", facts.reports_success),
     )
 
 
@@ -177,7 +176,9 @@ def _open(env_id: str, render_mode: str | None) -> gymnasium.Env[Any, Any]:
         try:
             return gymnasium.make(env_id, max_episode_steps=-1, disable_env_checker=True, **asked)
         except gymnasium.error.DependencyNotInstalled as error:
-            raise FlowleapError(f"gym/{env_id}: {error}; MuJoCo's: pip install 'flowleap[probe]'") from error
+            raise FlowleapError(
+                f"gym/{env_id}: {error}; see gymnasium's documentation for its extras"
+            ) from error
         except Exception as error:
             raise FlowleapError(f"gym/{env_id}: {type(error).__name__}: {error}") from error
 

@@ -17,10 +17,9 @@ import gymnasium
 import numpy as np
 from gymnasium.spaces import Box, Dict, Space
 
-from flowleap.envs.registry import optional_import
 from flowleap.envs.rendering import OffscreenRenderer
 from flowleap.envs.task import Expert, Observation, Task
-from flowleap.policy.core.errors import FlowleapError, suggest
+from flowleap.policy.core.errors import FlowleapError, optional_import, suggest
 from flowleap.policy.core.registry import Option
 from flowleap.policy.core.spec import ObsKey, Spec
 from flowleap.policy.core.versions import package_versions
@@ -265,7 +264,6 @@ def make(
             },
         ),
         max_steps=max_steps,
-        metric="success",
         seed_note=_SEED_NOTE,
         expert=partial(metaworld_expert, name),
     )

@@ -18,8 +18,8 @@ import gymnasium
 import numpy as np
 from gymnasium.spaces import Box, Dict, Space
 
-from flowleap.envs.registry import optional_import
-from flowleap.envs.task import Observation, Task
+from flowleap.envs.task import Observation, Recording, Scoring, Task
+from flowleap.policy.core.errors import optional_import
 from flowleap.policy.core.spec import ObsKey, Spec
 from flowleap.policy.core.versions import package_versions
 
@@ -272,15 +272,16 @@ def make(name: str) -> Task:
             source=source,
         ),
         max_steps=MAX_STEPS,
-        metric="max_reward",
         seed_note=_SEED_NOTE,
-        from_recorded=partial(_from_recorded, _OBSERVATIONS[name], bool(images)),
-        recorded_keys=("img", "state", "action") if images else ("state", "action"),
+        scoring=Scoring("max_reward", measures=("coverage",)),
+        recording=Recording(
+            translate=partial(_from_recorded, _OBSERVATIONS[name], bool(images)),
+            keys=("img", "state", "action") if images else ("state", "action"),
+            reset_to=_reset_to,
+            state_keys=(("state",), tuple(_SHAPES[name])),
+            outcome=_recorded_outcome,
+        ),
         mirror=mirror,
-        measures=("coverage",),
-        reset_to=_reset_to,
-        state_keys=(("state",), tuple(_SHAPES[name])),
-        recorded_outcome=_recorded_outcome,
     )
 
 

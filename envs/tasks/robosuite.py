@@ -19,10 +19,9 @@ import gymnasium
 import numpy as np
 from gymnasium.spaces import Box, Dict, Space
 
-from flowleap.envs.registry import optional_import
 from flowleap.envs.rendering import OffscreenRenderer
-from flowleap.envs.task import SCENE, Expert, Observation, Task
-from flowleap.policy.core.errors import FlowleapError, suggest
+from flowleap.envs.task import SCENE, Expert, Observation, Recording, Task
+from flowleap.policy.core.errors import FlowleapError, optional_import, suggest
 from flowleap.policy.core.spec import ActionConvention, ObsKey, Spec
 from flowleap.policy.core.versions import package_versions
 
@@ -289,12 +288,13 @@ def make(
             },
         ),
         max_steps=max_steps,
-        metric="success",
         seed_note=_SEED_NOTE,
         expert=lift_expert if name == "lift" else None,
-        reset_to=reset_to,
-        state_keys=((STATES,),),
-        info_columns={STATES: ObsKey((_SCENES[name][2],), "float64")},
+        recording=Recording(
+            reset_to=reset_to,
+            state_keys=((STATES,),),
+            info_columns={STATES: ObsKey((_SCENES[name][2],), "float64")},
+        ),
     )
 
 

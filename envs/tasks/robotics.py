@@ -6,7 +6,7 @@ import contextlib
 import io
 from typing import Any
 
-from flowleap.envs.registry import optional_import
+from flowleap.policy.core.errors import optional_import
 
 
 def import_robotics(module: str) -> Any:

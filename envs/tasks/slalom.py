@@ -21,8 +21,7 @@ import gymnasium
 import numpy as np
 from gymnasium.spaces import Box, Dict, Space
 
-from flowleap.envs.registry import optional_import
-from flowleap.envs.task import Expert, Observation, Task
+from flowleap.envs.task import Expert, Observation, Scoring, Task
 from flowleap.policy.core.errors import FlowleapError
 from flowleap.policy.core.spec import ObsKey, Spec
 from flowleap.policy.core.versions import package_versions
@@ -92,7 +91,9 @@ class SlalomEnv(gymnasium.Env[Observation, np.ndarray]):
     metadata = {"render_modes": ["rgb_array"], "render_fps": int(CONTROL_HZ)}  # noqa: RUF012 (gymnasium's API)
 
     def __init__(self, render_mode: str | None = None) -> None:
-        self._mujoco = optional_import("mujoco", extra="probe")
+        import mujoco  # only now: listing tasks loads no simulator
+
+        self._mujoco: Any = mujoco
         self.render_mode = render_mode
         self.model = self._mujoco.MjModel.from_xml_string(_MJCF)
         self.data = self._mujoco.MjData(self.model)
@@ -212,10 +213,9 @@ def make(name: str) -> Task:
             },
         ),
         max_steps=MAX_STEPS,
-        metric="success",
         seed_note=_SEED_NOTE,
         expert=slalom_expert,
-        modes=ROUTES,
+        scoring=Scoring(modes=ROUTES),
     )
 
 

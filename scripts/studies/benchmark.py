@@ -62,7 +62,7 @@ def main(cfg: DictConfig) -> dict[str, Any]:
     """Run all rows, write `<results>/<name>.{json,md}` (`.png`: of more than one point), print and return them."""
     if cfg.get("task") is None or cfg.parallel < 1 or not set(cfg.budget) <= {"steps", "time"}:
         raise FlowleapError("benchmark needs task=NAME, parallel >= 1 and budget=[steps], [time] or both")
-    metric = make_task(cfg.task.name).metric
+    metric = make_task(cfg.task.name).scoring.metric
     rows = _rows(cfg)
     console = Console()
     _stopping.clear()

@@ -10,7 +10,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from flowleap.envs.statistics import bootstrap_mean, rate
+from flowleap.envs.statistics import bootstrap_mean, mean, rate
 
 Record = Mapping[str, Any]  # one evaluation: objective, nfe, seed, rows (one per episode), ...
 HEAD = (
@@ -73,10 +73,7 @@ def differences(records: Sequence[Record], metric: str) -> list[dict[str, Any]]:
     rows = []
     for other in others:
         difference = base - _scores(groups[other], metric).mean(0)
-        mean, interval = float(difference.mean()), list(bootstrap_mean(difference))
-        rows.append(
-            {"a": list(reference), "b": list(other), "metric": metric, "mean": mean, "interval": interval}
-        )
+        rows.append({"a": list(reference), "b": list(other), "metric": metric, **mean(difference)})
     return rows
 
 

@@ -60,7 +60,7 @@ def test_pendulum():
     task = pickle.loads(pickle.dumps(make_task("gym/Pendulum-v1")))
     assert task.spec.observations == {"observations": ObsKey((3,))}
     assert (task.spec.action_dim, task.spec.control_hz, task.max_steps) == (1, pytest.approx(20), 200)
-    assert (task.metric, task.reports_success) == ("sum_reward", False)
+    assert (task.scoring.metric, task.scoring.reports_success) == ("sum_reward", False)
     spec = task.spec.with_window(1, 8, 8)
     result = rollout(task, lambda obs, noise: np.zeros((1, 8, 1)), spec, [3, 4])
     report = summary(result, task)
@@ -85,7 +85,7 @@ def test_dict_observations_images_and_success():
         "image": ObsKey((16, 20, 3), "uint8", "rgb"),
         "x": ObsKey((1,)),
     }
-    assert (task.reports_success, task.max_steps) == (True, 9)
+    assert (task.scoring.reports_success, task.max_steps) == (True, 9)
     assert make_task("gym/Line-v0").max_steps == 12
     env = task.make_env()
     obs, _ = env.reset(seed=0)

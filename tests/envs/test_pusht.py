@@ -67,8 +67,8 @@ def test_recorded_states_are_reached_and_seen_as_recorded(pusht_human, name):
     task = make_task(name)
     data = zarr.open_group(str(pusht_human), mode="r")["data"]
     rows = np.arange(0, 25650, 401)
-    columns = {key: np.asarray(data[key][:])[rows] for key in task.recorded_keys}
-    recorded = task.from_recorded(columns)
+    columns = {key: np.asarray(data[key][:])[rows] for key in task.recording.keys}
+    recorded = task.recording.translate(columns)
     assert set(recorded) == {*task.spec.observations, "action"}
     env = task.make_env()
     for row, state in enumerate(columns["state"]):
@@ -104,7 +104,7 @@ def test_mirroring_twice_changes_nothing(name):
     task = make_task(f"pusht/{name}")
     rng = np.random.default_rng(1)
     recorded = {"state": rng.uniform(0, 512, (50, 5)), "action": rng.uniform(0, 512, (50, 2))}
-    columns = task.from_recorded(recorded)
+    columns = task.recording.translate(recorded)
     mirrored = task.mirror(columns)
     for key, column in columns.items():
         assert mirrored[key].dtype == np.float32
@@ -138,8 +138,8 @@ def test_pixels_are_drawn_as_they_were_recorded(pusht_human):
     """Recorded images come back but for the rims of the drawing, which other versions of the libraries smooth apart."""
     task = make_task("pusht/pixels")
     data = zarr.open_group(str(pusht_human), mode="r")["data"]
-    columns = {key: np.asarray(data[key][:161]) for key in task.recorded_keys}
-    recorded = task.from_recorded(columns)
+    columns = {key: np.asarray(data[key][:161]) for key in task.recording.keys}
+    recorded = task.recording.translate(columns)
     env = task.make_env()
     for row in range(0, 161, 20):
         obs = env.reset_to_state(columns["state"][row])

@@ -5,10 +5,11 @@ from __future__ import annotations
 import pickle
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 
-from flowleap.envs.registry import list_tasks, make_task
+from flowleap.envs import Task, list_tasks, make_task, register_task, registry
 from flowleap.envs.tasks.metaworld import TASKS
 from flowleap.policy.core.errors import FlowleapError
 from flowleap.policy.core.versions import package_versions
@@ -19,6 +20,23 @@ def test_lists_every_family():
     families = {"pusht/state", "pusht/keypoints", "metaworld/door-open-v3", "probe/slalom", "robosuite/lift"}
     assert families | {"adroit/door", "fetch/push", "fetch/pick_and_place", "pusht/pixels"} <= set(names)
     assert len(names) == len(set(names)) == 60
+
+
+def test_a_registered_task_is_made_by_name():
+    def make(max_steps: int = 5) -> Task:
+        return replace(make_task("probe/slalom"), name="own/slalom", max_steps=max_steps)
+
+    register_task("own/slalom", make)
+    try:
+        assert make_task("own/slalom", max_steps=7).max_steps == 7
+        assert "own/slalom" in list_tasks()
+        with pytest.raises(FlowleapError, match="did you mean 'max_steps'"):
+            make_task("own/slalom", max_step=3)
+        for name, message in {"slalom": "family/task", "probe/slalom": "exists", "gym/x": "exists"}.items():
+            with pytest.raises(FlowleapError, match=message):
+                register_task(name, make)
+    finally:
+        registry._registered.clear()
 
 
 def test_unknown_names_suggest_the_nearest():
@@ -46,7 +64,6 @@ def test_listing_and_making_tasks_loads_no_simulator_and_no_torch():
     [
         ("pusht/state", "gym_pusht", "pusht"),
         ("metaworld/reach-v3", "metaworld", "metaworld"),
-        ("probe/slalom", "mujoco", "probe"),
         ("adroit/door", "gymnasium_robotics", "robotics"),
         ("fetch/push", "gymnasium_robotics", "robotics"),
         ("robosuite/can", "robosuite", "robosuite"),

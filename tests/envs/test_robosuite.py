@@ -62,8 +62,8 @@ def test_what_the_task_says_is_what_the_environment_gives(name: str) -> None:
         key: key_spec.shape for key, key_spec in spec.observations.items()
     }
     assert env.observation_space.contains(obs)
-    assert {key: info[key].shape for key in task.info_columns} == {
-        key: column.shape for key, column in task.info_columns.items()
+    assert {key: info[key].shape for key in task.recording.info_columns} == {
+        key: column.shape for key, column in task.recording.info_columns.items()
     }
     assert env.action_space.shape == (spec.action_dim,) == env.sim.action_spec[0].shape
     assert (spec.control_hz, spec.action_convention) == (env.sim.control_freq, "delta")

@@ -8,7 +8,8 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import asdict
+from collections.abc import Iterator
+from dataclasses import asdict, replace
 from typing import Any
 
 import cloudpickle
@@ -64,7 +65,7 @@ class LineEnv(gymnasium.Env):
 
 def line_task(max_steps: int = 20) -> Task:
     spec = Spec({"x": ObsKey((1,))}, action_dim=1)
-    return Task("test/line", LineEnv, spec, max_steps, "success", "the seed draws x")
+    return Task("test/line", LineEnv, spec, max_steps, "the seed draws x")
 
 
 SPEC = line_task().spec.with_window(n_obs_steps=3, horizon=6, n_action_steps=4)
@@ -169,13 +170,18 @@ def test_progress_reports_every_episode_once():
     assert set(seen) == set(result.episodes)
 
 
-def no_workers_left() -> bool:
+@pytest.fixture
+def no_workers_left() -> Iterator[None]:
+    """Fail unless every process that the test started has ended (those of other tests' pools may live on)."""
+    before = set(multiprocessing.active_children())
+    yield
     deadline = time.monotonic() + 10
-    while multiprocessing.active_children() and time.monotonic() < deadline:
+    while (left := set(multiprocessing.active_children()) - before) and time.monotonic() < deadline:
         time.sleep(0.05)
-    return not multiprocessing.active_children()
+    assert not left
 
 
+@pytest.mark.usefixtures("no_workers_left")
 @pytest.mark.parametrize("n_envs", [1, 2])
 @pytest.mark.parametrize(
     ("actor", "message"),
@@ -189,22 +195,21 @@ def test_failures_are_one_clear_line(n_envs, actor, message):
     with pytest.raises(FlowleapError, match=message) as caught:
         rollout(line_task(), actor, SPEC, range(3), n_envs=n_envs)
     assert "\n" not in str(caught.value)
-    assert no_workers_left()
 
 
+@pytest.mark.usefixtures("no_workers_left")
 def test_a_killed_worker_is_an_error_and_leaves_no_process():
     with pytest.raises(FlowleapError, match="a worker process died"):
         rollout(line_task(), constant(KILL), SPEC, range(3), n_envs=2)
-    assert no_workers_left()
 
 
+@pytest.mark.usefixtures("no_workers_left")
 def test_an_interrupt_stops_the_workers():
     def interrupted(obs: dict[str, np.ndarray], noise: np.ndarray) -> np.ndarray:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
         rollout(line_task(), interrupted, SPEC, range(3), n_envs=2)
-    assert no_workers_left()
 
 
 def test_bad_requests():
@@ -227,7 +232,7 @@ def test_workers_import_neither_torch_nor_the_callers_script(tmp_path):
         "import sys, types; sys.modules['torch'] = types.ModuleType('torch')\n"
         "import gymnasium, numpy as np\n"
         "from gymnasium.spaces import Box, Dict\n"
-        "from flowleap.envs.registry import Task\n"
+        "from flowleap.envs import Task\n"
         "from flowleap.envs.rollout import rollout\n"
         "from flowleap.policy.core.spec import ObsKey, Spec\n"
         "class Env(gymnasium.Env):\n"
@@ -240,7 +245,7 @@ def test_workers_import_neither_torch_nor_the_callers_script(tmp_path):
         "        import sys\n"
         "        info = {'success': 'torch' in sys.modules}\n"
         "        return {'x': np.zeros(1, np.float32)}, 0.0, True, False, info\n"
-        "task = Task('t/t', lambda render_mode=None: Env(), Spec({'x': ObsKey((1,))}, 1), 5, 'success', '')\n"
+        "task = Task('t/t', lambda render_mode=None: Env(), Spec({'x': ObsKey((1,))}, 1), 5, '')\n"
         "result = rollout(task, lambda o, n: np.zeros((1, 1, 1)), task.spec, range(4), n_envs=2)\n"
         "print([e.success for e in result.episodes], hasattr(sys.modules['__main__'], '__file__'))\n"
     )
@@ -266,7 +271,7 @@ def test_a_recorded_pusht_episode_is_the_evaluated_one():
     def actor(obs: dict[str, np.ndarray], noise: np.ndarray) -> np.ndarray:
         return (256 + 120 * noise).astype(np.float32)
 
-    short = Task(**{**vars(task), "max_steps": 40})
+    short = replace(task, max_steps=40)
     evaluated = rollout(short, actor, spec, [11]).episodes[0]
     frames, record = record_episode(short, actor, spec, 11)
     assert record == evaluated

@@ -70,11 +70,11 @@ def test_actions_in_the_wrong_order_do_not_reach_it(pusht_human: Path) -> None:
     pytest.importorskip("gym_pusht")
     source = EpisodeStore(pusht_human)
     task = make_task("pusht/state")
-    assert task.from_recorded is not None
+    assert task.recording.translate is not None
     with EpisodeWriter("wrong.zarr", task.spec) as writer:
         own = source.episode(0, ["state", "action"])
-        writer.add(task.from_recorded({**own, "action": own["action"][::-1]}))
-        writer.add(task.from_recorded(own))
+        writer.add(task.recording.translate({**own, "action": own["action"][::-1]}))
+        writer.add(task.recording.translate(own))
     result = main(compose("replay", ["task=pusht/state", "dataset=wrong.zarr"]))
     wrong, right = result["rows"]
     assert wrong["mean_difference"] > 20 > 1 > right["mean_difference"]
