@@ -24,7 +24,7 @@ from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from rich.table import Table
 
-from flowleap.datasets.windows import ShuffledIndices, Windows
+from flowleap.datasets.windows import Windows
 from flowleap.envs.registry import make_task
 from flowleap.envs.task import Task
 from flowleap.envs.task_data import check_cameras, load_columns, with_mirrored, with_recorded_env
@@ -62,7 +62,6 @@ def main(cfg: DictConfig) -> Path:
     config = {part: _plain(cfg[part]) for part in PARTS}
     policy = Policy(spec, config)
     windows = Windows(columns, ends, spec, policy.image_frames)
-    policy.normalizer.fit(columns)
     info = {
         "task": {"name": task.name, "kwargs": kwargs} if task else None,
         "dataset": os.path.abspath(cfg.dataset),
@@ -70,9 +69,8 @@ def main(cfg: DictConfig) -> Path:
         "mirrored": len(ends) > recorded,
         "frames": len(windows),
     }
-    sampler = ShuffledIndices(len(windows), options.batch_size, options.seed)
     evaluate = Evaluation(task, cfg.eval) if task and options.eval_every else None
-    trainer = Trainer(policy, windows, sampler, options, run_dir, evaluate, info)
+    trainer = Trainer(policy, windows, options, run_dir, evaluate=evaluate, info=info)
     if options.dry_run:
         print_plan(trainer, spec, info)
         return run_dir

@@ -25,7 +25,7 @@ class TrainerConfig:
         mixed_precision: `no`, `bf16` or `fp16`, by autocast; derivatives stay float32.
         compile: run the network through torch.compile: slow first steps, then faster ones where kernels are small.
         workers: threads that gather the next batches meanwhile; 0 gathers in turn, -1 is 2 for images, else 0.
-        device: `auto` or `cpu`. threads: CPU threads of torch, 0 leaves the default.
+        device: `auto` or `cpu`. threads: CPU threads of torch; 0: one for small networks.
         seed: of weights, noise, times and batch order.
         log_every, checkpoint_every, eval_every: in steps; 0 switches the latter two off (the last step always
             checkpoints).

@@ -175,6 +175,8 @@ def test_checkpoint_rebuilds_itself(checkpoint: Path) -> None:
     assert torch.equal(raw.act(observations(), noise), make_policy().act(observations(), noise))
     assert not torch.equal(raw.act(observations(), noise), ema.act(observations(), noise))
     assert ema.spec == SPEC
+    assert (ema.info, ema.checkpoint, ema.weights) == ({"step": 3}, checkpoint.resolve(), "ema")
+    assert (raw.weights, make_policy().checkpoint) == ("raw", None)
     assert not ema.training
     assert sorted(p.name for p in checkpoint.iterdir()) == ["model.safetensors", "policy.json"]
     assert [p.name for p in checkpoint.parent.iterdir()] == ["ckpt"]  # no temporary folder left
@@ -244,6 +246,21 @@ def test_damaged_files_are_named(checkpoint: Path, tmp_path: Path) -> None:
         Policy.load(tmp_path / "nowhere")
     with pytest.raises(FlowleapError, match="is not a checkpoint"):
         Policy.load(tmp_path)
+
+
+def test_a_type_checker_sees_the_names_of_the_package() -> None:
+    api = pytest.importorskip("mypy.api", reason="needs the dev extra")
+    root = Path(__file__).parents[2]
+    code = "import flowleap.policy as p\nreveal_type(p.Policy.load)\nreveal_type(p.Trainer.fit)\nreveal_type(p.export)\np.Polcy"
+    options = ["--config-file", str(root / "pyproject.toml"), "--cache-dir", str(root / ".mypy_cache")]
+    out, _, _ = api.run([*options, "-c", code])
+    assert "-> flowleap.policy.policy.Policy" in out, out
+    assert "def (self: flowleap.policy.training.trainer.Trainer) -> pathlib.Path" in out
+    assert 'has no attribute "Polcy"' in out
+    assert 'type is "Any"' not in out
+    import flowleap.policy as package
+
+    assert all(getattr(package, name) is not None for name in package.__all__)
 
 
 def test_spec_mismatch_names_the_key() -> None:
