@@ -127,7 +127,8 @@ def test_from_python_a_run_needs_little(tmp_path: Path) -> None:
     ]
     logged = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert [
-        {"step": step, "time": row["time"], **metrics} for row, (step, metrics) in zip(logged, rows)
+        {"step": step, "time": row["time"], **metrics}
+        for row, (step, metrics) in zip(logged, rows, strict=True)
     ] == logged
     assert {"note": "mine", "step": 4}.items() <= Policy.load(tmp_path).info.items()
 
