@@ -25,7 +25,7 @@ SPEC = Spec(
 def demonstrations(rng: np.random.Generator) -> tuple[dict[str, np.ndarray], np.ndarray]:
     """Columns {key: [N, 2]}, episode after episode (an action is the next position), and where episodes end."""
     progress = np.linspace(0, 1, LENGTH + 1)[None, :, None]
-    start, goal = (rng.uniform(-1, 1, (EPISODES, 1, 2)) + [x, 0] for x in (-5, 5))
+    start, goal = (rng.normal([x, 0], 0.5, (EPISODES, 1, 2)) for x in (-5, 5))
     side = rng.choice([-1.0, 1.0], (EPISODES, 1, 1))
     path = start + progress * (goal - start) + side * np.sin(np.pi * progress) * [0, 2]
     columns = {"position": path[:, :-1], "goal": goal.repeat(LENGTH, axis=1), "action": path[:, 1:]}
@@ -40,17 +40,16 @@ def report(trainer: Trainer, step: int, metrics: Mapping[str, float]) -> None:
 
 def main() -> None:
     """Train, then walk 20 times from the left to the right."""
-    columns, ends = demonstrations(np.random.default_rng(0))
     config = {
         "objective": {"name": "isd"},
         "backbone": {"name": "mlp", "width": 128, "depth": 2},
         "encoder": {"name": "lowdim"},
         "head_sigma": 0.02,
     }
-    policy = Policy(SPEC, config)
     options = TrainerConfig(steps=400, warmup_steps=50, ema_decay=0.99, progress=False)
     with tempfile.TemporaryDirectory() as run_dir:
-        trainer = Trainer(policy, Windows(columns, ends, SPEC), options, run_dir, callback=report)
+        windows = Windows(*demonstrations(np.random.default_rng(0)), SPEC)
+        trainer = Trainer(Policy(SPEC, config), windows, options, run_dir, callback=report)
         policy = Policy.load(trainer.fit())  # the averaged weights
     walks = 20
     goal = torch.tensor([5.0, 0.0]).expand(walks, 2, 2)
