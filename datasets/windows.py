@@ -1,4 +1,4 @@
-"""Windows over episodes: which frames belong to one training sample, and the batches drawn from them.
+"""Windows over episodes: which frames belong to one training sample.
 
 The window of frame t holds the observations of frames t-To+1 .. t, clamped at the episode's first frame, and
 the actions of frames t .. t+H-1, clamped at its last. There is one window a frame, so the index of a window
@@ -11,7 +11,6 @@ uint8, from memory or from the disk (`frames.py`).
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -132,54 +131,3 @@ class Windows:
                     f"column '{key}' is rgb and must be uint8, not {column.dtype}; rewrite the dataset with "
                     "`flowleap convert`"
                 )
-
-
-class ShuffledIndices:
-    """An endless stream of batches of indices below `n`, reshuffled every epoch, that resumes exactly.
-
-    The order of epoch e is `default_rng([seed, e]).permutation(n)`; batches run across epoch boundaries, so
-    every batch is full and every index comes once an epoch.
-    """
-
-    def __init__(self, n: int, batch_size: int, seed: int) -> None:
-        if n < 1 or batch_size < 1:
-            raise FlowleapError(
-                f"cannot draw batches of {batch_size} from {n} windows: both must be at least 1"
-            )
-        self.n = n
-        self.batch_size = batch_size
-        self.seed = seed
-        self.epoch = 0
-        self.position = 0  # indices of this epoch already handed out
-        self._order = self._permutation(0)
-
-    def _permutation(self, epoch: int) -> NDArray[np.int64]:
-        return np.random.default_rng([self.seed, epoch]).permutation(self.n)
-
-    def next(self) -> NDArray[np.int64]:
-        """Return the next batch of indices, int64 [batch_size]."""
-        parts: list[NDArray[np.int64]] = []
-        missing = self.batch_size
-        while missing:
-            if self.position == self.n:
-                self.epoch, self.position = self.epoch + 1, 0
-                self._order = self._permutation(self.epoch)
-            part = self._order[self.position : self.position + missing]
-            self.position += len(part)
-            missing -= len(part)
-            parts.append(part)
-        return np.concatenate(parts)
-
-    def state_dict(self) -> dict[str, int]:
-        """Return the place in the stream; `n` and `seed` are the caller's to keep."""
-        return {"epoch": self.epoch, "position": self.position}
-
-    def load_state_dict(self, state: Mapping[str, int]) -> None:
-        """Continue from a place that `state_dict` returned."""
-        epoch, position = int(state["epoch"]), int(state["position"])
-        if epoch < 0 or not 0 <= position <= self.n:
-            raise FlowleapError(
-                f"sampler state (epoch {epoch}, position {position}) does not fit {self.n} windows"
-            )
-        self.epoch, self.position = epoch, position
-        self._order = self._permutation(epoch)

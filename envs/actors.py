@@ -59,27 +59,25 @@ def load_actor(
         return _exported(path, steps, threads, n_action_steps)
     import torch
 
-    from flowleap.policy.checkpoint import read_manifest, resolve
     from flowleap.policy.policy import Policy
 
     torch.set_num_threads(threads)
-    path = resolve(path)
     where = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
     policy = Policy.load(path, weights, where)
     if n_action_steps is not None:
         policy.spec = policy.spec.with_window(policy.spec.n_obs_steps, policy.spec.horizon, n_action_steps)
     nfe = policy.objective.check_steps(steps)
-    info = read_manifest(path).get("info", {})
     describe = {
         "kind": "checkpoint",
         "weights": weights,
         "policy": policy.config,
         "parameters": sum(p.numel() for p in policy.net.parameters()),
-        "training": info,
+        "training": policy.info,
         "device": where,
         "threads": threads,
     }
-    return LoadedActor(policy_actor(policy, nfe), policy.spec, nfe, path, describe, info.get("task"))
+    task = policy.info.get("task")
+    return LoadedActor(policy_actor(policy, nfe), policy.spec, nfe, policy.checkpoint or path, describe, task)
 
 
 def _exported(path: Path, steps: int | None, threads: int, n_action_steps: int | None) -> LoadedActor:

@@ -66,6 +66,11 @@ class Normalizer(nn.Module):
     def _map(self, key: str) -> Affine:
         return self.maps[self.index[key]]  # type: ignore[return-value]
 
+    @property
+    def fitted(self) -> bool:
+        """Whether `fit` has changed anything; data that need no change may be fitted again."""
+        return any(bool((m.scale != 1).any() or (m.offset != 0).any()) for m in self.maps)  # type: ignore
+
     def fit(self, columns: Mapping[str, np.ndarray]) -> None:
         """Set the statistics from whole columns [N, *shape], one vectorised pass a key.
 

@@ -60,6 +60,8 @@ class Policy(nn.Module):
 
     Attributes:
         image_frames: how many of the To images, the latest ones, the encoder looks at.
+        info: notes for people, stored in checkpoints (task, dataset, step, ...).
+        checkpoint, weights: the directory it was loaded from and which weights of it, `ema` or `raw`; else None.
 
     Raises:
         FlowleapError: an unknown name, option or value; the message names it.
@@ -76,6 +78,9 @@ class Policy(nn.Module):
             if not isinstance(config.get(part), Mapping):
                 raise FlowleapError(f"policy config: part '{part}' is missing or not an object")
         self.spec = spec
+        self.info: dict[str, Any] = {}
+        self.checkpoint: Path | None = None
+        self.weights: str | None = None
         self.objective = Objective(config["objective"])
         self.normalizer = Normalizer(spec, **normalizer_modes(config.get("normalizer", {})))
         self.encoder, encoder = build_encoder(config["encoder"], spec)
@@ -194,14 +199,14 @@ class Policy(nn.Module):
         Args:
             path: the directory; replaced if it exists.
             ema: the averaged policy, whose weights are stored beside the raw ones.
-            info: JSON data for people (steps, dataset, ...).
+            info: JSON data for people (steps, dataset, ...); `None` is the policy's own.
         """
         write_policy(
             Path(path),
             {"raw": self.state_dict(), "ema": (ema or self).state_dict()},
             self.spec,
             self.config,
-            dict(info or {}),
+            self.info if info is None else info,
         )
 
     @classmethod
@@ -244,4 +249,5 @@ class Policy(nn.Module):
         # Copies, because tensors mapped from a file are not aligned: kernels would round differently, and the file
         # may change under a running policy.
         policy.load_state_dict({name: x.clone() for name, x in stored.state.items()}, assign=True)
+        policy.info, policy.checkpoint, policy.weights = stored.info, stored.path, weights
         return policy.to(device).eval()

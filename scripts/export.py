@@ -29,26 +29,23 @@ PARITY_WINDOWS = 1024
 
 def main(cfg: DictConfig) -> Path:
     """Export `cfg.checkpoint`, print parity and latency, and return the exported folder."""
-    from flowleap.policy.checkpoint import read_manifest, resolve
+    from flowleap.policy.checkpoint import resolve
     from flowleap.policy.deploy.export import export
     from flowleap.policy.deploy.runtime import require_deploy
     from flowleap.policy.policy import Policy
 
     require_deploy("onnx", "onnxscript", "onnxruntime")  # said before any work is done
-    checkpoint = resolve(Path(cfg.checkpoint))
-    policy = Policy.load(checkpoint, cfg.weights)
+    policy = Policy.load(cfg.checkpoint, cfg.weights)
     steps = policy.objective.check_steps(cfg.steps)
-    out = Path(cfg.out) if cfg.out else _run_dir(checkpoint) / f"export_nfe{steps}"
+    out = Path(cfg.out) if cfg.out else _run_dir(resolve(Path(cfg.checkpoint))) / f"export_nfe{steps}"
     console = Console()
-    info = read_manifest(checkpoint).get("info")
-    info = info if isinstance(info, dict) else {}
-    observations = _observations(cfg.dataset, info, policy.spec)
+    observations = _observations(cfg.dataset, policy.info, policy.spec)
     if observations is None:
-        where = info.get("dataset") or "unknown"
+        where = policy.info.get("dataset") or "unknown"
         console.print(
             f"training dataset ({where}) not found: comparing on synthetic observations", soft_wrap=True
         )
-    report = export(checkpoint, out, steps, cfg.weights, observations, float(cfg.tolerance))
+    report = export(policy, out, steps, observations=observations, tolerance=float(cfg.tolerance))
     _print_report(console, report)
     if cfg.results:
         path = write_results(

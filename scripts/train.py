@@ -26,7 +26,6 @@ from rich.console import Console
 from rich.table import Table
 
 from flowleap.datasets.dataset import open_dataset
-from flowleap.datasets.windows import ShuffledIndices
 from flowleap.envs.registry import make_task
 from flowleap.envs.task import Task
 from flowleap.envs.task_data import load_columns, with_mirrored, with_recorded_env
@@ -66,7 +65,6 @@ def main(cfg: DictConfig) -> Path:
     config = {part: _plain(cfg[part]) for part in PARTS}
     policy = Policy(spec, config)
     windows = data.windows(**window, image_frames=policy.image_frames)
-    policy.normalizer.fit(windows.columns)
     info = {
         "task": {"name": task.name, "kwargs": kwargs} if task else None,
         "dataset": os.path.abspath(cfg.dataset),
@@ -74,9 +72,8 @@ def main(cfg: DictConfig) -> Path:
         "mirrored": data.n_episodes > recorded,
         "frames": len(windows),
     }
-    sampler = ShuffledIndices(len(windows), options.batch_size, options.seed)
     evaluate = Evaluation(task, cfg.eval) if task and options.eval_every else None
-    trainer = Trainer(policy, windows, sampler, options, run_dir, evaluate, info)
+    trainer = Trainer(policy, windows, options, run_dir, evaluate=evaluate, info=info)
     if options.dry_run:
         print_plan(trainer, spec, info)
         return run_dir

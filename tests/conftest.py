@@ -8,6 +8,10 @@ from pathlib import Path
 
 import pytest
 
+# Before torch is imported, and for the processes that tests start: on a busy machine, several threads spend their time
+# waiting for each other (see `policy/training/processes.py`).
+os.environ["OMP_NUM_THREADS"] = os.environ["MKL_NUM_THREADS"] = "1"
+
 ROOT = Path(__file__).resolve().parent.parent
 sys.path += [str(ROOT / "tests" / "policy"), str(ROOT / "tests" / "scripts")]  # for `gaussian` and `browser`
 

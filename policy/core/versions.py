@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import importlib
-import importlib.metadata
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
-
-from flowleap.policy.core.errors import optional_import as optional_import
 
 
 def package_versions(*packages: str) -> dict[str, str | None]:
@@ -18,14 +14,11 @@ def package_versions(*packages: str) -> dict[str, str | None]:
 @cache
 def _version(package: str) -> str | None:
     try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
+        return version(package)
+    except PackageNotFoundError:
         return None
 
 
 def flowleap_version() -> str:
     """Installed version, or `unknown` when run from a tree that is not installed."""
-    try:
-        return version("flowleap")
-    except PackageNotFoundError:
-        return "unknown"
+    return _version("flowleap") or "unknown"

@@ -1,4 +1,4 @@
-"""Export: a checkpoint becomes one ONNX graph, normaliser + encoder + head at a fixed NFE + unnormaliser.
+"""Export: a policy becomes one ONNX graph, normaliser + encoder + head at a fixed NFE + unnormaliser.
 
     OUT/policy.onnx   inputs `noise` [B,H,A] and one per observation key, output `action` [B,Ta,A], real units
     OUT/export.json   format version, Spec, NFE, input names, versions, digest, parity and latency reports
@@ -21,7 +21,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from flowleap.policy.checkpoint import read_manifest, resolve
 from flowleap.policy.core.errors import FlowleapError
 from flowleap.policy.core.files import write_directory
 from flowleap.policy.core.versions import flowleap_version
@@ -55,7 +54,7 @@ SYNTHETIC_WINDOWS = 256
 
 
 def export(
-    checkpoint: str | Path,
+    policy: Policy | str | Path,
     out: str | Path,
     steps: int | None = None,
     weights: str = "ema",
@@ -65,10 +64,10 @@ def export(
     """Write the exported folder `out`, atomically, after comparing it with the eager policy.
 
     Args:
-        checkpoint: checkpoint or run directory.
+        policy: a policy, or a checkpoint or run directory to load it from.
         out: the folder; an earlier export in its place is replaced.
         steps: NFE; `None` is the objective's default.
-        weights: `ema` or `raw`.
+        weights: `ema` or `raw`, of a directory.
         observations: real ones, {key: [N, To, *shape]}; `None` draws them from the normaliser's range.
         tolerance: largest difference from the eager policy, relative to the action range.
 
@@ -86,10 +85,9 @@ def export(
         raise FlowleapError(
             f"{out} exists and is not an exported policy; choose another place with out=FOLDER"
         )
-    source = resolve(Path(checkpoint))
-    policy = Policy.load(source, weights)
-    info = read_manifest(source).get("info")
-    info = info if isinstance(info, dict) else {}
+    if not isinstance(policy, Policy):
+        policy = Policy.load(policy, weights)
+    policy = copy.deepcopy(policy).cpu().eval()  # the caller's may be on a GPU, or be trained further
     steps = policy.objective.check_steps(steps)
     manifest: dict[str, Any] = {
         "format": FORMAT,
@@ -98,11 +96,11 @@ def export(
         "steps": steps,
         "objective": policy.objective.name,
         "inputs": {key: f"obs_{i}" for i, key in enumerate(policy.spec.observations)},
-        "task": info.get("task"),
+        "task": policy.info.get("task"),
         "checkpoint": {
-            "name": source.name,
-            "step": info.get("step"),
-            "weights": weights,
+            "name": policy.checkpoint.name if policy.checkpoint else None,
+            "step": policy.info.get("step"),
+            "weights": policy.weights,
             "policy": policy.config,
         },
         "opset": OPSET,

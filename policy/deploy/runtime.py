@@ -22,6 +22,7 @@ import numpy as np
 
 from flowleap.policy.core.errors import FlowleapError, suggest
 from flowleap.policy.core.spec import ObsKey, Spec
+from flowleap.policy.deploy.onnx_file import refuse_external_data
 
 FORMAT = "flowleap-export"
 FORMAT_VERSION = 1
@@ -183,12 +184,7 @@ def _open_session(file: Path, sha256: str, threads: int) -> Any:
         raise FlowleapError(
             f"{file} is damaged: its sha256 is not the one in {MANIFEST}; copy or export it again"
         )
-    # ONNX names the file of a tensor stored outside the model under the key "location", in plain bytes.
-    if b"location" in model:
-        raise FlowleapError(
-            f"{file} holds the word 'location', by which ONNX refers to data in other files; "
-            "an exported policy has all its data inside: do not use this one"
-        )
+    refuse_external_data(model, file)  # onnxruntime would follow it to wherever the path leads
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1

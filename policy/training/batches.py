@@ -2,36 +2,93 @@
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, Protocol
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
+from flowleap.policy.core.errors import FlowleapError
 from flowleap.policy.flow.draws import Draw
 
 Batch = dict[str, Any]
 
 
 class Windows(Protocol):
-    """Training windows: `gather(index [B])` -> {"obs": {key: [B,To,...]}, "action": [B,H,A]} as numpy arrays."""
+    """Training windows: `gather(index [B])` -> {"obs": {key: [B,To,...]}, "action": [B,H,A]} as numpy arrays.
+
+    `columns` are the frames that they are cut from, {key: [N, *shape]}: `action` and every low-dim observation.
+    """
 
     def __len__(self) -> int: ...
 
     def gather(self, index: np.ndarray) -> dict[str, Any]: ...
 
+    @property
+    def columns(self) -> Mapping[str, np.ndarray]: ...
 
-class Sampler(Protocol):
-    """An endless, resumable source of window indices, the global batch at a time."""
+
+class IndexStream(Protocol):
+    """An endless, resumable stream of window indices, the global batch [B] at a time."""
 
     def next(self) -> np.ndarray: ...
 
     def state_dict(self) -> dict[str, int]: ...
 
     def load_state_dict(self, state: Mapping[str, int]) -> None: ...
+
+
+class ShuffledIndices:
+    """An endless stream of batches of indices below `n`, reshuffled every epoch, that resumes exactly.
+
+    The order of epoch e is `default_rng([seed, e]).permutation(n)`; batches run across epoch boundaries, so
+    every batch is full and every index comes once an epoch.
+    """
+
+    def __init__(self, n: int, batch_size: int, seed: int) -> None:
+        if n < 1 or batch_size < 1:
+            raise FlowleapError(
+                f"cannot draw batches of {batch_size} from {n} windows: both must be at least 1"
+            )
+        self.n = n
+        self.batch_size = batch_size
+        self.seed = seed
+        self.epoch = 0
+        self.position = 0  # indices of this epoch already handed out
+        self._order = self._permutation(0)
+
+    def _permutation(self, epoch: int) -> NDArray[np.int64]:
+        return np.random.default_rng([self.seed, epoch]).permutation(self.n)
+
+    def next(self) -> NDArray[np.int64]:
+        """Return the next batch of indices, int64 [batch_size]."""
+        parts: list[NDArray[np.int64]] = []
+        missing = self.batch_size
+        while missing:
+            if self.position == self.n:
+                self.epoch, self.position = self.epoch + 1, 0
+                self._order = self._permutation(self.epoch)
+            part = self._order[self.position : self.position + missing]
+            self.position += len(part)
+            missing -= len(part)
+            parts.append(part)
+        return np.concatenate(parts)
+
+    def state_dict(self) -> dict[str, int]:
+        """Return the place in the stream; `n` and `seed` are the caller's to keep."""
+        return {"epoch": self.epoch, "position": self.position}
+
+    def load_state_dict(self, state: Mapping[str, int]) -> None:
+        """Continue from a place that `state_dict` returned."""
+        epoch, position = int(state["epoch"]), int(state["position"])
+        if epoch < 0 or not 0 <= position <= self.n:
+            raise FlowleapError(
+                f"state of the index stream (epoch {epoch}, position {position}) does not fit {self.n} windows"
+            )
+        self.epoch, self.position = epoch, position
+        self._order = self._permutation(epoch)
 
 
 def seed_of(*numbers: int) -> int:
@@ -75,46 +132,3 @@ def as_tensors(windows: np.ndarray, arrays: Mapping[str, Any], draw: Draw) -> di
     tensors = {name: torch.from_numpy(np.array(x)) for name, x in {"window": windows, **inputs}.items()}
     drawn = {f"draw.{name}": x.clone() for name, x in vars(draw).items() if isinstance(x, Tensor)}
     return {**tensors, **drawn}
-
-
-class Prefetcher:
-    """An endless stream of (global window indices [B], gathered arrays of this process's rows).
-
-    Args:
-        windows: the training windows.
-        sampler: the source of the indices; it runs ahead, so that its place must be asked for here.
-        rows: this process's rows of a global batch.
-        workers: threads, each with one more batch in flight; 0 gathers when asked.
-    """
-
-    def __init__(self, windows: Windows, sampler: Sampler, rows: slice, workers: int) -> None:
-        self._windows, self._sampler, self._rows = windows, sampler, rows
-        self._workers = workers
-        self._pool = ThreadPoolExecutor(workers, "gather") if workers else None
-        self._ahead: deque[tuple[np.ndarray, Future[dict[str, Any]], dict[str, int]]] = deque()
-
-    @property
-    def most(self) -> int:
-        """How many batches are in memory at once, at most: the one in use and those ahead."""
-        return self._workers + 1
-
-    def next(self) -> tuple[np.ndarray, dict[str, Any]]:
-        """Return the next batch; errors of the gathering threads are raised here."""
-        if self._pool is None:
-            indices = self._sampler.next()
-            return indices, self._windows.gather(indices[self._rows])
-        while len(self._ahead) <= self._workers:
-            place = self._sampler.state_dict()
-            indices = self._sampler.next()
-            self._ahead.append((indices, self._pool.submit(self._windows.gather, indices[self._rows]), place))
-        indices, arrays, _ = self._ahead.popleft()
-        return indices, arrays.result()
-
-    def state_dict(self) -> dict[str, int]:
-        """The sampler's place before the first batch that was not handed out."""
-        return self._ahead[0][2] if self._ahead else self._sampler.state_dict()
-
-    def load_state_dict(self, state: dict[str, int]) -> None:
-        """Continue from a place that `state_dict` returned."""
-        self._ahead.clear()
-        self._sampler.load_state_dict(state)

@@ -43,7 +43,7 @@ class TrainerConfig:
         ),
     ] = -1
     device: Annotated[Literal["auto", "cpu"], Option("auto takes a GPU where there is one")] = "auto"
-    threads: Annotated[int, Option("CPU threads of torch; 0 leaves its default", 0, 4096)] = 0
+    threads: Annotated[int, Option("CPU threads of torch; 0: one for small networks", 0, 4096)] = 0
     seed: Annotated[int, Option("of weights, noise, times and batch order", 0, 2**63 - 1)] = 0
     log_every: Annotated[int, Option("steps", 1)] = 100
     checkpoint_every: Annotated[int, Option("steps; 0: at the end only", 0)] = 5_000

@@ -1,62 +1,54 @@
 """Weights that Accelerate has sharded over processes (FSDP2): checkpoints and the EMA see whole tensors.
 
-Without FSDP every function here passes its argument through. `whole` communicates: all processes must call it.
+Without FSDP every function here passes its argument through. All but the loading communicate: all processes must call
+them.
+
+torch's helpers for checkpoints serve for the weights. Those for optimisers would cost more than they save: their file
+names parameters where every `trainer.pt` so far numbers them, and they give parameters without a gradient a state.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_model_state_dict,
+    set_model_state_dict,
+)
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.utils._pytree import tree_map_only
 
 
 def whole(tree: Any) -> Any:
     """Gather every sharded tensor in nested containers."""
-    return tree_map_only(DTensor, _gathered, tree)
+    return tree_map_only(DTensor, DTensor.full_tensor, tree)
 
 
-def _gathered(x: Tensor) -> Tensor:
-    return x.full_tensor() if isinstance(x, DTensor) else x
+def whole_weights(module: nn.Module) -> dict[str, Any]:
+    """The state dict of a module that may be sharded, on the CPU; empty on all processes but the first."""
+    return get_model_state_dict(module, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
 
 
-def like(full: Tensor, example: Tensor) -> Tensor:
-    """One process's shard of a whole tensor, sharded as `example` is."""
-    if not isinstance(example, DTensor) or full.shape != example.shape:
-        return full
-    return distribute_tensor(full.to(example.device), example.device_mesh, example.placements)
-
-
-class WholeWeights:
-    """A module's parameters and buffers, gathered when asked for: what `AveragedModel` averages."""
-
-    def __init__(self, module: nn.Module) -> None:
-        self.module = module
-
-    def parameters(self) -> Iterator[Tensor]:
-        """Each parameter, whole."""
-        return (_gathered(p.detach()) for p in self.module.parameters())
-
-    def buffers(self) -> Iterator[Tensor]:
-        """Each buffer."""
-        return (_gathered(b) for b in self.module.buffers())
-
-
-@torch.no_grad()
 def load_weights(module: nn.Module, state: Mapping[str, Tensor]) -> None:
-    """Load whole tensors into a module that may be sharded."""
-    for name, x in module.state_dict().items():
-        x.copy_(like(state[name], x))
+    """Load whole tensors, which every process has, into a module that may be sharded."""
+    set_model_state_dict(module, dict(state), options=StateDictOptions(full_state_dict=True))
 
 
 def load_optimizer(optimizer: torch.optim.Optimizer, state: Mapping[str, Any]) -> None:
     """Load an optimiser state of whole tensors, sharded as the parameters are."""
+
+    def shard(x: Any, parameter: Tensor) -> Any:
+        if not isinstance(parameter, DTensor) or not isinstance(x, Tensor) or x.shape != parameter.shape:
+            return x
+        return distribute_tensor(x.to(parameter.device), parameter.device_mesh, parameter.placements)
+
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     moments = {
-        index: {key: like(x, parameters[index]) if isinstance(x, Tensor) else x for key, x in entry.items()}
+        index: {key: shard(x, parameters[index]) for key, x in entry.items()}
         for index, entry in state["state"].items()
     }
     optimizer.load_state_dict({**state, "state": moments})

@@ -1,7 +1,7 @@
 """The one training loop: Accelerate, AdamW, warm-up + cosine, EMA, checkpoints, exact resume.
 
 All randomness of a step is a function of (seed, step): noise and times come from a generator seeded with both,
-batches from a counter-based sampler, and what the modules draw themselves (observation noise, dropout) from
+batches from a counter-based stream of indices, and what the modules draw themselves (observation noise, dropout) from
 torch's generator, seeded with both and the process. So a resumed run repeats an uninterrupted one bit for bit on
 the CPU, and several processes or micro-batches train on the very numbers that one pass would use.
 """
@@ -9,39 +9,29 @@ the CPU, and several processes or micro-batches train on the very numbers that o
 from __future__ import annotations
 
 import time
-import warnings
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import asdict
-from datetime import timedelta
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from accelerate import Accelerator
-from accelerate.state import AcceleratorState
-from accelerate.utils import (
-    DistributedDataParallelKwargs,
-    DistributedType,
-    InitProcessGroupKwargs,
-    broadcast_object_list,
-)
+from accelerate.utils import broadcast_object_list
 from diffusers.optimization import get_scheduler
 from safetensors.torch import save_file
 from torch import Tensor
-from torch.optim.swa_utils import AveragedModel
 
 from flowleap.policy.checkpoint import TRAINER_STATE, point_last, read_trainer_state, resolve, write_policy
 from flowleap.policy.core.errors import FlowleapError
 from flowleap.policy.core.files import write_directory
 from flowleap.policy.flow.draws import Draw
 from flowleap.policy.policy import Policy
+from flowleap.policy.training.averaging import averaged, update_average
 from flowleap.policy.training.batches import (
     Batch,
-    Prefetcher,
-    Sampler,
+    IndexStream,
+    ShuffledIndices,
     Windows,
     as_tensors,
     describe_bad,
@@ -50,84 +40,74 @@ from flowleap.policy.training.batches import (
     seed_of,
     to_device,
 )
+from flowleap.policy.training.compiling import compile_failure, compile_modules
 from flowleap.policy.training.config import TrainerConfig
 from flowleap.policy.training.guards import NEVER, EarlyStopping, FiniteGuard, interruptible
 from flowleap.policy.training.metrics import Meter, MetricsLog, progress_bar
-from flowleap.policy.training.sharding import WholeWeights, load_optimizer, load_weights, whole
+from flowleap.policy.training.prefetch import Prefetcher
+from flowleap.policy.training.processes import set_threads, start_accelerator
+from flowleap.policy.training.sharding import load_optimizer, load_weights, whole, whole_weights
 
 Evaluate = Callable[[Policy, int], Mapping[str, float]]
+Callback = Callable[["Trainer", int, Mapping[str, float]], None]
 BAD_BATCH = "batch.safetensors"
 LOOK_EVERY = 100  # steps after which a GPU, or several processes, are asked how they fare
-LONGEST_EVALUATION = timedelta(hours=6)  # the other processes wait for the one that evaluates
-
-
-def ema_with_warmup(decay: float) -> Callable[[Any, Any, Any], None]:
-    """In-place update of all averaged parameters at once, for `AveragedModel(multi_avg_fn=...)`."""
-
-    @torch.no_grad()
-    def update(averaged: list[Tensor], current: list[Tensor], n_averaged: Tensor | int) -> None:
-        n = int(n_averaged)
-        torch._foreach_lerp_(averaged, current, 1.0 - min(decay, (1 + n) / (10 + n)))
-
-    return update
 
 
 class Trainer:
     """Trains a policy on windows of demonstrations.
 
     Args:
-        policy: with a fitted normaliser.
+        policy: its normaliser is fitted on the windows' columns unless it has been fitted.
         windows: the training windows.
-        sampler: yields the indices of each global batch.
         config: options.
         run_dir: metrics, TensorBoard events and checkpoints go there.
         evaluate: called with (EMA policy, step) every `eval_every` steps; returns numbers to log. `patience`
             watches its `score`, higher is better.
-        info: JSON notes stored in each checkpoint (task, dataset, ...).
+        callback: called with (trainer, step, metrics) for every row of metrics, on the main process.
+        indices: which windows make up each global batch; all of them, shuffled, by default.
+        info: JSON notes stored in each checkpoint (task, dataset, ...); the policy's own by default.
 
     Attributes:
         stop_reason: why `fit` ended before the last step, else None.
+
+    Raises:
+        FlowleapError: options that do not fit together or the machine, or data that is not finite.
     """
 
     def __init__(
         self,
         policy: Policy,
         windows: Windows,
-        sampler: Sampler,
         config: TrainerConfig,
         run_dir: str | Path,
+        *,
         evaluate: Evaluate | None = None,
+        callback: Callback | None = None,
+        indices: IndexStream | None = None,
         info: Mapping[str, Any] | None = None,
     ) -> None:
-        if config.threads:
-            torch.set_num_threads(config.threads)
         if config.patience and evaluate is None:
             raise FlowleapError(f"trainer.patience={config.patience} needs a task to evaluate the policy on")
-        self.config, self.windows, self.sampler = config, windows, sampler
-        self.run_dir, self.evaluate, self.info = Path(run_dir), evaluate, dict(info or {})
-        AcceleratorState._reset_state()  # else a second trainer of this process inherits the first one's precision
-        parallel = DistributedDataParallelKwargs()
-        self.accelerator = Accelerator(
-            cpu=config.device == "cpu",
-            mixed_precision=config.mixed_precision,
-            kwargs_handlers=[parallel, InitProcessGroupKwargs(timeout=LONGEST_EVALUATION)],
-        )
-        if self.accelerator.distributed_type is DistributedType.FSDP and config.mixed_precision != "no":
-            raise FlowleapError(
-                "FSDP keeps low-precision weights, and derivatives need float32 ones: set trainer.mixed_precision=no, "
-                "or train without FSDP"
-            )
+        self.config, self.windows, self.run_dir = config, windows, Path(run_dir)
+        self.evaluate, self.callback = evaluate, callback
+        self.indices = indices or ShuffledIndices(len(windows), config.batch_size, config.seed)
+        self.accelerator = start_accelerator(config)
         self.processes, self.main = self.accelerator.num_processes, self.accelerator.is_main_process
         self.micro_batch = config.micro_batch(self.processes)
+        share = self.micro_batch * config.accumulate
+        first = self.accelerator.process_index * share
+        self.rows = slice(first, first + share)
         images = any(obs.kind == "rgb" for obs in policy.spec.observations.values())
         workers = config.workers if config.workers >= 0 else 2 if images else 0
-        share = self.micro_batch * config.accumulate
-        self.rows = slice(
-            self.accelerator.process_index * share, (self.accelerator.process_index + 1) * share
-        )
-        self.batches = Prefetcher(windows, sampler, self.rows, workers)
+        self.batches = Prefetcher(windows, self.indices, self.rows, workers)
+        if not policy.normalizer.fitted:
+            policy.normalizer.fit(windows.columns)
+        if info is not None:
+            policy.info = dict(info)
         self.policy = policy.train().to(self.accelerator.device)
-        self.ema = AveragedModel(self.policy, multi_avg_fn=ema_with_warmup(config.ema_decay)).eval()
+        set_threads(config.threads, self.policy)
+        self.ema = averaged(self.policy, config.ema_decay)
         self.optimizer = torch.optim.AdamW(
             self.policy.parameters(), config.lr, config.betas, weight_decay=config.weight_decay, fused=True
         )
@@ -140,10 +120,9 @@ class Trainer:
         self.guard, self.stopping = FiniteGuard(), EarlyStopping(config.patience)
         self.stop_reason: str | None = None
         self.step = 0
+        self._log: MetricsLog | None = None  # while `fit` runs, on the main process
         alone_on_cpu = self.processes == 1 and self.accelerator.device.type == "cpu"
         self.look_every = 1 if alone_on_cpu else min(LOOK_EVERY, config.log_every)
-        if self.processes > 1:
-            parallel.find_unused_parameters = self._leaves_parameters_unused()
         if config.compile:
             compile_modules(self.policy)
         self.model, self.prepared_optimizer = self.accelerator.prepare(self.policy, self.optimizer)
@@ -190,7 +169,7 @@ class Trainer:
             self._look()
         self.prepared_optimizer.step()
         self.scheduler.step()
-        self.ema.update_parameters(WholeWeights(self.policy))  # type: ignore[arg-type]
+        update_average(self.ema, self.policy)
         return scalars
 
     def _forward(self, batch: Batch, draw: Draw) -> tuple[Tensor, dict[str, Tensor]]:
@@ -200,18 +179,6 @@ class Trainer:
             if self.config.compile and (failure := compile_failure(error)):
                 raise failure from error
             raise
-
-    def _leaves_parameters_unused(self) -> bool:
-        """Whether some parameter gets no gradient: DDP would wait for it forever unless told to search the graph."""
-        indices = np.arange(self.micro_batch) % len(self.windows)
-        loss, _ = self.policy(
-            to_device(self.windows.gather(indices), self.accelerator.device),
-            self._draw(0)[: self.micro_batch],
-        )
-        loss.backward()
-        unused = any(p.grad is None for p in self.policy.parameters() if p.requires_grad)
-        self.policy.zero_grad(set_to_none=True)
-        return unused
 
     def fit(self) -> Path:
         """Train to `steps` (or `stop_at`, or until `patience` ends); return the last checkpoint's directory.
@@ -225,7 +192,7 @@ class Trainer:
         config, last = self.config, self.config.stop_at or self.config.steps
         if self.step >= last:
             raise FlowleapError(f"nothing to do: the run has {self.step} steps already, trainer.steps={last}")
-        log = MetricsLog(self.run_dir, self.step) if self.main else None
+        self._log = MetricsLog(self.run_dir, self.step) if self.main else None
         meter, interrupted = Meter(), False
         bar = progress_bar(self.step, config.steps, "train", config.progress and self.main)
         with interruptible() as asked_to_stop, bar as advance:
@@ -243,35 +210,40 @@ class Trainer:
                     self._look()
                     row = meter.read(config.batch_size, partial(self.accelerator.reduce, reduction="mean"))
                     row["lr"] = float(self.scheduler.get_last_lr()[0])
-                    if log:
-                        log.write(self.step, row)
+                    self._record(row)
                     advance(self.step, f"loss {row['loss']:.3f}")
                 if config.eval_every and self.evaluate and self.step % config.eval_every == 0:
                     with meter.pause():
-                        self.stop_reason = self._evaluate(log)
+                        self.stop_reason = self._evaluate()
                 if config.checkpoint_every and self.step % config.checkpoint_every == 0 and self.step < last:
                     self.save()
             path = self.save()
-            if log:
-                log.close()
+            if self._log:
+                self._log.close()
             if interrupted:
                 raise KeyboardInterrupt
         return path
 
-    def _evaluate(self, log: MetricsLog | None) -> str | None:
+    def _record(self, metrics: Mapping[str, float]) -> None:
+        """Log a row of metrics and show it to the callback, on the main process."""
+        if self._log:
+            self._log.write(self.step, metrics)
+            if self.callback:
+                self.callback(self, self.step, metrics)
+
+    def _evaluate(self) -> str | None:
         """Score the EMA policy on the main process; all learn the reason to stop, if there is one."""
         self._look()
         reason = None
         # A mishap of the simulator must not cost the steps since the last checkpoint.
-        state = whole(self.policy.state_dict()), whole(self.optimizer.state_dict())
+        state = self._state()
         if self.main and self.evaluate:
             try:
                 result = dict(self.evaluate(self.ema_policy, self.step))
             except Exception:
                 self._write(*state)
                 raise
-            if log:
-                log.write(self.step, {f"eval/{key}": value for key, value in result.items()})
+            self._record({f"eval/{key}": value for key, value in result.items()})
             if self.config.patience and self.stopping.update(result["score"]):
                 reason = (
                     f"stopped early at step {self.step}: the evaluation's score has not risen above "
@@ -313,9 +285,13 @@ class Trainer:
     def save(self) -> Path:
         """Write `checkpoints/step_N` and let `last` name it; returns the directory."""
         self._look()
-        path = self._write(whole(self.policy.state_dict()), whole(self.optimizer.state_dict()))
+        path = self._write(*self._state())
         self.accelerator.wait_for_everyone()
         return path
+
+    def _state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Weights and optimiser state as whole tensors; all processes must ask."""
+        return whole_weights(self.policy), whole(self.optimizer.state_dict())
 
     def _write(self, weights: Mapping[str, Tensor], optimizer: Mapping[str, Any]) -> Path:
         """The part of `save` in which only the main process acts."""
@@ -337,14 +313,14 @@ class Trainer:
                 {"raw": weights, "ema": self.ema_policy.state_dict()},
                 self.policy.spec,
                 self.policy.config,
-                {**self.info, "step": self.step, "trainer": asdict(self.config)},
+                {**self.policy.info, "step": self.step, "trainer": asdict(self.config)},
                 extra=lambda folder: torch.save(state, folder / TRAINER_STATE),
             )
             point_last(checkpoints, path, self.config.keep_checkpoints)
         return path
 
     def resume(self, run_dir: str | Path) -> None:
-        """Continue from the last checkpoint of `run_dir`: weights, EMA, optimiser, schedule, sampler, patience.
+        """Continue from the last checkpoint of `run_dir`: weights, EMA, optimiser, schedule, batch order, patience.
 
         Raises:
             FlowleapError: no checkpoint, a damaged one, or one of another architecture.
@@ -370,31 +346,3 @@ class Trainer:
             self.step = int(state["step"])
         except (KeyError, ValueError, TypeError, RuntimeError) as error:
             raise FlowleapError(f"{path / TRAINER_STATE}: {error}; the file is damaged") from error
-
-
-def compile_modules(policy: Policy) -> None:
-    """Compile network and encoder in place: unlike `torch.compile(module)`, this leaves the names of weights alone.
-
-    Warns:
-        UserWarning: the objective's derivative is one that runs uncompiled.
-    """
-    method = policy.objective.options.get("derivative", "difference")
-    if method != "difference":
-        warnings.warn(
-            f"trainer.compile: the pass of objective.derivative={method} runs uncompiled; 'difference' compiles",
-            stacklevel=3,
-        )
-    policy.net.compile()
-    if next(policy.encoder.parameters(), None) is not None:
-        policy.encoder.compile()
-
-
-def compile_failure(error: RuntimeError) -> FlowleapError | None:
-    """What to tell people if `error` comes from torch.compile, else None."""
-    if not type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
-        return None
-    reason = str(error).strip().splitlines()[0]
-    return FlowleapError(
-        f"torch.compile fails on this machine or network ({reason}); set trainer.compile=false, or install what is "
-        "missing (a C++ compiler for CPUs, Triton for GPUs)"
-    )

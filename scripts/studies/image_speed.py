@@ -25,7 +25,7 @@ from rich.table import Table
 
 from flowleap.datasets.columns import ACTION
 from flowleap.datasets.dataset import open_dataset
-from flowleap.datasets.windows import ShuffledIndices, Windows
+from flowleap.datasets.windows import Windows
 from flowleap.envs.registry import make_task
 from flowleap.envs.task_data import load_columns
 from flowleap.policy.core.errors import FlowleapError
@@ -70,6 +70,7 @@ def _windows(cfg: DictConfig, cache_bytes: int) -> Windows:
 def training(cfg: DictConfig, cache_bytes: int) -> dict[str, float]:
     """Whole training steps of iSD, batches gathered in turn: nothing of the loader hides behind the network."""
     from flowleap.policy.policy import Policy
+    from flowleap.policy.training.batches import ShuffledIndices
     from flowleap.policy.training.config import TrainerConfig
     from flowleap.policy.training.trainer import Trainer
 
@@ -78,12 +79,12 @@ def training(cfg: DictConfig, cache_bytes: int) -> dict[str, float]:
     policy = Policy(windows.spec, {"objective": {"name": "isd"}, **parts})
     lowdim = {key: np.stack([x.min(0), x.max(0)]) for key, x in _lowdim(windows).items()}
     policy.normalizer.fit(lowdim)
-    sampler = ShuffledIndices(len(windows), cfg.batch_size, 0)
+    indices = ShuffledIndices(len(windows), cfg.batch_size, 0)
     options = TrainerConfig(
         batch_size=cfg.batch_size, device="cpu", progress=False, threads=cfg.threads, workers=0
     )
     with tempfile.TemporaryDirectory() as folder:
-        trainer = Trainer(policy, windows, sampler, options, folder)
+        trainer = Trainer(policy, windows, options, folder)
         trainer.train_step(*trainer.batch())  # allocation
         gather: list[tuple[float, float]] = []
         step: list[tuple[float, float]] = []
@@ -98,7 +99,7 @@ def training(cfg: DictConfig, cache_bytes: int) -> dict[str, float]:
         "batch_ms": 1e3 * waits,
         "network_share": works / (works + waits),
         "network_share_cpu": work_cpu / (work_cpu + wait_cpu),
-        **_rate(lambda: windows.gather(sampler.next()), cfg.batch_size),
+        **_rate(lambda: windows.gather(indices.next()), cfg.batch_size),
     }
 
 

@@ -27,7 +27,7 @@ from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from rich.table import Table
 
-from flowleap.datasets.windows import ShuffledIndices, Windows
+from flowleap.datasets.windows import Windows
 from flowleap.envs.registry import make_task
 from flowleap.policy.core.errors import UsageError
 from flowleap.policy.core.files import write_results
@@ -123,7 +123,7 @@ def _training_step(
     backbone = OmegaConf.to_container(cfg.backbone, resolve=True)
     policy = Policy(spec, {"objective": objective, "backbone": backbone, "encoder": {"name": "lowdim"}})
     options = TrainerConfig(batch_size=cfg.batch_size, device="cpu", progress=False, threads=cfg.threads)
-    trainer = Trainer(policy, windows, ShuffledIndices(len(windows), cfg.batch_size, 0), options, folder)
+    trainer = Trainer(policy, windows, options, folder)
 
     def step() -> float:
         start = time.perf_counter()
@@ -134,12 +134,14 @@ def _training_step(
 
 
 def _loader_rate(windows: Windows, batch_size: int, batches: int = 400) -> float:
-    """Samples a second of sampler and gather."""
-    sampler = ShuffledIndices(len(windows), batch_size, 0)
-    windows.gather(sampler.next())
+    """Samples a second of shuffling and gathering."""
+    from flowleap.policy.training.batches import ShuffledIndices
+
+    indices = ShuffledIndices(len(windows), batch_size, 0)
+    windows.gather(indices.next())
     start = time.perf_counter()
     for _ in range(batches):
-        windows.gather(sampler.next())
+        windows.gather(indices.next())
     return batches * batch_size / (time.perf_counter() - start)
 
 

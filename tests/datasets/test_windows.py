@@ -1,4 +1,4 @@
-"""Windows against a naive loop over frames; the sampler's order and resume."""
+"""Windows against a naive loop over frames."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flowleap.datasets.windows import ShuffledIndices, Windows
+from flowleap.datasets.windows import Windows
 from flowleap.policy.core.errors import FlowleapError
 from flowleap.policy.core.spec import ObsKey, Spec, SpecMismatch
 
@@ -126,36 +126,6 @@ def test_bad_episode_ends(ends: list[int]) -> None:
         Windows(columns, ends, spec)
 
 
-@given(st.integers(1, 20), st.integers(1, 30), st.integers(0, 2**32))
-def test_every_epoch_is_a_permutation(n: int, batch_size: int, seed: int) -> None:
-    sampler = ShuffledIndices(n, batch_size, seed)
-    stream = np.concatenate([sampler.next() for _ in range(3 * n // batch_size + 1)])
-    for epoch in range(len(stream) // n):
-        order = np.random.default_rng([seed, epoch]).permutation(n)
-        np.testing.assert_array_equal(stream[epoch * n : (epoch + 1) * n], order)
-
-
-@given(st.integers(1, 20), st.integers(1, 30), st.integers(0, 12))
-def test_the_sampler_resumes_exactly(n: int, batch_size: int, done: int) -> None:
-    whole = ShuffledIndices(n, batch_size, seed=3)
-    for _ in range(done):
-        whole.next()
-    resumed = ShuffledIndices(n, batch_size, seed=3)
-    resumed.load_state_dict(whole.state_dict())
-    for _ in range(5):
-        np.testing.assert_array_equal(whole.next(), resumed.next())
-
-
-def test_a_sampler_state_of_another_dataset_is_refused() -> None:
-    with pytest.raises(FlowleapError, match="position 50"):
-        ShuffledIndices(10, 4, 0).load_state_dict({"epoch": 0, "position": 50})
-
-
-def test_an_empty_sampler_is_refused() -> None:
-    with pytest.raises(FlowleapError, match="batches of 4 from 0"):
-        ShuffledIndices(0, 4, 0)
-
-
 def test_low_dim_batches_leave_the_loader_fast() -> None:
     """The design asks for more than a million samples a second; the bound leaves room for a busy machine."""
     n = 20_000
@@ -166,12 +136,13 @@ def test_low_dim_batches_leave_the_loader_fast() -> None:
         "action": rng.normal(size=(n, 2)),
     }
     spec = Spec({"keypoints": ObsKey((18,)), "agent": ObsKey((2,))}, 2, n_obs_steps=2, horizon=16)
-    windows, sampler = Windows(columns, np.arange(100, n + 1, 100), spec), ShuffledIndices(n, 256, 0)
+    windows = Windows(columns, np.arange(100, n + 1, 100), spec)
+    batches = np.random.default_rng(0).permutation(n)[: n // 256 * 256].reshape(-1, 256)
     rates = []
     for _ in range(5):
         start = time.process_time()
-        for _ in range(200):
-            windows.gather(sampler.next())
+        for i in range(200):
+            windows.gather(batches[i % len(batches)])
         rates.append(200 * 256 / (time.process_time() - start))
     assert max(rates) > 1e6, f"{max(rates):.3g} samples a second"
 

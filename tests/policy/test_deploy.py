@@ -7,19 +7,24 @@ import json
 import shutil
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from torch import Tensor, nn
 
 from flowleap.datasets.formats.zarr_store import EpisodeWriter
+from flowleap.policy import policy as policy_module
+from flowleap.policy.checkpoint import read_policy
 from flowleap.policy.core.errors import FlowleapError
 from flowleap.policy.core.spec import ObsKey, Spec
 from flowleap.policy.deploy import export as export_module
 from flowleap.policy.deploy import parity as verify
 from flowleap.policy.deploy.export import export
+from flowleap.policy.deploy.onnx_file import refuse_external_data
 from flowleap.policy.deploy.parity import action_range, eager_act, parity
 from flowleap.policy.deploy.runtime import ExportedPolicy, fingerprint
 from flowleap.policy.policy import Policy
@@ -138,6 +143,7 @@ def test_export_repeats_the_eager_policy(workspace: Any, case: tuple[str, str, i
         assert (np.abs(want - got) / action_range(policy)).max() < 1e-5
         spread.append(np.ptp(want, axis=0).max())
     assert max(spread) > 1.0  # the actions do depend on what goes in
+    assert exported.manifest["checkpoint"]["weights"] == "ema"
     assert sorted(x.name for x in out.iterdir()) == ["export.json", "policy.onnx"]
 
 
@@ -185,6 +191,10 @@ def test_script_reads_the_dataset_of_the_checkpoint(tmp_path: Path, monkeypatch:
     from flowleap.scripts.export import main
 
     monkeypatch.setattr(verify, "_LATENCY_CALLS", 20)
+    loaded: list[Path] = []
+    monkeypatch.setattr(
+        policy_module, "read_policy", lambda *args: loaded.append(args[0]) or read_policy(*args)
+    )
     with EpisodeWriter(tmp_path / "demos.zarr", SPEC) as writer:
         frames = {key: x[:, -1] for key, x in observations(30).items()}
         writer.add({**frames, "action": np.ones((30, 2), np.float32)})
@@ -194,6 +204,8 @@ def test_script_reads_the_dataset_of_the_checkpoint(tmp_path: Path, monkeypatch:
     report = json.loads((out / "export.json").read_text())
     assert out == tmp_path / "run" / "export_nfe1"
     assert (report["parity"]["observations"], report["parity"]["windows"]) == ("dataset", 30)
+    assert report["checkpoint"]["name"] == "step_1"
+    assert len(loaded) == 1
 
     (tmp_path / "demos.zarr").rename(tmp_path / "elsewhere.zarr")
     again = [f"checkpoint={tmp_path / 'run' / 'checkpoints' / 'step_1'}", f"out={out}", "steps=2"]
@@ -234,6 +246,8 @@ class Blocker:
 
 sys.meta_path.insert(0, Blocker())
 import numpy as np
+import flowleap.policy.core.registry
+from flowleap.policy import ExportedPolicy, FlowleapError, ObsKey, Spec
 from flowleap.policy.deploy.runtime import ExportedPolicy
 
 try:
@@ -360,15 +374,108 @@ def test_damaged_model(folder: Path) -> None:
     refused(folder, "is not an exported policy")
 
 
-def test_model_with_data_in_another_file(folder: Path) -> None:
+def hide(model: Any, place: str, path: str) -> None:
+    """Add a tensor whose data are in another file, in one of the places where ONNX allows tensors."""
+    tensor = onnx.helper.make_tensor("hidden", onnx.TensorProto.FLOAT, [1], b"\0" * 4, raw=True)
+    onnx.external_data_helper.set_external_data(tensor, path)
+    if place == "data location alone":
+        tensor.ClearField("external_data")
+    else:
+        tensor.ClearField("raw_data")
+    constant = onnx.helper.make_node("Constant", [], ["y"], value=tensor)
+    branch = onnx.helper.make_graph([], "branch", [], [], [tensor])
+    if place in ("initializer", "data location alone"):
+        model.graph.initializer.append(tensor)
+    elif place == "sparse initializer":
+        model.graph.sparse_initializer.append(onnx.SparseTensorProto(values=tensor))
+    elif place == "node attribute":
+        model.graph.node.append(constant)
+    elif place == "list of tensors":
+        constant.attribute[0].CopyFrom(onnx.helper.make_attribute("list", [tensor]))
+        model.graph.node.append(constant)
+    elif place == "subgraph":
+        inner = onnx.helper.make_node("If", ["c"], ["y"], then_branch=branch, else_branch=branch)
+        outer = onnx.helper.make_graph([inner], "outer", [], [])
+        model.graph.node.append(
+            onnx.helper.make_node("If", ["c"], ["y"], then_branch=outer, else_branch=outer)
+        )
+    else:
+        model.functions.add().node.append(constant)
+
+
+@pytest.mark.parametrize(
+    "place",
+    [
+        "initializer",
+        "data location alone",
+        "sparse initializer",
+        "node attribute",
+        "list of tensors",
+        "subgraph",
+        "function",
+    ],
+)
+def test_model_with_data_in_another_file(folder: Path, place: str) -> None:
     """The runtime refuses what onnxruntime might follow to wherever the path leads."""
     model = onnx.load(folder / "policy.onnx")
-    tensor = model.graph.initializer[0]
-    (folder / "secret.bin").write_bytes(tensor.raw_data)
-    onnx.external_data_helper.set_external_data(tensor, str(folder / "secret.bin"))
-    tensor.ClearField("raw_data")
+    (folder / "secret.bin").write_bytes(b"\0" * 4)
+    hide(model, place, str(folder / "secret.bin"))
     sign(folder, model)
     refused(folder, "policy.onnx", "data in other files")
+
+
+def test_bytes_that_are_no_model(folder: Path) -> None:
+    file = folder / "policy.onnx"
+    data = file.read_bytes()
+    refuse_external_data(data, file)
+    nested = b""
+    for _ in range(60):  # attribute 5 of a node, graph 6 of an attribute, node 1 of a graph
+        for tag in (0x32, 0x2A, 0x0A):
+            size, length = len(nested), []
+            while size > 0x7F:
+                length.append(size & 0x7F | 0x80)
+                size >>= 7
+            nested = bytes([tag, *length, size]) + nested
+    broken = {
+        "cut off": data[: len(data) // 2],
+        "deep": b"\x3a" + bytes([len(nested) & 0x7F | 0x80, len(nested) >> 7]) + nested,
+        "invalid number": b"\x3a" + b"\xff" * 12,
+        "invalid field": b"\xba\x80\x80\x80\x80\x00" + b"\0",  # a tag that is longer than it need be
+    }
+    for words, model in broken.items():
+        with pytest.raises(FlowleapError, match=f"policy.onnx is no ONNX model .*{words}"):
+            refuse_external_data(model, file)
+    rng = np.random.default_rng(0)
+    for _ in range(300):  # whatever the bytes are: accepted, or refused in one line
+        damaged = bytearray(data[: rng.integers(1, len(data))])
+        damaged[rng.integers(len(damaged))] = rng.integers(256)
+        with suppress(FlowleapError):
+            refuse_external_data(bytes(damaged), file)
+
+
+def test_a_parameter_may_be_called_location(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """ONNX calls the file of a tensor outside the model `location`; so may a network call its weights."""
+    monkeypatch.setattr(verify, "_LATENCY_CALLS", 20)
+    policy = make_policy("mlp", "isd")
+    policy.net = Shifted(policy.net)
+    export(policy, tmp_path / "out", observations=observations(20))
+    assert b"location" in (tmp_path / "out" / "policy.onnx").read_bytes()
+    exported, obs, z = ExportedPolicy.load(tmp_path / "out"), observations(3), noise(3)
+    error = np.abs(exported.act(obs, z) - eager_act(policy, obs, z, 1))
+    assert (error / action_range(policy)).max() < 1e-5
+    assert exported.manifest["checkpoint"]["name"] is None
+    assert policy.training  # as it was
+
+
+class Shifted(nn.Module):
+    """A network and a shift of its output."""
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.net, self.location = net, nn.Parameter(torch.tensor([0.3, -0.2]))
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        return self.net(*inputs) + self.location
 
 
 def test_forged_model(folder: Path) -> None:
@@ -392,7 +499,7 @@ def test_forged_model(folder: Path) -> None:
     refused(folder, "its inputs are")
     (folder / "policy.onnx").write_bytes(b"not a model")
     edit(folder, sha256=hashlib.sha256(b"not a model").hexdigest())
-    refused(folder, "onnxruntime cannot load it")
+    refused(folder, "policy.onnx is no ONNX model")
 
 
 def test_threads_are_checked(folder: Path) -> None:

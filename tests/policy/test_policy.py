@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+import flowleap.policy
 from flowleap.policy.core.errors import FlowleapError
 from flowleap.policy.core.spec import ObsKey, Spec, SpecMismatch
 from flowleap.policy.normalizer import Normalizer
@@ -175,6 +178,8 @@ def test_checkpoint_rebuilds_itself(checkpoint: Path) -> None:
     assert torch.equal(raw.act(observations(), noise), make_policy().act(observations(), noise))
     assert not torch.equal(raw.act(observations(), noise), ema.act(observations(), noise))
     assert ema.spec == SPEC
+    assert (ema.info, ema.checkpoint, ema.weights) == ({"step": 3}, checkpoint.resolve(), "ema")
+    assert (raw.weights, make_policy().checkpoint) == ("raw", None)
     assert not ema.training
     assert sorted(p.name for p in checkpoint.iterdir()) == ["model.safetensors", "policy.json"]
     assert [p.name for p in checkpoint.parent.iterdir()] == ["ckpt"]  # no temporary folder left
@@ -244,6 +249,21 @@ def test_damaged_files_are_named(checkpoint: Path, tmp_path: Path) -> None:
         Policy.load(tmp_path / "nowhere")
     with pytest.raises(FlowleapError, match="is not a checkpoint"):
         Policy.load(tmp_path)
+
+
+def test_a_type_checker_sees_the_names_of_the_package(tmp_path: Path) -> None:
+    pytest.importorskip("mypy", reason="needs the dev extra")
+    shown = [f"reveal_type(flowleap.policy.{name})" for name in flowleap.policy.__all__]
+    file = tmp_path / "uses.py"
+    file.write_text("\n".join(["import flowleap.policy", *shown, "flowleap.policy.Polcy"]))
+    command = [sys.executable, "-m", "mypy", str(file)]
+    root = Path(__file__).parents[2]
+    out = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False).stdout
+    assert out.count("Revealed type is") == len(shown), out
+    assert '"Any"' not in out
+    assert "-> flowleap.policy.training.trainer.Trainer" in out
+    assert 'has no attribute "Polcy"' in out
+    assert all(getattr(flowleap.policy, name) is not None for name in flowleap.policy.__all__)
 
 
 def test_spec_mismatch_names_the_key() -> None:

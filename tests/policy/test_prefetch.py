@@ -1,4 +1,4 @@
-"""Batches gathered ahead: the same ones in the same order, a place to resume from, errors that arrive."""
+"""Shuffled indices, and batches gathered ahead: the same order, a place to resume from, errors that arrive."""
 
 from __future__ import annotations
 
@@ -6,10 +6,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from flowleap.datasets.windows import ShuffledIndices
 from flowleap.policy.core.errors import FlowleapError
-from flowleap.policy.training.batches import Prefetcher
+from flowleap.policy.training.batches import ShuffledIndices
+from flowleap.policy.training.prefetch import Prefetcher
 
 
 class Doubles:
@@ -59,3 +61,33 @@ def test_errors_of_a_thread_arrive() -> None:
 
     with pytest.raises(FlowleapError, match="window 49"):
         exhaust()
+
+
+@given(st.integers(1, 20), st.integers(1, 30), st.integers(0, 2**32))
+def test_every_epoch_is_a_permutation(n: int, batch_size: int, seed: int) -> None:
+    stream = ShuffledIndices(n, batch_size, seed)
+    drawn = np.concatenate([stream.next() for _ in range(3 * n // batch_size + 1)])
+    for epoch in range(len(drawn) // n):
+        order = np.random.default_rng([seed, epoch]).permutation(n)
+        np.testing.assert_array_equal(drawn[epoch * n : (epoch + 1) * n], order)
+
+
+@given(st.integers(1, 20), st.integers(1, 30), st.integers(0, 12))
+def test_the_shuffled_stream_resumes_exactly(n: int, batch_size: int, done: int) -> None:
+    whole = ShuffledIndices(n, batch_size, seed=3)
+    for _ in range(done):
+        whole.next()
+    resumed = ShuffledIndices(n, batch_size, seed=3)
+    resumed.load_state_dict(whole.state_dict())
+    for _ in range(5):
+        np.testing.assert_array_equal(whole.next(), resumed.next())
+
+
+def test_a_place_of_another_dataset_is_refused() -> None:
+    with pytest.raises(FlowleapError, match="position 50"):
+        ShuffledIndices(10, 4, 0).load_state_dict({"epoch": 0, "position": 50})
+
+
+def test_an_empty_stream_is_refused() -> None:
+    with pytest.raises(FlowleapError, match="batches of 4 from 0"):
+        ShuffledIndices(0, 4, 0)
