@@ -237,7 +237,7 @@ class Dataset(ABC):
 
     def _in_dtype(self, index: int, key: str, values: NDArray) -> NDArray:
         """Return a column in the dataset's dtype; raise where that could change a value (images: see `to_uint8`)."""
-        dtype = np.dtype(self.fields[key].dtype)
+        dtype = np.dtype(self.fields[key].dtype).newbyteorder("=")
         if values.dtype == dtype or self.fields[key].kind == "rgb":
             return values
         rounded = values.dtype.kind in "iu" and dtype.kind == "f" and values.dtype.itemsize >= dtype.itemsize

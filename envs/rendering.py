@@ -20,6 +20,7 @@ import numpy as np
 
 from flowleap.envs.registry import optional_import
 from flowleap.policy.core.errors import FlowleapError
+from flowleap.policy.core.files import atomic
 
 _BACKENDS = {"linux": ("egl", "osmesa"), "darwin": ("cgl",)}.get(sys.platform, ("glfw",))
 _TIMEOUT_S = 60.0
@@ -181,13 +182,8 @@ def save_video(path: str | os.PathLike[str], frames: np.ndarray, fps: float) -> 
     }
     if path.suffix not in options:
         raise FlowleapError(f"{path.name}: videos are written as .mp4 or .gif")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.stem}.{os.getpid()}.tmp{path.suffix}")
-    try:
+    with atomic(path) as temporary:
         imageio.mimwrite(temporary, list(frames), **options[path.suffix])
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
     return path
 
 

@@ -152,12 +152,9 @@ def _network(source: Dataset, profile: Profile) -> list[dict[str, Any]]:
         x = np.arange(len(values)) if action else np.arange(1 - spec.n_obs_steps, 1)
         mean, std = profile.normalized[key]
         if action:
-            x_range = (0.0, float(max(len(values) - 1, 1)))
-            marks = (
-                charts.band(x_range, 0, min(spec.n_action_steps, len(values) - 1)) if len(values) > 1 else ""
-            )
+            executed = (0, min(spec.n_action_steps, len(values) - 1))
             lines = [values[:, i] for i in range(min(values.shape[1], charts.COLOURS))]
-            svg = charts.lines(x, lines, (-1, 1), "steps ahead", f"action chunk, episode {episode}", marks)
+            svg = charts.lines(x, lines, (-1, 1), "steps ahead", f"action chunk, episode {episode}", executed)
             legend = _legend(values.shape[1])
         else:
             svg = charts.dots(list(values), (-1, 1), "dimension", f"{key}, as the network gets it")
