@@ -1,4 +1,4 @@
-"""Small charts as inline SVG, drawn by matplotlib; their colours are the page's, so they follow its light and dark themes.
+"""Small charts as inline SVG, drawn by matplotlib, in the colours of the page, whose light and dark themes they follow.
 
 matplotlib gets stand-ins for the colours, which become variables of the style sheet in the SVG.
 """
