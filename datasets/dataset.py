@@ -323,12 +323,15 @@ def detect(path: str | os.PathLike[str]) -> str:
     raise FlowleapError(f"'{place}' is in none of the formats {', '.join(FORMATS)}; say format=...")
 
 
-def open_dataset(path: str | os.PathLike[str], name: str | None = None, **options: Any) -> Dataset:
+def open_dataset(
+    path: str | os.PathLike[str], name: str | None = None, lenient: bool = False, **options: Any
+) -> Dataset:
     """Open a dataset of any format for reading.
 
     Args:
         path: file or folder.
         name: the format; looked up by `detect` if None.
+        lenient: let `episode` return NaN and infinity also where the format would refuse them.
         options: keyword arguments of the format's `Reader`, such as `filter="train"`; None stands for absent.
 
     Raises:
@@ -338,6 +341,8 @@ def open_dataset(path: str | os.PathLike[str], name: str | None = None, **option
     module = format_module(name)
     given = {key: value for key, value in options.items() if value is not None}
     known = list(inspect.signature(module.Reader).parameters)[1:]
+    if lenient and "allow_nan" in known:
+        given["allow_nan"] = True
     for key in given:
         if key not in known:
             raise FlowleapError(f"format {name} has no option '{key}' ('{path}' was taken for {name})")

@@ -145,12 +145,24 @@ class EpisodeStore(Dataset):
     def read_frames(self, key: str, frames: NDArray[np.int64]) -> NDArray:
         """Read single frames [n] of one column, without a look at their files; raise if a chunk is damaged."""
         array = self.array(key)
+        rows = (array.shards or array.chunks)[0]
         try:
             return np.asarray(array.oindex[frames])
         except Exception as error:  # each codec has its own way to fail
             for frame in frames.tolist():
-                self._load(array, frame, frame + 1)
+                self._require_sound(array, frame // rows)
             raise self._damaged(array.path, error) from error
+
+    def _require_sound(self, array: zarr.Array, row: int) -> None:
+        """Raise naming the file, unless the first chunk of a row of chunks can be read."""
+        rows = (array.shards or array.chunks)[0]
+        try:
+            array[row * rows : (row + 1) * rows]
+        except Exception as error:
+            file = array.metadata.encode_chunk_key((row, *(0 for _ in array.shape[1:])))
+            raise FlowleapError(
+                f"chunk {self.path}/{array.path}/{file} is truncated or damaged ({error}); copy the dataset again"
+            ) from error
 
     def columns(self, keys: Sequence[str] | None = None, cache_bytes: int = CACHE_BYTES) -> Columns:
         """Columns of all episodes; images are `Frames`."""

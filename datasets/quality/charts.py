@@ -20,7 +20,7 @@ _STAND_INS = {
     name: f"#{0xABC000 + i:06x}"
     for i, name in enumerate(["rule", "soft", "bar", *(f"c{i}" for i in range(COLOURS))])
 }
-_STYLE = {
+_STYLE: Any = {
     "svg.fonttype": "none",  # text stays text
     "font.size": 8.5,
     "axes.edgecolor": _STAND_INS["rule"],
