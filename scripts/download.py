@@ -44,12 +44,12 @@ def main(cfg: DictConfig) -> None:
     if final.exists():
         print(f"{final} is there already")
     else:
-        _fetch(public, final)
+        _download(public, final)
     dataset = _dataset(final)
     print(f"flowleap inspect dataset={dataset}")
 
 
-def _fetch(public: Public, final: Path) -> None:
+def _download(public: Public, final: Path) -> None:
     """Fetch a file, and unpack it if it is a zip."""
     packed = public.suffix == ".zip"
     target = final.with_name(f"{final.name}{public.suffix}") if packed else final
