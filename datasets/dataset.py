@@ -44,16 +44,8 @@ FORMATS = {  # in the order in which they are asked whether a path is theirs
     "npz": "flowleap.datasets.formats.npz",
 }
 
-MALFORMED = (
-    ArithmeticError,
-    AttributeError,
-    LookupError,
-    MemoryError,
-    OSError,
-    RuntimeError,
-    TypeError,
-    ValueError,
-)
+MALFORMED: tuple[type[Exception], ...] = (ArithmeticError, AttributeError, LookupError, MemoryError, OSError)
+MALFORMED += (RuntimeError, TypeError, ValueError)
 """What reading metadata or data of a wrong shape or type may raise. A file of others is no bug of ours."""
 
 _TIMES = ("timestamp", "timestamps", "time")
@@ -91,6 +83,9 @@ class Dataset(ABC):
             columns: key -> [N, *shape], `action` [N, A] among them; images may be `frames.Frames`.
             episode_ends: [E], the frame after each episode's last one.
             spec: the observations; by default all columns but `action`, described by shape and dtype.
+
+        Raises:
+            FlowleapError: there are no actions. What does not fit the Spec is found by `windows`.
         """
         return _Arrays(columns, episode_ends, spec)
 
@@ -274,6 +269,8 @@ class _Arrays(Dataset):
     lends_images = True
 
     def __init__(self, columns: Mapping[str, Any], episode_ends: ArrayLike, spec: Spec | None) -> None:
+        if ACTION not in columns:
+            raise FlowleapError(f"no column '{ACTION}' among {sorted(columns)}{suggest(ACTION, columns)}")
         self.path, self.extra, self.attrs, self._columns = Path("arrays"), {}, {}, columns
         self.has_spec = spec is not None
         self._ends = np.asarray(episode_ends, np.int64)
@@ -286,6 +283,9 @@ class _Arrays(Dataset):
     def columns(self, keys: Sequence[str] | None = None, cache_bytes: int = CACHE_BYTES) -> Columns:
         """Return columns, key -> [N, *shape]; by default all."""
         return self._columns if keys is None else {key: self._columns[key] for key in keys}
+
+    def _in_dtype(self, index: int, key: str, values: NDArray) -> NDArray:
+        return values
 
     def _read(self, index: int, keys: Sequence[str]) -> Episode:
         assert self._ends is not None

@@ -409,7 +409,7 @@ def _open_group(path: Path) -> tuple[zarr.Group, _Zip | None]:
     """Open a zarr group or say what is there instead."""
     if not path.exists():
         siblings = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
-        stores = sorted(name for name in siblings if name.endswith(".zarr"))
+        stores = sorted(name for name in siblings if name.endswith(".zarr") and name[0] != ".")
         beside = f"; '{path.parent}' holds {', '.join(stores[:8])}" if stores else ""
         raise FlowleapError(
             f"dataset '{path}' does not exist{suggest(path.name, siblings)}{beside} ({_LAYOUT})"
@@ -427,7 +427,7 @@ def _open_group(path: Path) -> tuple[zarr.Group, _Zip | None]:
         store = path if zipped is None else zarr.storage.ZipStore(path, mode="r")
         return zarr.open_group(store, mode="r", use_consolidated=False), zipped
     except Exception as error:  # FileNotFoundError, ContainsArrayError, JSON errors: all mean the same here
-        inside = sorted(p.name for p in path.glob("*.zarr")) if path.is_dir() else []
+        inside = sorted(p.name for p in path.glob("[!.]*.zarr")) if path.is_dir() else []
         hint = f"; it contains {', '.join(inside[:8])}" if inside else ""
         raise FlowleapError(f"dataset '{path}' is not a zarr group: {_LAYOUT}{hint}") from error
 
