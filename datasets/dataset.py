@@ -44,16 +44,8 @@ FORMATS = {  # in the order in which they are asked whether a path is theirs
     "npz": "flowleap.datasets.formats.npz",
 }
 
-MALFORMED = (
-    ArithmeticError,
-    AttributeError,
-    LookupError,
-    MemoryError,
-    OSError,
-    RuntimeError,
-    TypeError,
-    ValueError,
-)
+MALFORMED: tuple[type[Exception], ...] = (ArithmeticError, AttributeError, LookupError, MemoryError, OSError)
+MALFORMED += (RuntimeError, TypeError, ValueError)
 """What reading metadata or data of a wrong shape or type may raise. A file of others is no bug of ours."""
 
 _TIMES = ("timestamp", "timestamps", "time")
@@ -91,6 +83,9 @@ class Dataset(ABC):
             columns: key -> [N, *shape], `action` [N, A] among them; images may be `frames.Frames`.
             episode_ends: [E], the frame after each episode's last one.
             spec: the observations; by default all columns but `action`, described by shape and dtype.
+
+        Raises:
+            FlowleapError: there are no actions. What does not fit the Spec is found by `windows`.
         """
         return _Arrays(columns, episode_ends, spec)
 
@@ -237,7 +232,7 @@ class Dataset(ABC):
 
     def _in_dtype(self, index: int, key: str, values: NDArray) -> NDArray:
         """Return a column in the dataset's dtype; raise where that could change a value (images: see `to_uint8`)."""
-        dtype = np.dtype(self.fields[key].dtype)
+        dtype = np.dtype(self.fields[key].dtype).newbyteorder("=")
         if values.dtype == dtype or self.fields[key].kind == "rgb":
             return values
         rounded = values.dtype.kind in "iu" and dtype.kind == "f" and values.dtype.itemsize >= dtype.itemsize
@@ -274,6 +269,8 @@ class _Arrays(Dataset):
     lends_images = True
 
     def __init__(self, columns: Mapping[str, Any], episode_ends: ArrayLike, spec: Spec | None) -> None:
+        if ACTION not in columns:
+            raise FlowleapError(f"no column '{ACTION}' among {sorted(columns)}{suggest(ACTION, columns)}")
         self.path, self.extra, self.attrs, self._columns = Path("arrays"), {}, {}, columns
         self.has_spec = spec is not None
         self._ends = np.asarray(episode_ends, np.int64)
@@ -286,6 +283,9 @@ class _Arrays(Dataset):
     def columns(self, keys: Sequence[str] | None = None, cache_bytes: int = CACHE_BYTES) -> Columns:
         """Return columns, key -> [N, *shape]; by default all."""
         return self._columns if keys is None else {key: self._columns[key] for key in keys}
+
+    def _in_dtype(self, index: int, key: str, values: NDArray) -> NDArray:
+        return values
 
     def _read(self, index: int, keys: Sequence[str]) -> Episode:
         assert self._ends is not None
@@ -323,12 +323,15 @@ def detect(path: str | os.PathLike[str]) -> str:
     raise FlowleapError(f"'{place}' is in none of the formats {', '.join(FORMATS)}; say format=...")
 
 
-def open_dataset(path: str | os.PathLike[str], name: str | None = None, **options: Any) -> Dataset:
+def open_dataset(
+    path: str | os.PathLike[str], name: str | None = None, lenient: bool = False, **options: Any
+) -> Dataset:
     """Open a dataset of any format for reading.
 
     Args:
         path: file or folder.
         name: the format; looked up by `detect` if None.
+        lenient: let `episode` return NaN and infinity also where the format would refuse them.
         options: keyword arguments of the format's `Reader`, such as `filter="train"`; None stands for absent.
 
     Raises:
@@ -338,6 +341,8 @@ def open_dataset(path: str | os.PathLike[str], name: str | None = None, **option
     module = format_module(name)
     given = {key: value for key, value in options.items() if value is not None}
     known = list(inspect.signature(module.Reader).parameters)[1:]
+    if lenient and "allow_nan" in known:
+        given["allow_nan"] = True
     for key in given:
         if key not in known:
             raise FlowleapError(f"format {name} has no option '{key}' ('{path}' was taken for {name})")

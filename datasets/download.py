@@ -1,9 +1,9 @@
-"""Fetching public files: resumed where they stopped, checked, and under their name only when they are whole.
+"""Public files: resumed where they stopped, checked, and under their name only when they are whole.
 
-What a file of the Hugging Face Hub should be is asked with huggingface_hub; the bytes come through urllib, because the
-Hub's client (2.4) throws away what has arrived when it is interrupted. Both follow the proxy settings of the
-environment (`HTTPS_PROXY`, `NO_PROXY`). What has arrived of a file stays beside it under a hidden name until the rest
-has come. Beside a finished one, `NAME.source.json` says where it came from and what was checked.
+Bytes come through urllib: pooch cannot resume, and the Hub's client (2.4) throws away what has arrived when it is
+interrupted; it is asked what a file should be. Both follow the proxies of the environment (`HTTPS_PROXY`, `NO_PROXY`).
+What has arrived of a file stays beside it under a hidden name until the rest has come. Beside a finished one,
+`NAME.source.json` says where it came from and what was checked.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ from __future__ import annotations
 import hashlib
 import http.client
 import json
-import os
 import shutil
 import stat
 import time
@@ -25,6 +24,7 @@ from urllib.parse import urlsplit
 
 from flowleap.datasets.public_files import HubFile, WebFile
 from flowleap.policy.core.errors import FlowleapError
+from flowleap.policy.core.files import atomic
 
 Progress = Callable[[int, int | None], None]
 """Called with the bytes that are here and the bytes of the whole file, None if unknown."""
@@ -34,10 +34,14 @@ _TIMEOUT = 30.0  # seconds without a byte
 _AGAIN = (408, 429, 500, 502, 503, 504)  # answers that may be others a moment later
 
 
-def fetch(
+class _Broken(Exception):
+    """The connection failed in a way that may pass."""
+
+
+def download(
     file: HubFile | WebFile, target: Path, progress: Progress | None = None, waits: tuple[float, ...] = (1, 4)
 ) -> Path:
-    """Fetch a file to `target`.
+    """Bring a file to `target`.
 
     Args:
         file: where it is.
@@ -49,79 +53,67 @@ def fetch(
         FlowleapError: no connection, no such file, a wrong checksum, no space. What has arrived stays for the next
             time, unless it was wrong.
     """
+    part = target.with_name(f".{target.name}.part")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         web = file if isinstance(file, WebFile) else _on_the_hub(file)
-        facts = _from_web(web, target, progress, waits)
-        target.with_name(f"{target.name}.source.json").write_text(
-            json.dumps(facts, indent=2) + "\n", encoding="utf-8"
-        )
+        for wait in (*waits, None):
+            try:
+                headers = _transfer(web, part, progress)
+                break
+            except _Broken as error:
+                if wait is None:
+                    raise FlowleapError(
+                        f"{error}; the same command goes on where this one stopped"
+                    ) from error
+                time.sleep(wait)
+        with part.open("rb") as stream:
+            sha256 = hashlib.file_digest(stream, "sha256").hexdigest()
+        if web.sha256 not in (None, sha256):
+            _forget(part)
+            raise FlowleapError(
+                f"{web.url} has SHA-256 {sha256}, expected {web.sha256}: it was damaged on its way, or is another "
+                "file now; nothing was kept"
+            )
+        published = "the SHA-256 that its publisher names"
+        facts = {
+            "url": web.url,
+            "bytes": part.stat().st_size,
+            "sha256": sha256,
+            "etag": headers.get("ETag"),
+            "last_modified": headers.get("Last-Modified"),
+            "checked": published if web.sha256 else "the size only: no checksum is published",
+        }
+        with atomic(target, part):
+            _tag(part).unlink(missing_ok=True)
+        about = target.with_name(f"{target.name}.source.json")
+        about.write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
     except OSError as error:
         raise FlowleapError(f"cannot write '{target}': {error.strerror or error}") from error
     return target
 
 
-def _from_web(
-    file: WebFile, target: Path, progress: Progress | None, waits: tuple[float, ...]
-) -> dict[str, Any]:
-    part = target.with_name(f".{target.name}.part")
-    for wait in (*waits, None):
-        try:
-            headers = _transfer(file, part, progress)
-            break
-        except _Broken as error:
-            if wait is None:
-                raise FlowleapError(f"{error}; the same command goes on where this one stopped") from error
-            time.sleep(wait)
-    sha256 = _sha256(part)
-    if file.sha256 is not None and sha256 != file.sha256:
-        _forget(part)
-        raise FlowleapError(
-            f"{file.url} has SHA-256 {sha256}, expected {file.sha256}: it was damaged on its way, or is another "
-            "file now; nothing was kept"
-        )
-    facts = {
-        "url": file.url,
-        "bytes": part.stat().st_size,
-        "sha256": sha256,
-        "etag": headers.get("ETag"),
-        "last_modified": headers.get("Last-Modified"),
-        "checked": "the SHA-256 that its publisher names"
-        if file.sha256
-        else "the size only: no checksum is published",
-    }
-    os.replace(part, target)
-    _forget(part)
-    return facts
-
-
-class _Broken(Exception):
-    """The connection failed in a way that may pass."""
-
-
 def _transfer(file: WebFile, part: Path, progress: Progress | None) -> dict[str, str]:
     """Make one attempt to complete `part`; return the headers that describe the file."""
-    url = file.url
+    url, host = file.url, urlsplit(file.url).netloc
     here = part.stat().st_size if part.exists() else 0
-    known = _validator(part)
-    headers = {"User-Agent": "flowleap"}
-    if here and file.sha256:  # the rest of another version would not pass the check
-        headers |= {"Range": f"bytes={here}-"}
-    elif here and known:
-        headers |= {"Range": f"bytes={here}-", "If-Range": known}
-    request = urllib.request.Request(url, headers=headers)
+    known = _tag(part).read_text().strip() if _tag(part).is_file() else ""
+    request = urllib.request.Request(url, headers={"User-Agent": "flowleap"})
+    if here and (file.sha256 or known):
+        request.add_header("Range", f"bytes={here}-")
+        if not file.sha256:  # with a checksum, the rest of another version would not pass
+            request.add_header("If-Range", known)
     try:
         # An opener of its own, as the shared one keeps the proxies that it met first.
         with urllib.request.build_opener().open(request, timeout=_TIMEOUT) as answer:
-            resumed = answer.status == 206 and (answer.headers.get("Content-Range") or "").startswith(
-                f"bytes {here}-"
-            )
+            headers = dict(answer.headers)
+            resumed = answer.status == 206 and headers.get("Content-Range", "").startswith(f"bytes {here}-")
             here = here if resumed else 0
-            length = answer.headers.get("Content-Length")
-            total = here + int(length) if length and length.isdigit() else None
-            tag = answer.headers.get("ETag") or ""
-            _validator_file(part).write_text(
-                tag if tag and not tag.startswith("W/") else answer.headers.get("Last-Modified") or ""
+            length = headers.get("Content-Length", "")
+            total = here + int(length) if length.isdigit() else None
+            tag = headers.get("ETag", "")
+            _tag(part).write_text(
+                tag if tag and not tag.startswith("W/") else headers.get("Last-Modified", "")
             )
             with part.open("ab" if resumed else "wb") as out:
                 while block := answer.read(_BLOCK):
@@ -129,7 +121,6 @@ def _transfer(file: WebFile, part: Path, progress: Progress | None) -> dict[str,
                     here += len(block)
                     if progress is not None:
                         progress(here, total)
-            found = dict(answer.headers)
     except urllib.error.HTTPError as error:
         if error.code == 416 and here:  # nothing comes after what is here
             if error.headers.get("Content-Range") == f"bytes */{here}":
@@ -140,14 +131,12 @@ def _transfer(file: WebFile, part: Path, progress: Progress | None) -> dict[str,
             raise _Broken(f"{url} answers {error.code} {error.reason}") from error
         raise FlowleapError(f"{url} answers {error.code} {error.reason}; the file may have moved") from error
     except urllib.error.URLError as error:
-        raise _Broken(_unreachable(urlsplit(url).netloc, error.reason)) from error
+        raise _Broken(_unreachable(host, error.reason)) from error
     except (http.client.HTTPException, ConnectionError, TimeoutError) as error:
-        raise _Broken(
-            f"the connection to {urlsplit(url).netloc} broke after {here} bytes ({error})"
-        ) from error
+        raise _Broken(f"the connection to {host} broke after {here} bytes ({error})") from error
     if total is not None and here < total:
-        raise _Broken(f"the connection to {urlsplit(url).netloc} broke after {here} of {total} bytes")
-    return found
+        raise _Broken(f"the connection to {host} broke after {here} of {total} bytes")
+    return headers
 
 
 def _unreachable(host: str, reason: object) -> str:
@@ -155,19 +144,14 @@ def _unreachable(host: str, reason: object) -> str:
     return f"cannot reach {host} ({reason}): check the network and the proxy settings (HTTPS_PROXY)"
 
 
-def _validator_file(part: Path) -> Path:
+def _tag(part: Path) -> Path:
+    """Where the strong ETag or the date of what has arrived is kept, for `If-Range`."""
     return part.with_name(f"{part.name}.tag")
-
-
-def _validator(part: Path) -> str | None:
-    """The strong ETag or the date of what has arrived, for `If-Range`."""
-    file = _validator_file(part)
-    return file.read_text().strip() or None if file.is_file() else None
 
 
 def _forget(part: Path) -> None:
     part.unlink(missing_ok=True)
-    _validator_file(part).unlink(missing_ok=True)
+    _tag(part).unlink(missing_ok=True)
 
 
 def _on_the_hub(file: HubFile) -> WebFile:
@@ -199,9 +183,8 @@ def unpack(archive: Path, folder: Path) -> Path:
     Raises:
         FlowleapError: the zip is damaged, leads out of the folder, holds links, or does not fit on the disk.
     """
-    temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
     try:
-        with zipfile.ZipFile(archive) as file:
+        with zipfile.ZipFile(archive) as file, atomic(folder) as temporary:
             members = file.infolist()
             for member in members:
                 _require_inside(archive, member)
@@ -212,7 +195,6 @@ def unpack(archive: Path, folder: Path) -> Path:
                 )
             for member in members:
                 file.extract(member, temporary)  # compares each file's CRC-32
-        os.rename(temporary, folder)
     except (zipfile.BadZipFile, zipfile.LargeZipFile, EOFError, NotImplementedError) as error:
         archive.unlink(missing_ok=True)
         raise FlowleapError(
@@ -220,8 +202,6 @@ def unpack(archive: Path, folder: Path) -> Path:
         ) from error
     except OSError as error:
         raise FlowleapError(f"cannot unpack into '{folder}': {error.strerror or error}") from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
     archive.unlink()
     return folder
 
@@ -235,8 +215,3 @@ def _require_inside(archive: Path, member: zipfile.ZipInfo) -> None:
         raise FlowleapError(
             f"'{archive}' holds '{name}', which is no plain file inside it: it was not unpacked"
         )
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -18,7 +18,7 @@ from flowleap.policy.core.errors import FlowleapError
 if TYPE_CHECKING:
     from flowleap.datasets.formats.zarr_store import EpisodeStore
 
-_BLOCK_BYTES = 32 * 2**20
+_BLOCK_BYTES = 2**20
 _SLOW_CHUNK_FRAMES = 16  # reading single frames out of longer chunks would decode more than it uses
 
 

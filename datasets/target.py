@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
-import shutil
-import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from flowleap.policy.core.errors import FlowleapError
+from flowleap.policy.core.files import atomic, remove, temporary_name
 
 
 class Target:
@@ -42,8 +40,7 @@ class Target:
         self.path = Path(path).expanduser()
         self._overwrite, self._kind, self._is_kind = overwrite, kind, is_kind
         self.check()
-        tag = hashlib.sha256(job.encode()).hexdigest()[:8] if job else uuid.uuid4().hex[:8]
-        self.temporary = self.path.with_name(f".{self.path.name}.{tag}.tmp")
+        self.temporary = temporary_name(self.path, job)
 
     def check(self) -> None:
         """Raise unless `path` is free, or may be replaced."""
@@ -58,14 +55,9 @@ class Target:
 
     def publish(self) -> None:
         """Give the finished work its name."""
-        if not self.path.exists():
-            os.rename(self.temporary, self.path)
-            return
         self.check()
-        retired = self.temporary.with_suffix(".old")
-        os.rename(self.path, retired)
-        os.rename(self.temporary, self.path)
-        remove(retired)
+        with atomic(self.path, self.temporary):
+            pass
 
     def discard(self) -> None:
         """Remove unfinished work; nothing happens where there is none."""
@@ -78,11 +70,3 @@ class Target:
             yield
         except OSError as error:
             raise FlowleapError(f"cannot write dataset '{self.path}': {error.strerror or error}") from error
-
-
-def remove(path: Path) -> None:
-    """Remove a file or a folder, if it is there."""
-    if path.is_dir():
-        shutil.rmtree(path, ignore_errors=True)
-    else:
-        path.unlink(missing_ok=True)

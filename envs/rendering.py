@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from flowleap.policy.core.errors import FlowleapError, optional_import
+from flowleap.policy.core.files import atomic
 
 _BACKENDS = {"linux": ("egl", "osmesa"), "darwin": ("cgl",)}.get(sys.platform, ("glfw",))
 _TIMEOUT_S = 60.0
@@ -186,13 +187,8 @@ def save_video(path: str | os.PathLike[str], frames: np.ndarray, fps: float) -> 
         raise FlowleapError(f"{path.name}: videos are written as .mp4 or .gif")
     if path.suffix == ".mp4":
         optional_import("imageio_ffmpeg", extra="video")  # imageio's own complaint names another package
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.stem}.{os.getpid()}.tmp{path.suffix}")
-    try:
+    with atomic(path) as temporary:
         imageio.mimwrite(temporary, list(frames), **options[path.suffix])
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
     return path
 
 

@@ -10,34 +10,20 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-from numpy.typing import NDArray
 from omegaconf import DictConfig, OmegaConf
-from rich.console import Console
-from rich.progress import track
 
-from flowleap.datasets.columns import ACTION, Episode, to_uint8
+from flowleap.datasets.columns import ACTION
+from flowleap.datasets.convert import Plan, convert, plan_keys, with_rotations
 from flowleap.datasets.dataset import Dataset, format_module, open_dataset, writable_formats
-from flowleap.datasets.rotations import Rotations
 from flowleap.envs.registry import make_task
 from flowleap.policy.core.errors import FlowleapError, UsageError, suggest
-from flowleap.policy.core.spec import ObsKey, Spec
 from flowleap.scripts.cli.main import run_verb
 
 _SUFFIXES = {".hdf5": "robomimic", ".h5": "robomimic"}
-
-
-class Plan(NamedTuple):
-    """What to read of each episode, what to make of it, and what to call the result."""
-
-    keys: list[str]
-    transform: Callable[[Mapping[str, NDArray]], Episode]
-    spec: Spec
-    extra: dict[str, ObsKey]
 
 
 def main(cfg: DictConfig) -> None:
@@ -45,7 +31,7 @@ def main(cfg: DictConfig) -> None:
     to = _target_format(cfg)
     options = {"filter": cfg.filter, "actions": cfg.actions, "fill_missing": cfg.fill_missing or None}
     with open_dataset(cfg.source, cfg.format, **options) as source:
-        plan = _with_rotations(_plan(source, cfg), cfg.rotation)
+        plan = with_rotations(_plan(source, cfg), cfg.rotation)
         spec = plan.spec
         if cfg.control_hz:
             spec = replace(spec, control_hz=float(cfg.control_hz))
@@ -63,32 +49,9 @@ def main(cfg: DictConfig) -> None:
             cfg.out, spec, source.attrs, cfg.overwrite, extra=plan.extra, **settings
         )
         with writer:
-            _copy(source, plan, writer)
+            convert(source, plan, writer)
     print(f"{writer.path}: {writer.n_episodes} episodes, {writer.n_frames} frames")
     print(spec.summary())
-
-
-def _copy(source: Dataset, plan: Plan, writer: Any) -> None:
-    """Write the episodes that the writer does not have yet."""
-    console = Console(stderr=True)
-    if writer.n_episodes:
-        print(f"going on after {writer.n_episodes} episodes that are converted already", file=sys.stderr)
-    episodes = track(
-        range(writer.n_episodes, source.n_episodes),
-        "converting",
-        console=console,
-        transient=True,
-        disable=not console.is_terminal,
-    )
-    for index in episodes:
-        columns = plan.transform(source.episode(index, plan.keys))
-        for key, obs in plan.spec.observations.items():
-            if obs.kind == "rgb":
-                columns[key] = to_uint8(columns[key], f"episode {index}: '{key}'")
-        try:
-            writer.add(columns, source.seed(index))
-        except FlowleapError as error:
-            raise FlowleapError(f"'{source.path}', {source.label(index)}: {error}") from error
 
 
 def _target_format(cfg: DictConfig) -> str:
@@ -114,33 +77,7 @@ def _plan(source: Dataset, cfg: DictConfig) -> Plan:
             keys = [key for key in task.recording.keys if key != ACTION]
             return Plan([*keys, ACTION], task.recording.translate, task.spec, {})
         return Plan([*task.spec.observations, ACTION], dict, task.spec, {})
-    if cfg["keys"] is None:
-        return Plan(list(source.fields), dict, source.spec, source.extra)
-    columns = source.fields
-    for key in cfg["keys"]:
-        if key not in columns or key == ACTION:
-            raise FlowleapError(
-                f"'{source.path}' has no observation '{key}', only {', '.join(columns)}{suggest(key, columns)}"
-            )
-    spec = replace(source.spec, observations={key: columns[key] for key in cfg["keys"]})
-    extra = {ACTION: source.extra[ACTION]} if ACTION in source.extra else {}
-    return Plan([*cfg["keys"], ACTION], dict, spec, extra)
-
-
-def _with_rotations(plan: Plan, rotation: str | None) -> Plan:
-    """Add the change of the actions' rotations to a plan."""
-    if rotation is None:
-        return plan
-    rotations = Rotations(plan.spec, rotation)
-
-    def transform(columns: Mapping[str, NDArray]) -> Episode:
-        episode = plan.transform(columns)
-        return episode | {ACTION: rotations(episode[ACTION])}
-
-    extra = dict(plan.extra)
-    if ACTION in extra:
-        extra[ACTION] = replace(extra[ACTION], shape=(rotations.spec.action_dim,))
-    return Plan(plan.keys, transform, rotations.spec, extra)
+    return plan_keys(source, cfg["keys"])
 
 
 if __name__ == "__main__":

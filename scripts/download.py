@@ -21,7 +21,7 @@ from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, TimeRemainingColumn, TransferSpeedColumn
 from rich.progress import Progress as Bar
 
-from flowleap.datasets.download import Progress, fetch, unpack
+from flowleap.datasets.download import Progress, download, unpack
 from flowleap.datasets.public_files import PUBLIC, Public
 from flowleap.policy.core.errors import FlowleapError, UsageError, suggest
 from flowleap.scripts.cli.main import run_verb
@@ -44,18 +44,18 @@ def main(cfg: DictConfig) -> None:
     if final.exists():
         print(f"{final} is there already")
     else:
-        _fetch(public, final)
+        _download(public, final)
     dataset = _dataset(final)
     print(f"flowleap inspect dataset={dataset}")
 
 
-def _fetch(public: Public, final: Path) -> None:
+def _download(public: Public, final: Path) -> None:
     """Fetch a file, and unpack it if it is a zip."""
     packed = public.suffix == ".zip"
     target = final.with_name(f"{final.name}{public.suffix}") if packed else final
     with _bar(final.name) as progress:
         if not (packed and target.exists()):  # one that could not be unpacked, for want of space
-            fetch(public.file, target, progress)
+            download(public.file, target, progress)
     if packed:
         unpack(target, final)
     print(f"{final}: {public.about}")

@@ -9,160 +9,23 @@ needs no display.
 
 from __future__ import annotations
 
-import os
 import sys
-from collections.abc import Mapping
-from pathlib import Path
-from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
 from omegaconf import DictConfig
 
-from flowleap.datasets.columns import ACTION
-from flowleap.datasets.dataset import Dataset, detect, open_dataset
-from flowleap.datasets.quality.page import to_pixels
-from flowleap.policy.core.errors import FlowleapError, optional_import
-from flowleap.policy.core.files import complete_file
+from flowleap.datasets.dataset import open_dataset
+from flowleap.datasets.quality.viewer import check_target, show
+from flowleap.policy.core.errors import optional_import
 from flowleap.scripts.cli.main import run_verb
-
-_LINES = 64  # numbers of a column that get a line
 
 
 def main(cfg: DictConfig) -> None:
     """Stream `cfg.episode` of `cfg.dataset` to a viewer, or write it to `cfg.save`."""
-    rerun = optional_import("rerun", extra="viewer")
-    target = _check_target(cfg.save)
-    name = detect(cfg.dataset)
-    with open_dataset(cfg.dataset, name, allow_nan=True if name == "zarr" else None) as source:
-        if not isinstance(cfg.episode, int) or not 0 <= cfg.episode < source.n_episodes:
-            raise FlowleapError(
-                f"'{source.path}' has episodes 0 to {source.n_episodes - 1}, not {cfg.episode}"
-            )
-        columns = source.episode(cfg.episode)
-        times = _times(source, cfg.episode, len(columns[ACTION]))
-        label, spec = source.label(cfg.episode), source.spec
-        about = f"{source.path.name}, {label}\n\n{spec.summary()}"
-        rgb = [key for key, column in source.fields.items() if column.kind == "rgb"]
-        observations = set(spec.observations)
-    recording = rerun.RecordingStream("flowleap")
-    paths = {key: _entity(key, observations) for key in columns}
-
-    def fill() -> None:
-        recording.send_recording_name(f"{Path(cfg.dataset).name}, {label}")
-        recording.send_blueprint(_blueprint(paths, rgb))
-        recording.log("about", rerun.TextDocument(about), static=True)
-        for key, values in columns.items():
-            if key in rgb:
-                _log_images(recording, paths[key], values, times)
-            else:
-                _log_lines(recording, paths[key], values.reshape(len(values), -1), times)
-        recording.flush()
-        recording.disconnect()
-
-    frames = f"{label}, {len(times['frame'])} frames of {len(columns)} columns"
-    if target is None:
-        _open_viewer(recording)
-        try:
-            fill()
-        except RuntimeError as error:  # what the recording raises when the viewer is gone
-            raise FlowleapError("the Rerun viewer closed; save=episode.rrd works without it") from error
-        print(frames)
-        return
-    with complete_file(target, "save") as temporary:
-        recording.save(temporary)
-        fill()
-    print(f"{target}: {frames}; open it with: rerun {target}")
-
-
-def _check_target(save: str | None) -> Path | None:
-    """Return where to write; raise if that is no place for a recording, or if a viewer has no display."""
-    if save is None:
-        if sys.platform.startswith("linux") and not (
-            os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")
-        ):
-            raise FlowleapError(
-                "there is no display for the viewer: add save=episode.rrd, copy that file to a machine that has "
-                "one, and open it there with `rerun episode.rrd`"
-            )
-        return None
-    target = Path(save).expanduser()
-    if target.suffix != ".rrd" or target.is_dir():
-        raise FlowleapError(
-            f"save={save}: a recording is a file that ends in .rrd, for instance save=episode.rrd"
-        )
-    return target
-
-
-def _open_viewer(recording: Any) -> None:
-    beside = Path(sys.executable).with_name(
-        "rerun"
-    )  # an environment that is not activated is not on the PATH
-    try:
-        rerun = optional_import("rerun", extra="viewer")
-        rerun.spawn(executable_path=str(beside) if beside.is_file() else None, recording=recording)
-    except (
-        Exception
-    ) as error:  # the viewer is a program of its own, and each way to fail has its own exception
-        first = (str(error).splitlines() or [type(error).__name__])[0]
-        raise FlowleapError(
-            f"the Rerun viewer did not open ({first}); save=episode.rrd works without it"
-        ) from error
-
-
-def _times(source: Dataset, index: int, length: int) -> dict[str, NDArray]:
-    """The time lines: `frame`, and `time` in seconds if time stamps or a rate are known."""
-    lines: dict[str, NDArray] = {"frame": np.arange(length)}
-    stamps = source.times(index)
-    if stamps is not None and np.isfinite(stamps).all():
-        lines["time"] = stamps.astype(np.float64) - float(stamps[0])
-    elif source.spec.control_hz:
-        lines["time"] = np.arange(length) / source.spec.control_hz
-    return lines
-
-
-def _entity(key: str, observations: set[str]) -> str:
-    """The place of a column in the recording's tree."""
-    rerun = optional_import("rerun", extra="viewer")
-    parts = [ACTION] if key == ACTION else ["observation" if key in observations else "extra", key]
-    path: str = rerun.new_entity_path(parts)
-    return path
-
-
-def _log_lines(recording: Any, path: str, values: NDArray, times: Mapping[str, NDArray]) -> None:
-    """Log numbers [T, size] as one line each."""
-    rerun = optional_import("rerun", extra="viewer")
-    shown = values[:, :_LINES].astype(np.float64)
-    size = shown.shape[1]
-    recording.log(path, rerun.SeriesLines(names=[str(i) for i in range(size)]), static=True)
-    indexes = [rerun.TimeColumn("frame", sequence=times["frame"])]
-    if "time" in times:
-        indexes.append(rerun.TimeColumn("time", duration=times["time"]))
-    columns = rerun.Scalars.columns(scalars=shown.ravel()).partition([size] * len(shown))
-    recording.send_columns(path, indexes=indexes, columns=columns)
-
-
-def _log_images(recording: Any, path: str, images: NDArray, times: Mapping[str, NDArray]) -> None:
-    """Log images [T, H, W, 3] as JPEG: raw ones would fill the viewer's memory."""
-    rerun = optional_import("rerun", extra="viewer")
-    for i, image in enumerate(images):
-        recording.set_time("frame", sequence=int(times["frame"][i]))
-        if "time" in times:
-            recording.set_time("time", duration=float(times["time"][i]))
-        recording.log(path, rerun.Image(to_pixels(image)).compress())
-    recording.reset_time()
-
-
-def _blueprint(paths: Mapping[str, str], rgb: list[str]) -> Any:
-    """Cameras on the left, lines on the right, the action first."""
-    blueprint = optional_import("rerun.blueprint", extra="viewer")
-    lines = sorted((key for key in paths if key not in rgb), key=lambda key: key != ACTION)
-    series = [blueprint.TimeSeriesView(origin=paths[key], name=key) for key in lines]
-    cameras = [blueprint.Spatial2DView(origin=paths[key], name=key) for key in rgb]
-    right = blueprint.Vertical(*series) if len(series) <= 6 else blueprint.Grid(*series)
-    return blueprint.Blueprint(
-        blueprint.Horizontal(blueprint.Vertical(*cameras), right) if cameras else right
-    )
+    optional_import("rerun", extra="viewer")  # said before any work is done
+    target = check_target(cfg.save)
+    with open_dataset(cfg.dataset, lenient=True) as dataset:
+        frames = show(dataset, cfg.episode, target)
+    print(frames if target is None else f"{target}: {frames}; open it with: rerun {target}")
 
 
 if __name__ == "__main__":

@@ -10,7 +10,6 @@ import base64
 import io
 import json
 import os
-from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,7 @@ from numpy.typing import NDArray
 from flowleap.datasets.columns import ACTION
 from flowleap.datasets.dataset import Dataset
 from flowleap.datasets.quality import charts
-from flowleap.datasets.quality.checks import Checks, Finding, grouped
+from flowleap.datasets.quality.checks import Checks, grouped
 from flowleap.datasets.quality.profile import Profile, Statistics
 from flowleap.policy.core.errors import FlowleapError
 from flowleap.policy.core.files import complete_file
@@ -45,23 +44,13 @@ def check_name(path: str | os.PathLike[str]) -> Path:
     return page
 
 
-def write_page(
-    path: Path,
-    format_name: str,
-    source: Dataset,
-    checks: Checks,
-    profile: Profile,
-    findings: Sequence[Finding],
-) -> None:
+def write_page(path: Path, format_name: str, source: Dataset, checks: Checks, profile: Profile) -> None:
     """Write the page; it replaces an older one only when it is complete."""
-    text = render(format_name, source, checks, profile, findings)
     with complete_file(path, "html") as temporary:
-        temporary.write_text(text, encoding="utf-8")
+        temporary.write_text(render(format_name, source, checks, profile), encoding="utf-8")
 
 
-def render(
-    format_name: str, source: Dataset, checks: Checks, profile: Profile, findings: Sequence[Finding]
-) -> str:
+def render(format_name: str, source: Dataset, checks: Checks, profile: Profile) -> str:
     """Return the page as text."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
@@ -72,6 +61,7 @@ def render(
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    findings = [*checks.findings, *profile.findings]
     lengths, hz = checks.lengths, source.spec.control_hz or checks.measured_hz
     cameras = [key for key, s in profile.columns.items() if s.column.kind == "rgb"]
     context = {
@@ -152,12 +142,9 @@ def _network(source: Dataset, profile: Profile) -> list[dict[str, Any]]:
         x = np.arange(len(values)) if action else np.arange(1 - spec.n_obs_steps, 1)
         mean, std = profile.normalized[key]
         if action:
-            x_range = (0.0, float(max(len(values) - 1, 1)))
-            marks = (
-                charts.band(x_range, 0, min(spec.n_action_steps, len(values) - 1)) if len(values) > 1 else ""
-            )
+            executed = (0, min(spec.n_action_steps, len(values) - 1))
             lines = [values[:, i] for i in range(min(values.shape[1], charts.COLOURS))]
-            svg = charts.lines(x, lines, (-1, 1), "steps ahead", f"action chunk, episode {episode}", marks)
+            svg = charts.lines(x, lines, (-1, 1), "steps ahead", f"action chunk, episode {episode}", executed)
             legend = _legend(values.shape[1])
         else:
             svg = charts.dots(list(values), (-1, 1), "dimension", f"{key}, as the network gets it")

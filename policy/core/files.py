@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import platform
 import shutil
+import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
@@ -35,7 +37,6 @@ _PACKAGES = (
 def write_results(path: str | os.PathLike[str], results: Mapping[str, Any]) -> Path:
     """Write `results` as JSON, atomically, beside package versions, platform and date; return the path."""
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     origin = {
         "versions": {name: version for name, version in package_versions(*_PACKAGES).items() if version},
         "python": platform.python_version(),
@@ -43,10 +44,49 @@ def write_results(path: str | os.PathLike[str], results: Mapping[str, Any]) -> P
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
     }
     text = json.dumps({**results, "origin": origin}, indent=1, allow_nan=False)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_text(text + "\n")
-    os.replace(temporary, path)
+    with atomic(path) as temporary:
+        temporary.write_text(text + "\n")
     return path
+
+
+@contextmanager
+def atomic(path: Path, temporary: Path | None = None) -> Iterator[Path]:
+    """Lend a hidden name beside `path` for a file or a folder, and give what is there the final name at the end.
+
+    What had the name before is replaced. If the block fails, nothing is left under the hidden name.
+
+    Args:
+        path: the final name; its folder is created.
+        temporary: a hidden name of the caller's own, see `temporary_name`; a job's is kept when it is killed.
+    """
+    temporary = temporary or temporary_name(path)
+    retired = temporary.with_name(f"{temporary.name}.old")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield temporary
+        if path.is_dir():
+            os.replace(path, retired)
+        os.replace(temporary, path)
+    finally:
+        if retired.exists() and not path.exists():
+            os.replace(retired, path)
+        remove(temporary)
+        remove(retired)
+
+
+def temporary_name(path: Path, job: str | None = None) -> Path:
+    """Return a hidden name beside `path`; the same `job` finds the same one again. The suffix stays."""
+    tag = hashlib.sha256(job.encode()).hexdigest()[:8] if job else uuid.uuid4().hex[:8]
+    return path.with_name(f".{path.stem}.{tag}.tmp{path.suffix}")
+
+
+def remove(path: Path) -> None:
+    """Remove a file or a folder, if it is there and can be removed."""
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        with suppress(OSError):
+            path.unlink(missing_ok=True)
 
 
 def write_directory(path: Path, fill: Callable[[Path], None]) -> None:
@@ -55,41 +95,21 @@ def write_directory(path: Path, fill: Callable[[Path], None]) -> None:
     Raises:
         FlowleapError: the disk is full or the place is not writable; nothing half-written remains.
     """
-    temporary = path.with_name(f".{path.name}.tmp{os.getpid()}")
-    retired = path.with_name(f".{path.name}.old{os.getpid()}")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir()
-        fill(temporary)
-        if path.exists():
-            os.replace(path, retired)
-        os.replace(temporary, path)
+        with atomic(path) as temporary:
+            temporary.mkdir()
+            fill(temporary)
     except (OSError, SafetensorError) as error:
         raise FlowleapError(
             f"cannot write {path}: {error}; free some space or choose another place"
         ) from error
-    finally:
-        if retired.exists() and not path.exists():
-            os.replace(retired, path)
-        shutil.rmtree(temporary, ignore_errors=True)
-        shutil.rmtree(retired, ignore_errors=True)
 
 
 @contextmanager
 def complete_file(path: Path, option: str) -> Iterator[Path]:
-    """Lend a temporary name beside `path`, and give it the final one if the block ends well.
-
-    Raises:
-        FlowleapError: the file system refuses; the message names `option`, which `path` was given as.
-    """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    """`atomic`, whose errors name `option`, which `path` was given as."""
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        yield temporary
-        os.replace(temporary, path)
+        with atomic(path) as temporary:
+            yield temporary
     except OSError as error:
         raise FlowleapError(f"cannot write {option}={path}: {error.strerror or error}") from error
-    finally:
-        with suppress(OSError):
-            temporary.unlink(missing_ok=True)

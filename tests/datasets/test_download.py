@@ -18,9 +18,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from flowleap.datasets import download as fetch_module
+from flowleap.datasets import download as download_module
 from flowleap.datasets import public_files as public
-from flowleap.datasets.download import fetch, unpack
+from flowleap.datasets.download import download, unpack
 from flowleap.datasets.public_files import PUBLIC, HubFile, Public, WebFile
 from flowleap.policy.core.errors import FlowleapError
 from flowleap.scripts.cli import main as cli
@@ -128,7 +128,7 @@ def names(folder: Path) -> list[str]:
 
 def test_a_file_arrives_with_its_origin(server: Server, tmp_path: Path) -> None:
     target, told = tmp_path / "new" / "x.bin", []
-    fetch(WebFile(f"{server.address}/x", SHA256), target, lambda here, total: told.append((here, total)))
+    download(WebFile(f"{server.address}/x", SHA256), target, lambda here, total: told.append((here, total)))
     assert target.read_bytes() == BODY
     assert told[-1] == (len(BODY), len(BODY))
     assert len(told) > 1
@@ -136,7 +136,7 @@ def test_a_file_arrives_with_its_origin(server: Server, tmp_path: Path) -> None:
     facts = json.loads((tmp_path / "new" / "x.bin.source.json").read_text())
     assert (facts["sha256"], facts["bytes"], facts["etag"]) == (SHA256, len(BODY), server.etag)
     assert facts["checked"].startswith("the SHA-256")
-    fetch(WebFile(f"{server.address}/x"), tmp_path / "y")
+    download(WebFile(f"{server.address}/x"), tmp_path / "y")
     assert "no checksum is published" in (tmp_path / "y.source.json").read_text()
 
 
@@ -144,16 +144,16 @@ def test_a_cut_transfer_goes_on_within_a_call_and_between_calls(server: Server, 
     server.cuts = [1000, 5000, 7]
     target = tmp_path / "x"
     with pytest.raises(FlowleapError, match=r"broke after 6000 of 3000000 bytes.*same command goes on"):
-        fetch(WebFile(f"{server.address}/x", SHA256), target, waits=(0,))
+        download(WebFile(f"{server.address}/x", SHA256), target, waits=(0,))
     assert names(tmp_path) == [".x.part", ".x.part.tag"]
-    fetch(WebFile(f"{server.address}/x", SHA256), target, waits=(0,))
+    download(WebFile(f"{server.address}/x", SHA256), target, waits=(0,))
     assert target.read_bytes() == BODY
     assert server.ranges() == [None, "bytes=1000-", "bytes=6000-", "bytes=6007-"]
 
 
 def test_a_redirected_transfer_goes_on(server: Server, tmp_path: Path) -> None:
     server.cuts = [1000]
-    fetch(WebFile(f"{server.address}/moved/x", SHA256), tmp_path / "x", waits=(0,))
+    download(WebFile(f"{server.address}/moved/x", SHA256), tmp_path / "x", waits=(0,))
     assert (tmp_path / "x").read_bytes() == BODY
     assert server.ranges() == [None, None, "bytes=1000-", "bytes=1000-"]
 
@@ -161,29 +161,29 @@ def test_a_redirected_transfer_goes_on(server: Server, tmp_path: Path) -> None:
 def test_a_changed_file_is_fetched_from_its_start(server: Server, tmp_path: Path) -> None:
     server.cuts = [1000]
     with pytest.raises(FlowleapError):
-        fetch(WebFile(f"{server.address}/x"), tmp_path / "x", waits=())
+        download(WebFile(f"{server.address}/x"), tmp_path / "x", waits=())
     server.body, server.etag = BODY[::-1], '"other"'
-    fetch(WebFile(f"{server.address}/x"), tmp_path / "x", waits=())
+    download(WebFile(f"{server.address}/x"), tmp_path / "x", waits=())
     assert (tmp_path / "x").read_bytes() == BODY[::-1]
 
 
 def test_a_weak_tag_is_no_ground_to_resume(server: Server, tmp_path: Path) -> None:
     server.etag, server.cuts = 'W/"1"', [1000]
-    fetch(WebFile(f"{server.address}/x"), tmp_path / "x", waits=(0,))
+    download(WebFile(f"{server.address}/x"), tmp_path / "x", waits=(0,))
     assert (tmp_path / "x").read_bytes() == BODY
     server.cuts = [1000]
-    fetch(WebFile(f"{server.address}/y", SHA256), tmp_path / "y", waits=(0,))
+    download(WebFile(f"{server.address}/y", SHA256), tmp_path / "y", waits=(0,))
     assert server.ranges() == [None, None, None, "bytes=1000-"], "but a checksum is"
 
 
 def test_a_whole_part_is_not_fetched_again(server: Server, tmp_path: Path) -> None:
     (tmp_path / ".x.part").write_bytes(BODY)
     (tmp_path / ".x.part.tag").write_text(server.etag)
-    fetch(WebFile(f"{server.address}/x", SHA256), tmp_path / "x", waits=())
+    download(WebFile(f"{server.address}/x", SHA256), tmp_path / "x", waits=())
     assert (tmp_path / "x").read_bytes() == BODY
     (tmp_path / ".y.part").write_bytes(BODY + b"more")
     (tmp_path / ".y.part.tag").write_text(server.etag)
-    fetch(WebFile(f"{server.address}/y", SHA256), tmp_path / "y", waits=(0,))
+    download(WebFile(f"{server.address}/y", SHA256), tmp_path / "y", waits=(0,))
     assert (tmp_path / "y").read_bytes() == BODY
 
 
@@ -192,14 +192,14 @@ def test_what_fails_leaves_nothing_under_the_name(server: Server, tmp_path: Path
     with pytest.raises(
         FlowleapError, match=rf"has SHA-256 {SHA256}, expected 00; it|expected 00: it was damaged"
     ):
-        fetch(WebFile(f"{server.address}/x", "00"), target)
+        download(WebFile(f"{server.address}/x", "00"), target)
     server.status = 404
     with pytest.raises(FlowleapError, match=r"answers 404 Not Found; the file may have moved"):
-        fetch(WebFile(f"{server.address}/x"), target)
+        download(WebFile(f"{server.address}/x"), target)
     assert len(server.asked) == 2
     server.status = 503
     with pytest.raises(FlowleapError, match=r"answers 503 .* same command"):
-        fetch(WebFile(f"{server.address}/x"), target, waits=(0,))
+        download(WebFile(f"{server.address}/x"), target, waits=(0,))
     assert len(server.asked) == 4
     assert names(tmp_path) == []
     with Server() as closed:
@@ -207,16 +207,16 @@ def test_what_fails_leaves_nothing_under_the_name(server: Server, tmp_path: Path
     with pytest.raises(
         FlowleapError, match=r"cannot reach 127.0.0.1:\d+ \(Connection refused\).*HTTPS_PROXY"
     ):
-        fetch(WebFile(f"{address}/x"), target, waits=())
+        download(WebFile(f"{address}/x"), target, waits=())
     (tmp_path / "file").write_text("")
     with pytest.raises(FlowleapError, match="cannot write"):
-        fetch(WebFile(f"{server.address}/x"), tmp_path / "file" / "x", waits=())
+        download(WebFile(f"{server.address}/x"), tmp_path / "file" / "x", waits=())
 
 
 def test_a_proxy_is_asked(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("http_proxy", server.address)
     monkeypatch.delenv("no_proxy", raising=False)
-    fetch(WebFile("http://demonstrations.invalid/x", SHA256), tmp_path / "x")
+    download(WebFile("http://demonstrations.invalid/x", SHA256), tmp_path / "x")
     assert [path for _, path, _ in server.asked] == ["http://demonstrations.invalid/x"]
 
 
@@ -263,8 +263,8 @@ def test_links_damage_and_bombs_are_refused(tmp_path: Path, monkeypatch: pytest.
     with pytest.raises(FlowleapError, match="it was removed, download it again"):
         unpack(archive, tmp_path / "out")
     archive.write_bytes(whole)
-    full = type(fetch_module.shutil.disk_usage("/"))(9, 9, 9)
-    monkeypatch.setattr(fetch_module.shutil, "disk_usage", lambda path: full)
+    full = type(download_module.shutil.disk_usage("/"))(9, 9, 9)
+    monkeypatch.setattr(download_module.shutil, "disk_usage", lambda path: full)
     with pytest.raises(FlowleapError, match="which the disk does not have"):
         unpack(archive, tmp_path / "out")
     assert names(tmp_path) == ["a.zip"]
@@ -314,11 +314,11 @@ def test_every_public_file_has_an_address() -> None:
 HUB = """
 import sys
 from pathlib import Path
-from flowleap.datasets.download import fetch
+from flowleap.datasets.download import download
 from flowleap.datasets.public_files import HubFile
 from flowleap.policy.core.spec import FlowleapError
 try:
-    fetch(HubFile("some/data", "c0ffee", "a/b.hdf5"), Path(sys.argv[1]), waits=eval(sys.argv[2]))
+    download(HubFile("some/data", "c0ffee", "a/b.hdf5"), Path(sys.argv[1]), waits=eval(sys.argv[2]))
 except FlowleapError as error:
     sys.exit(str(error))
 """

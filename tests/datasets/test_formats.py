@@ -99,7 +99,9 @@ NAMES = st.text(
     st.characters(categories=["L", "N"], include_characters="_-. é関"), min_size=1, max_size=12
 ).filter(
     lambda name: (
-        name not in ("action", "actions", "obs", "next_obs") and name.isprintable() and name[0] not in "._"
+        name not in ("action", "actions", "obs", "next_obs", "task_index")
+        and name.isprintable()
+        and name[0] not in "._"
     )
 )
 COLUMN = st.builds(ObsKey, st.sampled_from(SHAPES), st.sampled_from(DTYPES))

@@ -1,0 +1,81 @@
+"""Rewriting a dataset in another format, episode by episode."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+from numpy.typing import NDArray
+from rich.console import Console
+from rich.progress import track
+
+from flowleap.datasets.columns import ACTION, Episode, to_uint8
+from flowleap.datasets.dataset import Dataset
+from flowleap.datasets.rotations import Rotations
+from flowleap.policy.core.errors import FlowleapError, suggest
+from flowleap.policy.core.spec import ObsKey, Spec
+
+
+class Plan(NamedTuple):
+    """What to read of each episode, what to make of it, and what to call the result."""
+
+    keys: list[str]
+    transform: Callable[[Mapping[str, NDArray]], Episode]
+    spec: Spec
+    extra: dict[str, ObsKey]
+
+
+def convert(source: Dataset, plan: Plan, writer: Any) -> None:
+    """Write the episodes that the writer does not have yet."""
+    console = Console(stderr=True)
+    if writer.n_episodes:
+        print(f"going on after {writer.n_episodes} episodes that are converted already", file=sys.stderr)
+    episodes = track(
+        range(writer.n_episodes, source.n_episodes),
+        "converting",
+        console=console,
+        transient=True,
+        disable=not console.is_terminal,
+    )
+    for index in episodes:
+        columns = plan.transform(source.episode(index, plan.keys))
+        for key, obs in plan.spec.observations.items():
+            if obs.kind == "rgb":
+                columns[key] = to_uint8(columns[key], f"episode {index}: '{key}'")
+        try:
+            writer.add(columns, source.seed(index))
+        except FlowleapError as error:
+            raise FlowleapError(f"'{source.path}', {source.label(index)}: {error}") from error
+
+
+def plan_keys(source: Dataset, keys: Sequence[str] | None) -> Plan:
+    """Keep the observations `keys` and the action; by default everything."""
+    if keys is None:
+        return Plan(list(source.fields), dict, source.spec, source.extra)
+    columns = source.fields
+    for key in keys:
+        if key not in columns or key == ACTION:
+            raise FlowleapError(
+                f"'{source.path}' has no observation '{key}', only {', '.join(columns)}{suggest(key, columns)}"
+            )
+    spec = replace(source.spec, observations={key: columns[key] for key in keys})
+    extra = {ACTION: source.extra[ACTION]} if ACTION in source.extra else {}
+    return Plan([*keys, ACTION], dict, spec, extra)
+
+
+def with_rotations(plan: Plan, rotation: str | None) -> Plan:
+    """Add the change of the actions' rotations to a plan."""
+    if rotation is None:
+        return plan
+    rotations = Rotations(plan.spec, rotation)
+
+    def transform(columns: Mapping[str, NDArray]) -> Episode:
+        episode = plan.transform(columns)
+        return episode | {ACTION: rotations(episode[ACTION])}
+
+    extra = dict(plan.extra)
+    if ACTION in extra:
+        extra[ACTION] = replace(extra[ACTION], shape=(rotations.spec.action_dim,))
+    return Plan(plan.keys, transform, rotations.spec, extra)
