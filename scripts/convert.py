@@ -1,5 +1,7 @@
 """Rewrite a dataset in another format; by default as a flowleap store: zarr v3, compressed, with checksums.
 
+    flowleap convert source=pusht_cchi_v7_replay.zarr out=data/pusht.zarr
+
 Reads every format that `flowleap list what=formats` shows, episode by episode. Float images that hold whole
 numbers from 0 to 255 become uint8, a quarter of the memory. `keys=[...]` keeps some of the columns;
 `task=pusht/keypoints` maps the recorded columns to that task's observations instead. A conversion to zarr that was

@@ -1,5 +1,8 @@
 """Show what a dataset holds: its Spec, its episodes, statistics of every column, and what is suspicious.
 
+    flowleap inspect dataset=data/pusht.zarr
+    flowleap inspect dataset=data/pusht.zarr html=report.html
+
 Reads every format that `flowleap list what=formats` shows. NaN and infinity are counted here, where training would
 stop at them. A dimension is constant if it has one value in all frames. Suspicious are NaN, constant dimensions,
 actions that are clipped or jump, gaps between time stamps, outliers that set a range, cameras that stand still, and

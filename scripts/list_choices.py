@@ -1,5 +1,7 @@
 """List what there is to choose from: tasks, objectives, backbones, encoders, dataset formats and downloads.
 
+    flowleap list what=tasks filter=door
+
 `what=tasks` shows one kind, `filter=door` only names that contain the word. Tasks are shown with what a
 policy observes and commands, their score, and whether a scripted expert can demonstrate them. Listing needs
 no simulator.

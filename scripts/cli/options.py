@@ -5,7 +5,6 @@ All of it is read from signatures and configuration files, so a new option or ch
 
 from __future__ import annotations
 
-import ast
 import re
 import textwrap
 from collections.abc import Mapping, Sequence
@@ -24,7 +23,6 @@ from flowleap.policy.core.registry import Parameter
 from flowleap.scripts.cli.compose import CONFIG_DIR, choices, parts_of, prepare, session
 from flowleap.scripts.cli.verbs import VERBS
 
-SCRIPTS = Path(__file__).parent.parent
 MISSING = "???"
 
 
@@ -105,7 +103,7 @@ def _compose(app: Any, verb: str, overrides: Sequence[str]) -> DictConfig:
 def help_text(verb: str, overrides: Sequence[str] = ()) -> str:
     """Return the help page of a verb."""
     options = load_options(verb, overrides)
-    lines = [f"flowleap {verb}: {_docstring(verb)}", ""]
+    lines = [f"flowleap {verb}: {VERBS[verb].doc}", ""]
     if options.chosen:
         lines.append("Groups, each a choice by name (its values are options too: group.key=value):")
         for group, choice in options.chosen.items():
@@ -119,7 +117,6 @@ def help_text(verb: str, overrides: Sequence[str] = ()) -> str:
         width = min(36, max(map(len, shown.values())))
         lines += [f"  {shown[key]:<{width}}  {options.help.get(key, '')}".rstrip() for key in shown]
         lines.append("")
-    lines += ["Example:", f"  {VERBS[verb].example}", ""]
     lines += [
         f"`flowleap {verb} --cfg job ...` prints the whole configuration and stops; -m k=a,b runs both."
     ]
@@ -194,9 +191,3 @@ def _show(value: Any) -> str:
     if isinstance(value, bool):
         return str(value).lower()
     return "null" if value is None else "REQUIRED" if value == MISSING else str(value)
-
-
-def _docstring(verb: str) -> str:
-    """Return the docstring of the verb's script, which is not imported for it."""
-    source = (SCRIPTS / f"{VERBS[verb].script.replace('.', '/')}.py").read_text(encoding="utf-8")
-    return ast.get_docstring(ast.parse(source)) or VERBS[verb].summary

@@ -103,7 +103,7 @@ def run(verb: str, overrides: Sequence[str], flags: Namespace) -> None:
             raise
     if failures:
         if isinstance(failures[0], MissingMandatoryValue):
-            raise UsageError(explain(failures[0], verb)) from failures[0]
+            raise UsageError(explain(failures[0], verb, words)) from failures[0]
         raise failures[0]
 
 
@@ -114,12 +114,12 @@ def _objections(verb: str, words: Sequence[str]) -> Iterator[None]:
     try:
         yield
     except (CompactHydraException, OmegaConfBaseException) as error:
-        raise UsageError(explain(error, verb)) from error
+        raise UsageError(explain(error, verb, words)) from error
     except ValueError as error:  # `objective=3`
         raise UsageError(f"{error} (given: {given})") from error
 
 
-def explain(error: Exception, verb: str) -> str:
+def explain(error: Exception, verb: str, words: Sequence[str]) -> str:
     """Say in one line what is wrong with the command line, naming the word and the nearest right one."""
     more = f"(`flowleap {verb} --help` lists the options)"
     text = str(error)
@@ -138,7 +138,7 @@ def explain(error: Exception, verb: str) -> str:
         example = next(iter(load_options(verb).choices.get(group, [])), "...")
         return f"'{group}' is required, for instance {group}={example} {more}"
     if unknown := re.match(r"Could not override '([^']+)'", text):
-        options = load_options(verb)
+        options = load_options(verb, words)
         hint = nearest(unknown[1], [*options.choices, *options.values])
         return f"unknown option '{unknown[1]}'{hint} {more}"
     where = getattr(error, "full_key", None)

@@ -1,105 +1,60 @@
-"""The verbs of the command line: what they do, an example, and the script behind each."""
+"""The verbs of the command line, and the script behind each; what it does and an example stand in its docstring."""
 
 from __future__ import annotations
 
-from typing import NamedTuple
+import re
+from functools import cached_property
+from pathlib import Path
+
+SCRIPTS = Path(__file__).parent.parent
 
 
-class Verb(NamedTuple):
-    """What the overview says about a verb, and where it lives.
+class Verb:
+    """A verb, told from its script, which is not imported for it.
 
-    Attributes:
-        summary, example: for people.
-        script: the module below `flowleap.scripts` whose `main` runs the verb.
+    Args:
+        name: the verb.
+        script: the module below `flowleap.scripts` whose `main` runs it.
         word: the option whose value may stand alone: `flowleap download pusht`.
     """
 
-    summary: str
-    example: str
-    script: str
-    word: str = ""
+    def __init__(self, name: str, script: str, word: str = "") -> None:
+        self.name, self.script, self.word = name, script, word
+
+    @cached_property
+    def doc(self) -> str:
+        """The docstring of the script."""
+        file = SCRIPTS / f"{self.script.replace('.', '/')}.py"
+        return file.read_text(encoding="utf-8").split('"""', 2)[1].strip()
+
+    @property
+    def summary(self) -> str:
+        """The first line, without its full stop."""
+        return self.doc.partition("\n")[0].rstrip(".")
+
+    @property
+    def example(self) -> str:
+        """The first command line in the docstring, without the remark beside it."""
+        found = re.search(rf"^ *(flowleap {self.name}\b.*?)(?:   .*)?$", self.doc, re.MULTILINE)
+        return found[1] if found else f"flowleap {self.name}"
 
 
-VERBS = {
-    "train": Verb(
-        "train a one-step policy on a dataset",
-        "flowleap train task=pusht/keypoints dataset=data/pusht.zarr",
-        "train",
-    ),
-    "eval": Verb(
-        "roll a checkpoint or an exported policy out and score it",
-        "flowleap eval checkpoint=runs/pusht/checkpoints/last episodes=50 steps=1",
-        "evaluate",
-    ),
-    "export": Verb(
-        "write a checkpoint as ONNX, to act without torch",
-        "flowleap export checkpoint=runs/pusht/checkpoints/last",
-        "export",
-    ),
-    "collect": Verb(
-        "record demonstrations of a task's scripted expert",
-        "flowleap collect task=metaworld/door-open-v3 episodes=100",
-        "collect",
-    ),
-    "convert": Verb(
-        "rewrite a dataset in another format, by default as a flowleap store",
-        "flowleap convert source=pusht_cchi_v7_replay.zarr out=data/pusht.zarr",
-        "convert",
-    ),
-    "inspect": Verb(
-        "show what a dataset holds",
-        "flowleap inspect dataset=data/pusht.zarr",
-        "inspect_dataset",
-    ),
-    "download": Verb(
-        "fetch public demonstrations: robomimic, Push-T",
-        "flowleap download robomimic/lift_ph",
-        "download",
-        word="name",
-    ),
-    "view": Verb(
-        "show an episode in the Rerun viewer",
-        "flowleap view dataset=data/pusht.zarr episode=0",
-        "view",
-    ),
-    "replay": Verb(
-        "execute recorded actions in the simulator: do dataset and task agree?",
-        "flowleap replay task=pusht/keypoints dataset=pusht_cchi_v7_replay.zarr",
-        "replay",
-    ),
-    "list": Verb(
-        "list tasks, objectives, backbones, encoders and formats",
-        "flowleap list what=tasks",
-        "list_choices",
-    ),
-    "doctor": Verb(
-        "check this machine: versions, GPU, rendering, optional parts",
-        "flowleap doctor",
-        "doctor",
-    ),
-    "benchmark": Verb(
-        "compare objectives on equal terms, over training seeds",
-        "flowleap benchmark task=pusht/keypoints dataset=data/pusht.zarr",
-        "studies.benchmark",
-    ),
-    "gradients": Verb(
-        "gradient norms of objectives over training, as a plot",
-        "flowleap gradients task=pusht/keypoints dataset=data/pusht.zarr",
-        "studies.gradients",
-    ),
-    "toy": Verb(
-        "train an objective on a 2-D density and draw what it samples",
-        "flowleap toy objective=isd",
-        "studies.toy",
-    ),
-    "speed": Verb(
-        "time training steps and the loader on this machine",
-        "flowleap speed backbone=mlp batch_size=128",
-        "studies.speed",
-    ),
-    "demo": Verb(
-        "the whole path on one simulated task, in minutes",
-        "flowleap demo",
-        "demo",
-    ),
+_SCRIPTS = {
+    "train": "train",
+    "eval": "evaluate",
+    "export": "export",
+    "collect": "collect",
+    "convert": "convert",
+    "inspect": "inspect_dataset",
+    "download": "download",
+    "view": "view",
+    "replay": "replay",
+    "list": "list_choices",
+    "doctor": "doctor",
+    "benchmark": "studies.benchmark",
+    "gradients": "studies.gradients",
+    "toy": "studies.toy",
+    "speed": "studies.speed",
+    "demo": "demo",
 }
+VERBS = {name: Verb(name, script, "name" if name == "download" else "") for name, script in _SCRIPTS.items()}

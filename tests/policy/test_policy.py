@@ -114,7 +114,7 @@ def test_dropout_needs_the_exact_derivative() -> None:
         ({"backbone": {"name": "mlp", "width": -1}}, r"backbone\.width"),
         ({"backbone": {"name": "unet1d", "channels": [8, 16, 32, 64, 64]}}, "divisible by 16"),
         ({"encoder": {"name": "lowdim", "nois": 1.0}}, "did you mean 'noise'"),
-        ({"normalizer": {"obs": "max"}}, "normalizer mode 'max'"),
+        ({"normalizer": {"obs": "max"}}, r"normalizer\.obs must be one of"),
         ({"head": {}}, "no part 'head'"),
     ],
 )

@@ -48,6 +48,7 @@ def make_trainer(
     torch.manual_seed(0)
     config = {
         "objective": objective or {"name": "isd"},
+        "head_sigma": 0.0,
         "backbone": {"name": "mlp", "width": 16, "depth": 1},
         "encoder": {"name": "lowdim", "noise": 0.01},  # uses the global RNG, which resume must restore
     }

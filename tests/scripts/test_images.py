@@ -113,10 +113,11 @@ def test_mistakes_are_named(dataset: Path, tmp_path: Path, capsys: pytest.Captur
     for word, message in (
         ("image_cache_mb=none", "image_cache_mb must be a whole number"),
         ("image_cache_mb=-1", "image_cache_mb must be a whole number"),
-        ("cameras=[corner2]", "task pusht/pixels has none to choose"),
     ):
         assert cli.main([*words, word]) == 1
         assert message in capsys.readouterr().err
+    assert cli.main([*words, "cameras=[corner2]"]) == 2  # only tasks of MetaWorld have them to choose
+    assert "unknown option 'task.kwargs.cameras'" in capsys.readouterr().err
     state = ["train", "task=pusht/state", f"dataset={dataset}", f"run_dir={tmp_path}/run"]
     assert cli.main(state) == 1
     assert "block_position" in capsys.readouterr().err
@@ -175,7 +176,7 @@ def test_camera_mistakes_are_named(tmp_path: Path, capsys: pytest.CaptureFixture
     write_two_cameras(tmp_path / "two.zarr", 24)
     words = ["train", f"dataset={tmp_path}/two.zarr", "trainer.dry_run=true", *TWO]
     for more, message in (
-        ([], "it was recorded with cameras=[corner2,gripperPOV]"),
+        ([], "it was recorded with task.kwargs.cameras=[corner2,gripperPOV]"),
         (["cameras=[corner2,corner2]"], "cameras names 'corner2' twice"),
         (["cameras=corner3"], "needs column 'corner3'"),
         (["cameras=corner9"], "no camera 'corner9'"),

@@ -1,12 +1,14 @@
-"""Sweeps: `flowleap train -m` over seeds and objectives, in turn and through the joblib launcher."""
+"""Sweeps: `flowleap train -m` over seeds and objectives, in turn and through joblib; runs of earlier versions."""
 
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
+from omegaconf import OmegaConf
 
 from flowleap.datasets.formats.zarr_writer import EpisodeWriter
 from flowleap.policy.core.spec import ObsKey, Spec
@@ -80,3 +82,18 @@ def test_joblib_launcher(words: list[str], tmp_path: Path, capsys: pytest.Captur
         "2_trainer.lr-0.001_trainer.seed-1",
     ]
     Policy.load(tmp_path / "sweep" / "2_trainer.lr-0.001_trainer.seed-1")
+
+
+def test_a_run_of_an_earlier_version_resumes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its config.yaml has keys that have moved since; what is stored next has today's."""
+    old = Path(__file__).resolve().parent.parent / "data" / "v0.1"
+    for name in ("run", "store.zarr"):
+        shutil.copytree(old / name, tmp_path / name, symlinks=True)
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["train", "resume=run", "trainer.stop_at=0", "trainer.threads=1"]) == 0
+    assert Policy.load(tmp_path / "run").spec.horizon == 16
+    stored = OmegaConf.load(tmp_path / "run" / "config.yaml")
+    assert stored.data == {"mirror": True, "image_cache_mb": 1024}
+    assert "mirror" not in stored
+    info = json.loads((tmp_path / "run" / "checkpoints" / "last" / "policy.json").read_text())
+    assert info["info"]["step"] == 12
