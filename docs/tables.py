@@ -69,8 +69,19 @@ def _setup(result: dict[str, Any]) -> str:
     episodes = span([row["episodes_per_seed"] for row in rows])
     return (
         f"{steps} gradient steps, training seeds: {seeds}, episodes for each: {episodes}. Made by\n\n"
-        f"```\n{result['command']}\n```"
+        f"{_command(result)}"
     )
+
+
+def _command(result: dict[str, Any]) -> str:
+    """The command of a result as a block, broken between its words."""
+    lines = [""]
+    for word in re.findall(r"(?:'[^']*'|\S)+", result["command"]):
+        if lines[-1] and len(lines[-1]) + len(word) > 86:
+            lines[-1] += " \\"
+            lines.append("   ")
+        lines[-1] += f" {word}" if lines[-1] else word
+    return "```\n" + "\n".join(lines) + "\n```"
 
 
 def _paired(result: dict[str, Any]) -> str:
@@ -333,7 +344,7 @@ def gradients() -> str:
     return (
         f"{table(['options', 'iSD', 'ESD'], rows)}\n\nMedian and largest gradient norm before clipping (score over "
         f"{cases['isd']['episodes']} episodes at NFE 1). Median norm of ESD over that of iSD, over all pairs: "
-        f"{min(ratios):.1f} to {max(ratios):.1f}. Made by\n\n```\n{result['command']}\n```"
+        f"{min(ratios):.1f} to {max(ratios):.1f}. Made by\n\n{_command(result)}"
     )
 
 
