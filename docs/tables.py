@@ -15,6 +15,7 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "docs" / "results"
+_NO_BREAK = "\N{NO-BREAK SPACE}"
 FILES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 
@@ -25,8 +26,13 @@ def load(name: str) -> dict[str, Any]:
 
 
 def table(head: list[str], rows: list[list[str]]) -> str:
-    """A Markdown table."""
-    lines = [head, ["---"] * len(head), *rows]
+    """A Markdown table, whose numbers are not broken from their units and intervals."""
+
+    def whole(cell: str) -> str:
+        cell = re.sub(r"\[[^\]]*\]", lambda match: match[0].replace(" ", _NO_BREAK), cell)
+        return re.sub(r"(?<=\d) (?=[±%])|(?<=±) ", _NO_BREAK, cell)
+
+    lines = [head, ["---"] * len(head), *([whole(cell) for cell in row] for row in rows)]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
