@@ -6,6 +6,7 @@ index.md, contributing.md, changelog.md and security.md are files of the root; o
 
 from __future__ import annotations
 
+import ast
 import importlib
 import re
 import sys
@@ -61,11 +62,25 @@ def on_files(files: Files, config: Any) -> Files:
         name = page.removeprefix("api/").removesuffix(".md")
         blocks = [f"::: {module}" for module in modules]
         if modules[0] == f"flowleap.{name}":  # the package: its heading is the page's
-            blocks[0] += "\n    options:\n      show_root_heading: false"
+            # What it imports is documented where it is defined.
+            blocks[0] += "\n    options:\n      show_root_heading: false\n      show_root_toc_entry: false\n"
+            blocks[0] += "      members: false"
+            names = exported(ROOT / name.replace(".", "/") / "__init__.py")
+            if names:
+                listed = ", ".join(f"`{exported_name}`" for exported_name in names)
+                blocks.insert(1, f"`from {modules[0]} import` {listed}")
         pages[page] = "\n\n".join([f"# flowleap.{name}", *blocks]) + "\n"
     for name, content in pages.items():
         files.append(File.generated(config, name, content=content))
     return files
+
+
+def exported(file: Path) -> list[str]:
+    """The names in `__all__` of a package."""
+    for node in ast.parse(file.read_text()).body:
+        if isinstance(node, ast.Assign) and any(ast.unparse(target) == "__all__" for target in node.targets):
+            return list(ast.literal_eval(node.value))
+    return []
 
 
 def _copied(text: str) -> str:

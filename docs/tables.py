@@ -15,6 +15,7 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "docs" / "results"
+_NO_BREAK = "\N{NO-BREAK SPACE}"
 FILES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 
@@ -25,8 +26,13 @@ def load(name: str) -> dict[str, Any]:
 
 
 def table(head: list[str], rows: list[list[str]]) -> str:
-    """A Markdown table."""
-    lines = [head, ["---"] * len(head), *rows]
+    """A Markdown table, whose numbers are not broken from their units and intervals."""
+
+    def whole(cell: str) -> str:
+        cell = re.sub(r"\[[^\]]*\]", lambda match: match[0].replace(" ", _NO_BREAK), cell)
+        return re.sub(r"(?<=\d) (?=[±%])|(?<=±) ", _NO_BREAK, cell)
+
+    lines = [head, ["---"] * len(head), *([whole(cell) for cell in row] for row in rows)]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
@@ -69,8 +75,19 @@ def _setup(result: dict[str, Any]) -> str:
     episodes = span([row["episodes_per_seed"] for row in rows])
     return (
         f"{steps} gradient steps, training seeds: {seeds}, episodes for each: {episodes}. Made by\n\n"
-        f"```\n{result['command']}\n```"
+        f"{_command(result)}"
     )
+
+
+def _command(result: dict[str, Any]) -> str:
+    """The command of a result as a block, broken between its words."""
+    lines = [""]
+    for word in re.findall(r"(?:'[^']*'|\S)+", result["command"]):
+        if lines[-1] and len(lines[-1]) + len(word) > 86:
+            lines[-1] += " \\"
+            lines.append("   ")
+        lines[-1] += f" {word}" if lines[-1] else word
+    return "```\n" + "\n".join(lines) + "\n```"
 
 
 def _paired(result: dict[str, Any]) -> str:
@@ -333,7 +350,7 @@ def gradients() -> str:
     return (
         f"{table(['options', 'iSD', 'ESD'], rows)}\n\nMedian and largest gradient norm before clipping (score over "
         f"{cases['isd']['episodes']} episodes at NFE 1). Median norm of ESD over that of iSD, over all pairs: "
-        f"{min(ratios):.1f} to {max(ratios):.1f}. Made by\n\n```\n{result['command']}\n```"
+        f"{min(ratios):.1f} to {max(ratios):.1f}. Made by\n\n{_command(result)}"
     )
 
 
