@@ -1,7 +1,6 @@
 """Weights that Accelerate has sharded over processes (FSDP2): checkpoints and the EMA see whole tensors.
 
-Without FSDP every function here passes its argument through. All but the loading communicate: all processes must call
-them.
+Without FSDP these functions just pass tensors through. With it they communicate: all processes must call them.
 
 torch's helpers for checkpoints serve for the weights. Those for optimisers would cost more than they save: their file
 names parameters where every `trainer.pt` so far numbers them, and they give parameters without a gradient a state.

@@ -105,6 +105,7 @@ class Trainer:
             policy.normalizer.fit(windows.columns)
         if info is not None:
             policy.info = dict(info)
+        policy.checkpoint = policy.weights = None  # what is trained further is no longer what was loaded
         self.policy = policy.train().to(self.accelerator.device)
         set_threads(config.threads, self.policy)
         self.ema = averaged(self.policy, config.ema_decay)
