@@ -60,9 +60,7 @@ def choices(part: str) -> dict[str, Choice]:
     if part in _REGISTRIES:
         module, name = _REGISTRIES[part]
         registry = getattr(importlib.import_module(module), name)
-        if not isinstance(registry, Registry):  # it has files
-            return {}
-        return {entry: Choice(_about(registry[entry]), registry.parameters(entry)) for entry in registry}
+        return registry_choices(registry) if isinstance(registry, Registry) else {}  # else it has files
     if part == "task":
         from flowleap.envs.registry import list_tasks
 
@@ -82,6 +80,11 @@ def choices(part: str) -> dict[str, Choice]:
         modes = {f"normalizer.{key}": p for key, p in parameters_of(Normalizer).items()}
         return {"": Choice("", {**modes, "head_sigma": HEAD_SIGMA})}
     return {}
+
+
+def registry_choices(registry: Registry[Any]) -> dict[str, Choice]:
+    """The entries of a registry as the choices of a group."""
+    return {name: Choice(_about(registry[name]), registry.parameters(name)) for name in registry}
 
 
 def _about(entry: Any) -> str:

@@ -20,6 +20,19 @@ from flowleap.policy.core.errors import FlowleapError, UsageError, suggest
 from flowleap.scripts.cli.verbs import VERBS
 
 _COMPLETION_FLAGS = ("-sc", "--shell-completion")
+_OVERVIEW = '''flowleap: one-step robot policies, trained from scratch by self-distillation.
+
+usage: flowleap VERB key=value ...
+
+{verbs}
+
+  flowleap VERB --help      every option with its default, choices and examples
+  flowleap VERB --cfg job   print the configuration that a command line amounts to, and stop
+  flowleap VERB -m k=a,b    one run for each combination of values
+  flowleap --version
+
+Tab completion, for this shell or in its start-up file (bash; or zsh):
+  eval "$(flowleap -sc install=bash)"'''
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -167,26 +180,9 @@ def _report(error: FlowleapError, code: int) -> int:
 
 def _overview() -> str:
     """Return the text of `flowleap --help`."""
-    lines = [
-        "flowleap: one-step robot policies, trained from scratch by self-distillation.",
-        "",
-        "usage: flowleap VERB key=value ...",
-        "",
-    ]
     width = max(map(len, VERBS))
-    for name in VERBS:
-        lines += [f"  {name:<{width}}  {VERBS[name].summary}", f"  {'':<{width}}    {VERBS[name].example}"]
-    lines += [
-        "",
-        "  flowleap VERB --help      every option with its default, choices and examples",
-        "  flowleap VERB --cfg job   print the configuration that a command line amounts to, and stop",
-        "  flowleap VERB -m k=a,b    one run for each combination of values",
-        "  flowleap --version",
-        "",
-        "Tab completion, for this shell or in its start-up file (bash; or zsh):",
-        '  eval "$(flowleap -sc install=bash)"',
-    ]
-    return "\n".join(lines)
+    verbs = [f"  {v.name:<{width}}  {v.summary}\n{'':{width + 6}}{v.example}" for v in VERBS.values()]
+    return _OVERVIEW.format(verbs="\n".join(verbs))
 
 
 if __name__ == "__main__":

@@ -72,13 +72,13 @@ def _part_help(part: str, choice: str) -> dict[str, str]:
 
 def describe(parameter: Parameter) -> str:
     """Help, and the choices or the range of a parameter, in a line."""
-    low, high = parameter.option.low, parameter.option.high
+    low, high = (int(x) if x == int(x) else x for x in (parameter.option.low, parameter.option.high))
     if parameter.choices:
         allowed = ", ".join(map(str, parameter.choices))
     elif high < 1e9:
-        allowed = f"{low:g} to {high:g}"
+        allowed = f"{low} to {high}"
     else:
-        allowed = f"at least {low:g}" if low > -1e9 else ""
+        allowed = f"at least {low}" if low > -1e9 else ""
     return f"{parameter.option.help} ({allowed})" if allowed else parameter.option.help
 
 

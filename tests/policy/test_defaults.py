@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
-from typing import Any
+from dataclasses import asdict, dataclass
+from typing import Annotated, Any
 
 import pytest
 from omegaconf import OmegaConf
 
 from flowleap.policy.core.errors import FlowleapError
-from flowleap.policy.core.registry import Registry, parameters_of
+from flowleap.policy.core.registry import Option, Registry, parameters_of
 from flowleap.policy.core.spec import WINDOW, ObsKey, Spec, Window
 from flowleap.policy.flow.objectives import OBJECTIVES, Objective
 from flowleap.policy.networks.build import BACKBONES, build_backbone
@@ -17,7 +17,8 @@ from flowleap.policy.networks.encoders import ENCODERS, build_encoder
 from flowleap.policy.normalizer import Normalizer
 from flowleap.policy.policy import HEAD_SIGMA, PARTS, Policy
 from flowleap.policy.training.config import OPTIONS, TrainerConfig
-from flowleap.scripts.cli.options import load_options
+from flowleap.scripts.cli.compose import registry_choices
+from flowleap.scripts.cli.options import describe, load_options
 from flowleap.scripts.cli.run import compose
 
 LOWDIM = Spec({"joints": ObsKey((5,))}, 2, n_obs_steps=2, horizon=16, n_action_steps=8)
@@ -53,6 +54,26 @@ def test_objectives(name: str) -> None:
         pytest.skip("objectives still have files")
     config = composed(f"objective={name}")["objective"]
     assert Objective(config).config == Objective({"name": name}).config == config
+
+
+def test_a_registry_with_shared_options_becomes_choices() -> None:
+    @dataclass(kw_only=True)
+    class Shared:
+        p: Annotated[float, Option("of the weight", 0, 10)] = 1.0
+
+    registry: Registry[Any] = Registry("objective", shared=Shared)
+
+    @registry.register("plain", p=0.0)
+    def plain(*, balance: Annotated[bool, Option("divide")] = True) -> None:
+        """Plain.
+
+        More.
+        """
+
+    choice = registry_choices(registry)["plain"]
+    assert choice.about == "Plain."
+    assert {key: p.default for key, p in choice.parameters.items()} == {"balance": True, "p": 0.0}
+    assert describe(choice.parameters["p"]) == "of the weight (0 to 10)"
 
 
 def test_the_trainer() -> None:

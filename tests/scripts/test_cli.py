@@ -88,6 +88,14 @@ def test_help_needs_neither_hydra_nor_torch() -> None:
     assert result.stderr.strip() == "[]"
 
 
+@pytest.mark.parametrize(
+    "words", ["main.main(['benchmark', '--help'])", "completion.candidates('flowleap eval task=')"]
+)
+def test_verbs_without_networks_need_no_torch(words: str) -> None:
+    code = f"import sys; from flowleap.scripts.cli import completion, main; {words}; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True).returncode == 0
+
+
 @pytest.mark.parametrize("verb", VERBS)
 def test_every_verb_has_help_that_names_its_options(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main([verb, "--help"]) == 0
