@@ -28,6 +28,8 @@ from flowleap.policy.flow.objectives import OBJECTIVES, Objective
 from flowleap.policy.policy import Policy
 from flowleap.policy.training.trainer import Trainer
 
+# A finite difference divides by 1e-4, and would make 1e-3 of what rounding differs by between one process and two.
+EXACT = {"name": "isd", "derivative": "jvp"}
 PLAIN = {"grad_clip": 1e9, "batch_size": 8}
 
 
@@ -130,14 +132,14 @@ def train_sharded(out: Path) -> None:
     for stop_at in (3, 6):
         # Accelerate offers FSDP to GPUs only.
         PartialState._shared_state["distributed_type"] = DistributedType.MULTI_GPU
-        trainer = make_trainer(out / "sharded", change=silent, accumulate=2, steps=6, stop_at=stop_at)
+        trainer = make_trainer(out / "sharded", EXACT, change=silent, accumulate=2, steps=6, stop_at=stop_at)
         assert all(isinstance(p, DTensor) for p in trainer.policy.parameters())
         if stop_at == 6:
             trainer.resume(out / "sharded")
         trainer.fit()
     PartialState._shared_state["distributed_type"] = DistributedType.MULTI_GPU
     with pytest.raises(FlowleapError, match=r"FSDP .*mixed_precision=no"):
-        make_trainer(out / "sharded", mixed_precision="bf16")
+        make_trainer(out / "sharded", EXACT, mixed_precision="bf16")
 
 
 def work(out: Path) -> None:
@@ -219,13 +221,15 @@ def test_processes_agree_on_when_to_stop(two_processes: Path) -> None:
 
 
 def test_sharded_training_equals_one_process(two_processes: Path, tmp_path: Path) -> None:
-    trainer = make_trainer(tmp_path, change=silent, steps=6)
+    trainer = make_trainer(tmp_path, EXACT, change=silent, steps=6)
     trainer.fit()
     for weights, policy in (("raw", trainer.policy), ("ema", trainer.ema_policy)):
         sharded = Policy.load(two_processes / "sharded", weights).state_dict()
         for name, x in policy.state_dict().items():
             assert torch.allclose(x, sharded[name], rtol=1e-3, atol=1e-5), name
-    resumed = make_trainer(tmp_path, change=silent, steps=6)  # one process goes on from what two have saved
+    resumed = make_trainer(
+        tmp_path, EXACT, change=silent, steps=6
+    )  # one process goes on from what two have saved
     resumed.resume(two_processes / "sharded")
     assert resumed.step == 6
 
