@@ -6,14 +6,10 @@ import gymnasium
 import numpy as np
 from gymnasium.spaces import Box, Dict
 
-from flowleap.datasets.windows import ShuffledIndices, Windows
+from flowleap.datasets.dataset import open_dataset
 from flowleap.envs import Task, format_line, make_task, policy_actor, register_task, rollout, summary
 from flowleap.envs.collect import collect
-from flowleap.envs.task_data import load_columns
-from flowleap.policy.core.spec import ObsKey, Spec
-from flowleap.policy.policy import Policy
-from flowleap.policy.training.config import TrainerConfig
-from flowleap.policy.training.trainer import Trainer
+from flowleap.policy import ObsKey, Policy, Spec, Trainer, TrainerConfig
 
 
 class ReachEnv(gymnasium.Env):
@@ -55,15 +51,11 @@ if __name__ == "__main__":
     task = make_task("own/reach")
     with tempfile.TemporaryDirectory() as scratch:
         collect(task, f"{scratch}/reach.zarr", episodes=50)
-        columns, ends, spec = load_columns(task, f"{scratch}/reach.zarr")
-        spec = spec.with_window(n_obs_steps=1, horizon=8, n_action_steps=4)
-        names = {"objective": "isd", "backbone": "mlp", "encoder": "lowdim"}
-        policy = Policy(spec, {part: {"name": name} for part, name in names.items()})
-        policy.normalizer.fit(columns)
-        windows = Windows(columns, ends, spec)
+        with open_dataset(f"{scratch}/reach.zarr") as dataset:
+            windows = dataset.windows(n_obs_steps=1, horizon=8, n_action_steps=4)
+        policy = Policy(windows.spec, {"objective": "isd", "backbone": "mlp", "encoder": "lowdim"})
         options = TrainerConfig(steps=200, warmup_steps=20, ema_decay=0.98, device="cpu", progress=False)
-        batches = ShuffledIndices(len(windows), options.batch_size, options.seed)
-        trainer = Trainer(policy, windows, batches, options, f"{scratch}/run")
+        trainer = Trainer(policy, windows, options, f"{scratch}/run")
         trainer.fit()
-        result = rollout(task, policy_actor(trainer.ema_policy, 1), spec, seeds=range(1000, 1020))
+        result = rollout(task, policy_actor(trainer.ema_policy, 1), policy.spec, seeds=range(1000, 1020))
     print(format_line(summary(result, task)))

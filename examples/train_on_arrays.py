@@ -13,13 +13,10 @@ from collections.abc import Mapping
 import numpy as np
 import torch
 
-from flowleap.datasets.windows import Windows
-from flowleap.policy import ObsKey, Policy, Spec, Trainer, TrainerConfig
+from flowleap.datasets.dataset import Dataset
+from flowleap.policy import Policy, Trainer, TrainerConfig
 
 EPISODES, LENGTH = 200, 40
-SPEC = Spec(
-    {"position": ObsKey((2,)), "goal": ObsKey((2,))}, action_dim=2, n_obs_steps=2, horizon=8, n_action_steps=4
-)
 
 
 def demonstrations(rng: np.random.Generator) -> tuple[dict[str, np.ndarray], np.ndarray]:
@@ -41,15 +38,15 @@ def report(trainer: Trainer, step: int, metrics: Mapping[str, float]) -> None:
 def main() -> None:
     """Train, then walk 20 times from the left to the right."""
     config = {
-        "objective": {"name": "isd"},
+        "objective": "isd",
         "backbone": {"name": "mlp", "width": 128, "depth": 2},
-        "encoder": {"name": "lowdim"},
-        "head_sigma": 0.02,
+        "encoder": "lowdim",
     }
     options = TrainerConfig(steps=400, warmup_steps=50, ema_decay=0.99, progress=False)
+    dataset = Dataset.from_arrays(*demonstrations(np.random.default_rng(0)))
+    windows = dataset.windows(n_obs_steps=2, horizon=8, n_action_steps=4)
     with tempfile.TemporaryDirectory() as run_dir:
-        windows = Windows(*demonstrations(np.random.default_rng(0)), SPEC)
-        trainer = Trainer(Policy(SPEC, config), windows, options, run_dir, callback=report)
+        trainer = Trainer(Policy(windows.spec, config), windows, options, run_dir, callback=report)
         policy = Policy.load(trainer.fit())  # the averaged weights
     walks = 20
     goal = torch.tensor([5.0, 0.0]).expand(walks, 2, 2)

@@ -55,8 +55,8 @@ class Policy(nn.Module):
 
     Args:
         spec: observation keys, action, To, H, Ta.
-        config: plain data with `objective`, `backbone`, `encoder` (each a registry `name` and its options),
-            `normalizer` (`obs` and `action` mode) and `head_sigma` (see `FlowMap`), the last two optional.
+        config: plain data with `objective`, `backbone`, `encoder` (each a registry `name` and its options, or
+            the name alone), `normalizer` (`obs` and `action` mode) and `head_sigma` (see `FlowMap`), the last two optional.
 
     Attributes:
         image_frames: how many of the To images, the latest ones, the encoder looks at.
@@ -74,6 +74,7 @@ class Policy(nn.Module):
                 raise FlowleapError(
                     f"policy config has no part {part!r}; it has {PARTS}{suggest(part, PARTS)}"
                 )
+        config = {key: {"name": part} if isinstance(part, str) else part for key, part in config.items()}
         for part in PARTS[:3]:
             if not isinstance(config.get(part), Mapping):
                 raise FlowleapError(f"policy config: part '{part}' is missing or not an object")

@@ -18,9 +18,8 @@ from flowleap.datasets.dataset import describe_formats
 from flowleap.datasets.public_files import PUBLIC
 from flowleap.envs.registry import list_tasks, make_task, open_families
 from flowleap.policy.core.errors import UsageError, suggest
-from flowleap.scripts.cli.compose import CONFIG_DIR, choices
+from flowleap.scripts.cli.compose import choices
 from flowleap.scripts.cli.main import run_verb
-from flowleap.scripts.cli.options import file_comment
 
 
 def main(cfg: DictConfig) -> None:
@@ -57,9 +56,7 @@ def describe_task(name: str) -> str:
 
 def describe_group(group: str) -> dict[str, str]:
     """Choice -> what it is, for one hydra group."""
-    files = sorted((CONFIG_DIR / group).glob("*.yaml"))
-    made = {name: choice.about for name, choice in choices(group).items()}
-    return {file.stem: file_comment(file) for file in files} | made
+    return {name: choice.about for name, choice in choices(group).items()}
 
 
 if __name__ == "__main__":

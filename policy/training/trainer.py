@@ -157,7 +157,10 @@ class Trainer:
             # Gradients cross processes once a step, with the last micro-batch.
             waiting = part < parts - 1
             with self.accelerator.no_sync(self.model) if waiting else nullcontext():
-                loss, terms = self._forward(rows_of(batch, rows), draw[rows])
+                try:
+                    loss, terms = self.model(rows_of(batch, rows), draw[rows])
+                except RuntimeError as error:
+                    raise (self.config.compile and compile_failure(error)) or error from error
                 self.accelerator.backward(loss / parts)
             for key, value in {"loss": loss.detach(), **terms}.items():
                 scalars[key] = scalars.get(key, 0) + value / parts
@@ -172,14 +175,6 @@ class Trainer:
         self.scheduler.step()
         update_average(self.ema, self.policy)
         return scalars
-
-    def _forward(self, batch: Batch, draw: Draw) -> tuple[Tensor, dict[str, Tensor]]:
-        try:
-            return self.model(batch, draw)
-        except RuntimeError as error:
-            if self.config.compile and (failure := compile_failure(error)):
-                raise failure from error
-            raise
 
     def fit(self) -> Path:
         """Train to `steps` (or `stop_at`, or until `patience` ends); return the last checkpoint's directory.

@@ -60,7 +60,7 @@ def choices(part: str) -> dict[str, Choice]:
     if part in _REGISTRIES:
         module, name = _REGISTRIES[part]
         registry = getattr(importlib.import_module(module), name)
-        return registry_choices(registry) if isinstance(registry, Registry) else {}  # else it has files
+        return registry_choices(registry)
     if part == "task":
         from flowleap.envs.registry import list_tasks
 

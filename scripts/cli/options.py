@@ -138,7 +138,7 @@ def shorten(names: Sequence[str], limit: int = 12) -> list[str]:
 def yaml_comments(file: Path) -> dict[str, str]:
     """Return dotted key -> comment (on its line, or else on the lines right above) of a YAML file.
 
-    A comment at the top of the file describes the file, not its first key: see `file_comment`.
+    A comment at the top of the file describes the file, not its first key.
     """
     found: dict[str, str] = {}
     above: list[str] = []
@@ -156,12 +156,6 @@ def yaml_comments(file: Path) -> dict[str, str]:
                 found[".".join(key for _, key in stack)] = comment
         above = []
     return found
-
-
-def file_comment(file: Path) -> str:
-    """Return the comment at the top of a YAML file, as one line."""
-    lines = _top_comment(file.read_text(encoding="utf-8").splitlines())
-    return " ".join(line.lstrip("# ").rstrip() for line in lines)
 
 
 def _top_comment(lines: Sequence[str]) -> list[str]:

@@ -50,8 +50,6 @@ def test_encoders(name: str) -> None:
 
 @pytest.mark.parametrize("name", OBJECTIVES)
 def test_objectives(name: str) -> None:
-    if not isinstance(OBJECTIVES, Registry):
-        pytest.skip("objectives still have files")
     config = composed(f"objective={name}")["objective"]
     assert Objective(config).config == Objective({"name": name}).config == config
 
@@ -93,7 +91,9 @@ def test_the_policy() -> None:
 
 def test_every_option_says_what_it_is() -> None:
     known = [parameters_of(Window), parameters_of(Normalizer), OPTIONS, {"head_sigma": HEAD_SIGMA}]
-    known += [registry.parameters(name) for registry in (BACKBONES, ENCODERS) for name in registry]
+    known += [
+        registry.parameters(name) for registry in (OBJECTIVES, BACKBONES, ENCODERS) for name in registry
+    ]
     for parameters in known:
         for key, parameter in parameters.items():
             assert parameter.option.help, key

@@ -145,7 +145,6 @@ def test_comments_of_yaml_files_become_help(tmp_path: Path) -> None:
         "# About the file,\n# in two lines.\na: 1  # one\n\n# above\nb:\n"
         "  # inner\n  c: [1, 2]\n  d: x # last\ne: 0\n"
     )
-    assert options.file_comment(tmp_path / "a.yaml") == "About the file, in two lines."
     found = options.yaml_comments(tmp_path / "a.yaml")
     assert found == {"a": "one", "b": "above", "b.c": "inner", "b.d": "last"}
 
