@@ -56,7 +56,8 @@ class Policy(nn.Module):
     Args:
         spec: observation keys, action, To, H, Ta.
         config: plain data with `objective`, `backbone`, `encoder` (each a registry `name` and its options, or
-            the name alone), `normalizer` (`obs` and `action` mode) and `head_sigma` (see `FlowMap`), the last two optional.
+            the name alone), `normalizer` (`obs` and `action` mode) and `head_sigma` (see `FlowMap`), the last two
+            optional.
 
     Attributes:
         image_frames: how many of the To images, the latest ones, the encoder looks at.
