@@ -67,7 +67,7 @@ def main(cfg: DictConfig) -> dict[str, Any]:
     export_result = stage("eval (export)", evaluate, f"checkpoint={exported}", "videos=0", *episodes)
     _draw(cfg, data, run, out)
     seconds["total"] = round(time.perf_counter() - start, 1)
-    results = {
+    results: dict[str, Any] = {
         "command": "flowleap demo",
         "seconds": seconds,
         "demonstrations": demonstrations,
