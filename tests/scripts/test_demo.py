@@ -59,7 +59,7 @@ def test_demo_without_the_extras(
         "batch_size=16",
     ]
     assert cli.main(["demo", *words, "episodes=2"]) == 0
-    assert "no video: imageio is not installed: pip install 'flowleap[video]'" in capsys.readouterr().out
+    assert "is not installed: pip install 'flowleap[video]'" in capsys.readouterr().out
     page = (tmp_path / "demo" / "README.md").read_text()
     assert "No video: it needs `pip install 'flowleap[video]'`" in page
     config = (tmp_path / "demo" / "run" / "config.yaml").read_text()
