@@ -64,7 +64,7 @@ def main(cfg: DictConfig) -> dict[str, Any]:
             frames, _ = record_episode(task, actor.act, actor.spec, seed)
             save_video(path, frames, fps=task.spec.control_hz or 10)
         except FlowleapError as error:  # no GL backend, no imageio: the scores stand, the pictures do not
-            console.print(f"no video: {error}", highlight=False, soft_wrap=True)
+            console.print(f"no video: {error}", highlight=False, soft_wrap=True, markup=False)
             break
         console.print(f"video: {path}", highlight=False, soft_wrap=True)
     return results

@@ -44,6 +44,28 @@ def test_demo_in_miniature(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     assert "choose another one" in capsys.readouterr().err
 
 
+def test_demo_without_the_extras(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The slalom needs the core alone; the missing video names its extra."""
+    for loaded in [m for m in sys.modules if m.split(".")[0] == "imageio"]:
+        monkeypatch.delitem(sys.modules, loaded)
+    monkeypatch.setitem(sys.modules, "imageio", None)
+    words = [
+        "task=probe/slalom",
+        f"out={tmp_path}/demo",
+        "demonstrations=2",
+        "train_steps=20",
+        "batch_size=16",
+    ]
+    assert cli.main(["demo", *words, "episodes=2"]) == 0
+    assert "is not installed: pip install 'flowleap[video]'" in capsys.readouterr().out
+    page = (tmp_path / "demo" / "README.md").read_text()
+    assert "No video: it needs `pip install 'flowleap[video]'`" in page
+    config = (tmp_path / "demo" / "run" / "config.yaml").read_text()
+    assert "max_frequency: 30" in config
+
+
 def evaluation(objective: str, nfe: int, seed: int, rewards: list[float]) -> dict[str, Any]:
     rows = [
         {"seed": i, "max_reward": r, "success": r > 0.9, "outcomes": {"open": r > 0.6}}
