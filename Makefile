@@ -19,7 +19,7 @@ check: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/mypy --strict -p flowleap.policy.core -p flowleap.policy.flow
+	$(BIN)/mypy --strict --follow-imports=silent -p flowleap.policy.core -p flowleap.policy.flow
 
 docs: $(STAMP)
 	@$(BIN)/python -c 'import material, mkdocstrings_handlers.python' 2>/dev/null || \
