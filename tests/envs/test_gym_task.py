@@ -120,8 +120,7 @@ def test_what_does_not_fit_is_named(name, message):
         make_task(name)
 
 
-def test_mujoco_environments_need_mujoco():
-    pytest.importorskip("mujoco", reason="needs pip install 'flowleap[probe]'")
+def test_mujoco_environments_of_gymnasium_are_tasks():
     task = make_task("gym/HalfCheetah-v5")
     assert (task.spec.observations, task.spec.action_dim) == ({"observations": ObsKey((17,))}, 6)
     assert task.spec.control_hz == pytest.approx(20)

@@ -25,8 +25,6 @@ from flowleap.envs.tasks.slalom import (
     SlalomExpert,
 )
 
-pytest.importorskip("mujoco")
-
 TASK = make_task("probe/slalom")
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 import torch
 from torch import Tensor, nn
@@ -29,10 +30,6 @@ from flowleap.policy.deploy.parity import action_range, eager_act, parity
 from flowleap.policy.deploy.runtime import ExportedPolicy, fingerprint
 from flowleap.policy.policy import Policy
 from flowleap.scripts.cli.run import compose
-
-onnx = pytest.importorskip("onnx", reason="needs the deploy extra")
-pytest.importorskip("onnxscript", reason="needs the deploy extra")
-pytest.importorskip("onnxruntime", reason="needs the deploy extra")
 
 # Keys with a dot, a non-ASCII letter and a space: none of them may reach the graph.
 SPEC = Spec({"agent.pos": ObsKey((2,)), "Würfel points": ObsKey((3, 2))}, 2, 2, 4, 3, 10.0)

@@ -6,8 +6,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
 
@@ -25,6 +23,4 @@ def test_train_on_arrays() -> None:
 
 
 def test_new_backbone() -> None:
-    pytest.importorskip("onnxscript", reason="needs the deploy extra")
-    pytest.importorskip("onnxruntime", reason="needs the deploy extra")
     assert "actions: (1, 4, 2)" in output_of("new_backbone")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
@@ -36,8 +37,15 @@ def test_checkpoints_act_as_they_did(name: str) -> None:
     np.testing.assert_allclose(action, EXPECTED[f"{name}/action"], rtol=TOLERANCE, atol=TOLERANCE)
 
 
+def test_a_checkpoint_older_than_head_sigma_has_none(tmp_path: Path) -> None:
+    copy = shutil.copytree(OLD / "checkpoints" / "mlp_isd", tmp_path / "checkpoint")
+    manifest = json.loads((copy / "policy.json").read_text())
+    del manifest["policy"]["head_sigma"]
+    (copy / "policy.json").write_text(json.dumps(manifest))
+    assert Policy.load(copy).head_sigma == 0.0
+
+
 def test_the_export_acts_as_it_did() -> None:
-    pytest.importorskip("onnxruntime", reason="needs the deploy extra")
     exported = ExportedPolicy.load(OLD / "export_nfe1")
     action = exported.act(observations("export_nfe1"), EXPECTED["export_nfe1/noise"])
     np.testing.assert_allclose(action, EXPECTED["export_nfe1/action"], rtol=TOLERANCE, atol=TOLERANCE)

@@ -107,7 +107,6 @@ def test_the_adroit_demonstrations_in_place(pusht_human: Path) -> None:
 
 @pytest.mark.parametrize("noise", [0.0, 0.2])
 def test_collected_episodes_replay_exactly_from_their_seeds(noise: float) -> None:
-    pytest.importorskip("mujoco")
     store = collect("probe/slalom", f"action_noise={noise * 0.05}")
     result = main(compose("replay", ["task=probe/slalom", f"dataset={store}"]))
     for row in result["rows"]:
@@ -126,7 +125,6 @@ def test_metaworld_replays_exactly_from_its_seeds() -> None:
 
 
 def test_versions_that_differ_are_named(capsys: pytest.CaptureFixture[str]) -> None:
-    pytest.importorskip("mujoco")
     store = EpisodeStore(collect("probe/slalom"))
     assert store.spec is not None
     old = dataclasses.replace(store.spec, source={**store.spec.source, "versions": {"mujoco": "2.1.0"}})
@@ -145,7 +143,6 @@ def test_versions_that_differ_are_named(capsys: pytest.CaptureFixture[str]) -> N
 
 
 def test_what_cannot_be_replayed_is_said(capsys: pytest.CaptureFixture[str]) -> None:
-    pytest.importorskip("mujoco")
     spec = make_task("probe/slalom").spec
     columns = {key: np.zeros((3, *obs.shape), np.float32) for key, obs in spec.observations.items()}
     with EpisodeWriter("noseed.zarr", spec) as writer:
