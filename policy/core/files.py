@@ -19,26 +19,15 @@ from safetensors import SafetensorError
 from flowleap.policy.core.errors import FlowleapError
 from flowleap.policy.core.versions import package_versions
 
-_PACKAGES = (
-    "flowleap",
-    "numpy",
-    "gymnasium",
-    "gym-pusht",
-    "pymunk",
-    "metaworld",
-    "gymnasium-robotics",
-    "robosuite",
-    "mujoco",
-    "torch",
-    "onnxruntime",
-)
+_SIMULATORS = ("gymnasium", "gym-pusht", "pymunk", "metaworld", "gymnasium-robotics", "robosuite", "mujoco")
 
 
 def write_results(path: str | os.PathLike[str], results: Mapping[str, Any]) -> Path:
     """Write `results` as JSON, atomically, beside package versions, platform and date; return the path."""
     path = Path(path)
+    versions = package_versions("flowleap", "numpy", *_SIMULATORS, "torch", "onnxruntime")
     origin = {
-        "versions": {name: version for name, version in package_versions(*_PACKAGES).items() if version},
+        "versions": {name: version for name, version in versions.items() if version},
         "python": platform.python_version(),
         "platform": platform.platform(),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -53,11 +42,8 @@ def write_results(path: str | os.PathLike[str], results: Mapping[str, Any]) -> P
 def atomic(path: Path, temporary: Path | None = None) -> Iterator[Path]:
     """Lend a hidden name beside `path` for a file or a folder, and give what is there the final name at the end.
 
-    What had the name before is replaced. If the block fails, nothing is left under the hidden name.
-
-    Args:
-        path: the final name; its folder is created.
-        temporary: a hidden name of the caller's own, see `temporary_name`; a job's is kept when it is killed.
+    What had the name before is replaced; the folder of `path` is created. If the block fails, nothing is left under
+    the hidden name. It may be the caller's own, see `temporary_name`; a job's is kept when it is killed.
     """
     temporary = temporary or temporary_name(path)
     retired = temporary.with_name(f"{temporary.name}.old")

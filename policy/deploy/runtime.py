@@ -11,7 +11,6 @@ outside itself is refused. onnxruntime runs its own kernels only, as no custom-o
 from __future__ import annotations
 
 import hashlib
-import importlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -20,8 +19,8 @@ from typing import Any
 
 import numpy as np
 
-from flowleap.policy.core.errors import FlowleapError, suggest
-from flowleap.policy.core.spec import ObsKey, Spec
+from flowleap.policy.core.errors import FlowleapError, optional_import, require_whole, suggest
+from flowleap.policy.core.spec import ObsKey, Spec, read_json
 from flowleap.policy.deploy.onnx_file import refuse_external_data
 
 FORMAT = "flowleap-export"
@@ -37,10 +36,7 @@ _ONNX_TYPES = {"tensor(float)": np.dtype(np.float32), "tensor(uint8)": np.dtype(
 
 def require_deploy(*modules: str) -> list[ModuleType]:
     """Import the optional packages of deployment, or raise `FlowleapError` naming the pip extra."""
-    try:
-        return [importlib.import_module(module) for module in modules]
-    except ModuleNotFoundError as error:
-        raise FlowleapError(f"{error.name} is not installed: pip install 'flowleap[deploy]'") from error
+    return [optional_import(module, extra="deploy") for module in modules]
 
 
 def input_dtype(obs: ObsKey) -> np.dtype:
@@ -93,8 +89,7 @@ class ExportedPolicy:
             FlowleapError: onnxruntime is missing, or the folder is missing, damaged, tampered with or of
                 another format version; the message names the file and the field.
         """
-        if isinstance(threads, bool) or not isinstance(threads, int) or threads < 1:
-            raise FlowleapError(f"threads must be a whole number >= 1, got {threads!r}")
+        require_whole("threads", threads)
         folder = Path(folder)
         manifest = read_manifest(folder)
         spec = Spec.from_dict(manifest["spec"], f"{folder / MANIFEST}: spec")
@@ -111,8 +106,7 @@ class ExportedPolicy:
         """Choose an action chunk.
 
         Args:
-            obs: {key: [B, To, *shape]}, real units (images uint8), the current frame last; other keys are
-                ignored.
+            obs: {key: [B, To, *shape]}, real units (images uint8), the current frame last; others are ignored.
             noise: z ~ N(0, I) [B, H, A]; drawn from the policy's own generator if `None`.
 
         Returns:
@@ -153,24 +147,9 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         raise FlowleapError(
             f"{folder} is not an exported policy: it has no {MANIFEST} (see `flowleap export`)"
         )
-    try:
-        manifest = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise FlowleapError(f"{file}: not readable as JSON ({error}); the export is damaged") from error
-    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
-        raise FlowleapError(f"{file}: 'format' is not {FORMAT!r}; this is not an exported policy")
-    found = manifest.get("format_version")
-    if found != FORMAT_VERSION:
-        raise FlowleapError(
-            f"{file}: format version {found!r}, this flowleap reads {FORMAT_VERSION}; "
-            "export again, or install the flowleap that wrote it"
-        )
-    for name, kind in {**CONTRACT, "sha256": str}.items():
-        if name not in manifest:
-            raise FlowleapError(f"{file}: field '{name}' is missing")
-        if not isinstance(manifest[name], kind) or isinstance(manifest[name], bool):
-            raise FlowleapError(f"{file}: field '{name}' must be {kind.__name__}, got {manifest[name]!r:.80}")
-    return manifest
+    fields, what = {**CONTRACT, "sha256": str}, ("export", "an exported policy")
+    remedy = "export again, or install the flowleap that wrote it"
+    return read_json(file, (FORMAT, FORMAT_VERSION), fields, what, remedy)
 
 
 def _open_session(file: Path, sha256: str, threads: int) -> Any:
