@@ -78,8 +78,7 @@ def remove(path: Path) -> None:
 def write_directory(path: Path, fill: Callable[[Path], None]) -> None:
     """Create directory `path` with the contents that `fill(temporary)` writes; all or nothing.
 
-    Raises:
-        FlowleapError: the disk is full or the place is not writable; nothing half-written remains.
+    On a full disk or in a place that is not writable, raise `FlowleapError` and leave nothing half-written.
     """
     try:
         with atomic(path) as temporary:

@@ -22,6 +22,7 @@ from typing import Annotated, Any, Generic, Literal, TypeVar, Union, get_args, g
 from flowleap.policy.core.errors import FlowleapError, require_int, require_number, suggest
 
 T = TypeVar("T", bound=Callable[..., Any])
+_IN_WORDS = {bool: "true or false", str: "a text"}
 
 
 @dataclass(frozen=True)
@@ -107,16 +108,13 @@ def _checked(name: str, value: Any, parameter: Parameter) -> Any:
             raise FlowleapError(
                 f"{name} must be one of {', '.join(map(repr, get_args(kind)))}, got {value!r}"
             )
-    elif kind is bool:
-        if not isinstance(value, bool):
-            raise FlowleapError(f"{name} must be true or false, got {value!r}")
+    elif kind in (bool, str):
+        if not isinstance(value, kind):
+            raise FlowleapError(f"{name} must be {_IN_WORDS[kind]}, got {value!r}")
     elif kind is int:
         require_int(name, value, int(option.low), int(option.high))
     elif kind is float:
         return require_number(name, value, option.low, option.high)
-    elif kind is str:
-        if not isinstance(value, str):
-            raise FlowleapError(f"{name} must be a text, got {value!r}")
     elif get_origin(kind) in (Sequence, tuple, list):
         if isinstance(value, str) or not isinstance(value, Sequence):
             raise FlowleapError(f"{name} must be a list, got {value!r}")

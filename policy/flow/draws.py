@@ -7,7 +7,7 @@ seed means one draw, on any device and with any number of processes.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from torch import Tensor
@@ -46,7 +46,7 @@ class Draw:
         moved = {key: x.to(device, non_blocking=True) for key, x in self.tensors().items()}
         return replace(self, **moved | {"off_diagonal": self.off_diagonal})
 
-    def tensors(self) -> dict[str, Tensor]:
+    def tensors(self) -> dict[str, Any]:
         """All fields but `progress`, by name."""
         return {key: x for key, x in vars(self).items() if isinstance(x, Tensor)}
 

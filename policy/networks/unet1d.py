@@ -81,15 +81,13 @@ class UNet1dBackbone(nn.Module):
             return ResidualBlock(c_in, c_out, c_dim, kernel, groups)
 
         levels = list(channels)
-        self.down = nn.ModuleList()
-        self.shrink = nn.ModuleList()
+        self.down, self.shrink = nn.ModuleList(), nn.ModuleList()
         for i, (c_in, c_out) in enumerate(zip([action_dim, *levels], levels, strict=False)):
             self.down.append(nn.ModuleList([block(c_in, c_out), block(c_out, c_out)]))
             last = i == len(levels) - 1
             self.shrink.append(nn.Identity() if last else nn.Conv1d(c_out, c_out, 3, stride=2, padding=1))
         self.middle = nn.ModuleList([block(levels[-1], levels[-1]), block(levels[-1], levels[-1])])
-        self.up = nn.ModuleList()
-        self.grow = nn.ModuleList()
+        self.up, self.grow = nn.ModuleList(), nn.ModuleList()
         for c_high, c_low in zip(levels[:0:-1], levels[-2::-1], strict=True):
             self.up.append(nn.ModuleList([block(2 * c_high, c_low), block(c_low, c_low)]))
             self.grow.append(nn.ConvTranspose1d(c_low, c_low, 4, stride=2, padding=1))

@@ -18,9 +18,7 @@ from flowleap.policy.core.files import atomic
 class MetricsLog:
     """Appends rows to `run_dir/metrics.jsonl` and scalars to TensorBoard in `run_dir/tensorboard`.
 
-    Args:
-        run_dir: created if missing.
-        step: rows of later steps, left by a run that went further than its last checkpoint, are dropped.
+    Rows of steps after `step`, left by a run that went further than its last checkpoint, are dropped.
     """
 
     def __init__(self, run_dir: Path, step: int = 0) -> None:

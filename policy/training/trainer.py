@@ -102,12 +102,11 @@ class Trainer:
         self.optimizer = torch.optim.AdamW(
             self.policy.parameters(), config.lr, config.betas, weight_decay=config.weight_decay, fused=True
         )
-        self.scheduler = get_scheduler(
-            config.schedule,
-            self.optimizer,
-            num_warmup_steps=config.warmup_steps,
-            num_training_steps=config.steps,
-        )
+        lengths: dict[str, Any] = {
+            "num_warmup_steps": config.warmup_steps,
+            "num_training_steps": config.steps,
+        }
+        self.scheduler = get_scheduler(config.schedule, self.optimizer, **lengths)
         self.guard, self.stopping = FiniteGuard(), EarlyStopping(config.patience)
         self.stop_reason: str | None = None
         self.step = 0
@@ -294,13 +293,9 @@ class Trainer:
             }
             states = {"raw": weights, "ema": self.ema_policy.state_dict()}
             info = {**self.policy.info, "step": self.step, "trainer": asdict(self.config)}
+            spec, config = self.policy.spec, self.policy.config
             write_policy(
-                path,
-                states,
-                self.policy.spec,
-                self.policy.config,
-                info,
-                lambda folder: torch.save(state, folder / TRAINER_STATE),
+                path, states, spec, config, info, lambda folder: torch.save(state, folder / TRAINER_STATE)
             )
             point_last(checkpoints, path, self.config.keep_checkpoints)
         return path
