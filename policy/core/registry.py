@@ -139,7 +139,7 @@ class Registry(Generic[T]):
         self._shared_by: dict[str, tuple[Callable[..., Any] | None, dict[str, Any]]] = {}
 
     def register(
-        self, name: str, shared: Callable[..., Any] | None = None, **defaults: Any
+        self, name: str, shared: Callable[..., Any] | None = None, /, **defaults: Any
     ) -> Callable[[T], T]:
         """Decorator: make the class or function available under `name`; `defaults` are of shared options."""
 

@@ -179,10 +179,9 @@ def read_json(
 
     Args:
         file: where it is.
-        wanted: the values of `format` and `format_version`.
+        wanted: the values of `format` and `format_version`; `remedy` says what to do about another version.
         fields: name -> type of what must be there, too.
-        what: it is, for messages: a short name, and one with an article.
-        remedy: for a file of another version.
+        what: it is, for messages, such as ("checkpoint", "a flowleap checkpoint").
     """
     try:
         manifest = json.loads(file.read_text(encoding="utf-8"))

@@ -200,13 +200,9 @@ def fold_times(policy: Policy, steps: int, example: tuple[Tensor, ...]) -> None:
 
 
 def _example(policy: Policy, batch: int) -> tuple[Tensor, ...]:
-    spec = policy.spec
-    noise = torch.zeros(batch, spec.horizon, spec.action_dim)
-    obs = [
-        torch.zeros(batch, spec.n_obs_steps, *o.shape, dtype=getattr(torch, runtime.input_dtype(o).name))
-        for o in spec.observations.values()
-    ]
-    return noise, *obs
+    noise = torch.zeros(batch, policy.spec.horizon, policy.spec.action_dim)
+    inputs = runtime.graph_inputs(policy.spec).values()
+    return noise, *(torch.zeros(batch, *shape, dtype=getattr(torch, dtype.name)) for shape, dtype in inputs)
 
 
 def _strip(model: Any) -> None:

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from flowleap.policy.core.errors import FlowleapError, optional_import, require_whole, suggest
-from flowleap.policy.core.spec import ObsKey, Spec, read_json
+from flowleap.policy.core.spec import Spec, read_json
 from flowleap.policy.deploy.onnx_file import refuse_external_data
 
 FORMAT = "flowleap-export"
@@ -39,9 +39,13 @@ def require_deploy(*modules: str) -> list[ModuleType]:
     return [optional_import(module, extra="deploy") for module in modules]
 
 
-def input_dtype(obs: ObsKey) -> np.dtype:
-    """What the graph takes: uint8 for images, float32 for everything else."""
-    return np.dtype(np.uint8 if obs.kind == "rgb" else np.float32)
+def graph_inputs(spec: Spec) -> dict[str, tuple[list[int], np.dtype]]:
+    """Shape [To, *shape] and dtype of each observation in the graph: uint8 for images, else float32."""
+    images, others = np.dtype(np.uint8), np.dtype(np.float32)
+    return {
+        key: ([spec.n_obs_steps, *obs.shape], images if obs.kind == "rgb" else others)
+        for key, obs in spec.observations.items()
+    }
 
 
 def fingerprint(manifest: Mapping[str, Any]) -> str:
@@ -62,8 +66,7 @@ class ExportedPolicy:
     """
 
     def __init__(self, manifest: dict[str, Any], spec: Spec, session: Any, seed: int | None) -> None:
-        self.manifest = manifest
-        self.spec = spec
+        self.manifest, self.spec = manifest, spec
         self.steps: int = manifest["steps"]
         self.objective: str = manifest["objective"]
         task = manifest.get("task")
@@ -71,10 +74,7 @@ class ExportedPolicy:
         self._session = session
         self._rng = np.random.default_rng(seed)
         self._noise_shape = (spec.horizon, spec.action_dim)
-        self._inputs = [
-            (key, manifest["inputs"][key], (spec.n_obs_steps, *obs.shape), input_dtype(obs))
-            for key, obs in spec.observations.items()
-        ]
+        self._inputs = graph_inputs(spec)
 
     @classmethod
     def load(cls, folder: str | Path, threads: int = 1, seed: int | None = None) -> ExportedPolicy:
@@ -117,7 +117,7 @@ class ExportedPolicy:
         """
         feed: dict[str, np.ndarray] = {}
         batch = 0
-        for key, name, shape, dtype in self._inputs:
+        for key, (shape, dtype) in self._inputs.items():
             if key not in obs:
                 raise FlowleapError(f"observation '{key}' is missing; got {sorted(obs)}{suggest(key, obs)}")
             array = _as_input(f"observation '{key}'", obs[key], dtype)
@@ -126,9 +126,9 @@ class ExportedPolicy:
                 raise FlowleapError(
                     f"observation '{key}': expected [batch, {', '.join(map(str, shape))}]"
                     f"{f' with batch {batch}' if batch else ''}, got {list(array.shape)}"
-                    f"{'; add the batch axis with x[None]' if array.shape == shape else ''}"
+                    f"{'; add the batch axis with x[None]' if list(array.shape) == shape else ''}"
                 )
-            feed[name] = array
+            feed[self.manifest["inputs"][key]] = array
         if noise is None:
             noise = self._rng.standard_normal((batch, *self._noise_shape), dtype=np.float32)
         noise = _as_input(NOISE, noise, np.dtype(np.float32))
@@ -188,10 +188,7 @@ def _check_graph(folder: Path, session: Any, manifest: Mapping[str, Any], spec: 
         raise FlowleapError(
             f"{other}: {', '.join(CONTRACT)} are not the ones it was exported with; export it again"
         )
-    wanted: dict[str, tuple[list[int], np.dtype]] = {
-        manifest["inputs"][key]: ([spec.n_obs_steps, *obs.shape], input_dtype(obs))
-        for key, obs in spec.observations.items()
-    }
+    wanted = {manifest["inputs"][key]: shape_and_dtype for key, shape_and_dtype in graph_inputs(spec).items()}
     wanted[NOISE] = ([spec.horizon, spec.action_dim], np.dtype(np.float32))
     found = {x.name: (list(x.shape[1:]), _ONNX_TYPES.get(x.type)) for x in session.get_inputs()}
     if found != wanted:

@@ -78,7 +78,7 @@ class ShuffledIndices:
             raise FlowleapError(
                 f"state of the index stream (epoch {epoch}, position {position}) does not fit {self.n} windows"
             )
-        self.epoch, self.position = epoch, position  # indices of this epoch that were handed out
+        self.epoch, self.position = epoch, position  # position: indices of this epoch already handed out
         self._order: NDArray[np.int64] = np.random.default_rng([self.seed, epoch]).permutation(self.n)
 
 
