@@ -155,7 +155,7 @@ class Policy(nn.Module):
 
     @torch.no_grad()
     def act(self, obs: Mapping[str, Tensor], noise: Tensor | None = None, steps: int | None = None) -> Tensor:
-        """Choose an action chunk, [B, Ta, A] in real units; training-time noise and dropout are off in any mode.
+        """Choose an action chunk [B, Ta, A] in real units; training-time noise and dropout are always off.
 
         Args:
             obs: {key: [B, To, *shape]}, real units (images uint8), the current frame last.

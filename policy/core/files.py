@@ -42,8 +42,8 @@ def write_results(path: str | os.PathLike[str], results: Mapping[str, Any]) -> P
 def atomic(path: Path, temporary: Path | None = None) -> Iterator[Path]:
     """Lend a hidden name beside `path` for a file or a folder, and give what is there the final name at the end.
 
-    What had the name before is replaced; the folder of `path` is created. If the block fails, nothing is left under
-    the hidden name. It may be the caller's own, see `temporary_name`; a job's is kept when it is killed.
+    What had the name before is replaced; the folder of `path` is created. If the block fails, nothing stays
+    under the hidden name, which may be the caller's, see `temporary_name`; a job's is kept when it is killed.
     """
     temporary = temporary or temporary_name(path)
     retired = temporary.with_name(f"{temporary.name}.old")

@@ -128,8 +128,8 @@ class Registry(Generic[T]):
 
     Args:
         kind: what it holds, for messages; also the name of hydra's group.
-        shared: a keyword-only dataclass of options that entries have beside their own; each entry may name another
-            one, and set other defaults, when it is registered.
+        shared: a keyword-only dataclass of options that entries have beside their own; each entry may name
+            another one, and set other defaults, when it is registered.
     """
 
     def __init__(self, kind: str, shared: Callable[..., Any] | None = None) -> None:

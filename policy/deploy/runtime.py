@@ -106,7 +106,7 @@ class ExportedPolicy:
         """Choose an action chunk.
 
         Args:
-            obs: {key: [B, To, *shape]}, real units (images uint8), the current frame last; others are ignored.
+            obs: {key: [B, To, *shape]}, real units (images uint8), the current frame last; others ignored.
             noise: z ~ N(0, I) [B, H, A]; drawn from the policy's own generator if `None`.
 
         Returns:

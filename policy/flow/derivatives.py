@@ -32,7 +32,7 @@ def total_derivative(
 
     With the tangents (v, 1, None) this is D_v u = (d_x u) v + d_t u, the derivative along the flow at fixed s.
 
-    The point is (x [B,H,A], t [B], s [B]). `value` is u(x, t, s) where the caller has it: saves a pass of `difference`.
+    The point is (x [B,H,A], t [B], s [B]); `value`, u(x, t, s) if known, saves a pass of `difference`.
     """
     device = point[0].device.type
     # In float32 whatever the autocast: bfloat16 rounding, divided by eps, would swamp a difference.

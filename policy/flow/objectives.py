@@ -316,8 +316,8 @@ def ddpm(u: FlowMap, batch: FlowBatch, *, prediction: Predicted = "epsilon") -> 
 class Objective:
     """A named objective with its options: draws the randomness of a batch and computes the scalar loss.
 
-    `config` holds its `name`, the options of that objective's function, and those of `SharedOptions`; an unknown name
-    or option, or a value out of range, raises `FlowleapError`.
+    `config` holds its `name`, the options of that objective's function, those of `SharedOptions`; an unknown
+    name or option, or a value out of range, raises `FlowleapError`.
     """
 
     def __init__(self, config: Mapping[str, Any]) -> None:

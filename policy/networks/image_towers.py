@@ -58,7 +58,7 @@ def head(channels: int, size: tuple[int, int], features: int, keypoints: bool) -
 def cnn(
     size: tuple[int, int], channels: Sequence[int], halvings: int, features: int, keypoints: bool
 ) -> nn.Sequential:
-    """A few 3 x 3 convolutions (the first 5 x 5), the first `halvings` of stride 2, for images of a (height, width).
+    """A few 3 x 3 convolutions (the first 5 x 5), the first `halvings` with stride 2; size (height, width).
 
     Their `channels` are multiples of 8; `keypoints` is a spatial soft-max instead of all places side by side.
     """
@@ -95,8 +95,8 @@ def resnet18(features: int, weights: str | None) -> nn.Sequential:
 def vit(size: tuple[int, int], model: str, features: int, weights: str | None) -> nn.Sequential:
     """A vision transformer of timm (DINO, DINOv2, ...), its pooled output mapped to D features.
 
-    The (height, width) are multiples of the patch size. Nothing is downloaded; of `weights`, a local file of timm's,
-    the position embeddings of another image size are resampled.
+    `size` is (height, width), multiples of the patch size. Nothing is downloaded; of `weights`, a file of
+    timm's, the position embeddings of another image size are resampled.
     """
     timm = optional_import("timm", extra="vision")
     known = timm.list_models("*vit*")

@@ -28,7 +28,7 @@ class FiLMBlock(nn.Module):
 
 
 class MLPBackbone(nn.Module):
-    """Residual MLP over the flattened chunk with FiLM conditioning: fast on a CPU, the default for state policies."""
+    """FiLM-conditioned residual MLP over the flat chunk: fast on a CPU, the default for state policies."""
 
     def __init__(
         self,

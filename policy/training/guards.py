@@ -74,7 +74,7 @@ class FiniteGuard:
 
 @dataclass
 class EarlyStopping:
-    """Counts in `stale` the evaluations since the score was `best`; `patience` of them end the run, 0 never does."""
+    """Counts in `stale` the evaluations since the `best` score; `patience` of them end a run, 0 never."""
 
     patience: int
     best: float = -math.inf

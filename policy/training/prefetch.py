@@ -14,8 +14,8 @@ from flowleap.policy.training.batches import IndexStream, Windows
 class Prefetcher:
     """An endless stream of (global window indices [B], gathered arrays of this process's `rows` of them).
 
-    `indices`, the stream of global batches, runs ahead, so that its place must be asked for here. Each of the threads,
-    `workers`, has one more batch in flight; 0 gathers when asked.
+    `indices`, the stream of global batches, runs ahead, so that its place must be asked for here. Each of the
+    `workers`, threads, has one more batch in flight; 0 gathers when asked.
     """
 
     def __init__(self, windows: Windows, indices: IndexStream, rows: slice, workers: int) -> None:
