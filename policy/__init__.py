@@ -33,18 +33,8 @@ _MODULES = {
     "export": "deploy.export",
 }
 
-__all__ = [
-    "BACKBONES",
-    "ExportedPolicy",
-    "FlowMap",
-    "FlowleapError",
-    "ObsKey",
-    "Policy",
-    "Spec",
-    "Trainer",
-    "TrainerConfig",
-    "export",
-]
+__all__ = ["BACKBONES", "ExportedPolicy", "FlowMap", "FlowleapError", "ObsKey"]
+__all__ += ["Policy", "Spec", "Trainer", "TrainerConfig", "export"]
 
 
 if not TYPE_CHECKING:  # a checker would take every misspelt name for `Any`

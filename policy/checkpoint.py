@@ -26,7 +26,7 @@ from torch import Tensor
 
 from flowleap.policy.core.errors import FlowleapError
 from flowleap.policy.core.files import write_directory
-from flowleap.policy.core.spec import Spec
+from flowleap.policy.core.spec import Spec, read_json
 from flowleap.policy.core.versions import flowleap_version
 
 FORMAT = "flowleap-policy"
@@ -34,7 +34,6 @@ FORMAT_VERSION = 1
 WEIGHTS = "model.safetensors"
 MANIFEST = "policy.json"
 TRAINER_STATE = "trainer.pt"
-POLICY_FIELDS = ("format", "format_version", "spec", "policy")
 
 
 @dataclass(frozen=True)
@@ -94,24 +93,8 @@ def resolve(path: Path) -> Path:
 
 def read_manifest(path: Path) -> dict[str, Any]:
     """Parse and check `policy.json`; raise `FlowleapError` naming the file and the field."""
-    file = path / MANIFEST
-    try:
-        manifest = json.loads(file.read_text())
-    except (OSError, ValueError, RecursionError) as error:
-        raise FlowleapError(f"{file}: not readable as JSON ({error}); the checkpoint is damaged") from error
-    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
-        raise FlowleapError(f"{file}: 'format' is not {FORMAT!r}; this is not a flowleap checkpoint")
-    for name in POLICY_FIELDS:
-        if name not in manifest:
-            raise FlowleapError(f"{file}: field '{name}' is missing")
-    found = manifest["format_version"]
-    if found != FORMAT_VERSION:
-        raise FlowleapError(
-            f"{file}: format version {found!r}, this flowleap reads {FORMAT_VERSION}; upgrade flowleap"
-        )
-    if not isinstance(manifest["policy"], dict):
-        raise FlowleapError(f"{file}: field 'policy' must be an object")
-    return manifest
+    fields, what = {"spec": dict, "policy": dict}, ("checkpoint", "a flowleap checkpoint")
+    return read_json(path / MANIFEST, (FORMAT, FORMAT_VERSION), fields, what, "upgrade flowleap")
 
 
 def read_policy(path: Path, weights: str = "ema") -> StoredPolicy:
@@ -126,14 +109,9 @@ def read_policy(path: Path, weights: str = "ema") -> StoredPolicy:
         raise FlowleapError(f"{path / WEIGHTS}: {error}; the checkpoint is damaged") from error
     prefix = f"{weights}."
     state = {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
-    info = manifest.get("info")
-    return StoredPolicy(
-        path,
-        Spec.from_dict(manifest["spec"], f"{path / MANIFEST}: spec"),
-        manifest["policy"],
-        info if isinstance(info, dict) else {},
-        state,
-    )
+    info = manifest["info"] if isinstance(manifest.get("info"), dict) else {}
+    spec = Spec.from_dict(manifest["spec"], f"{path / MANIFEST}: spec")
+    return StoredPolicy(path, spec, manifest["policy"], info, state)
 
 
 def read_trainer_state(path: Path) -> dict[str, Any]:

@@ -23,8 +23,6 @@ from flowleap.policy.normalizer import ACTION, Normalizer
 
 Batch = Mapping[str, Any]
 PARTS = ("objective", "backbone", "encoder", "normalizer", "head_sigma")
-
-
 HEAD_SIGMA = Parameter(
     float,
     0.02,
@@ -94,10 +92,9 @@ class Policy(nn.Module):
                 f"backbone.dropout > 0 ('{name}') needs objective.derivative=jvp: a finite difference would subtract "
                 "two different dropout masks"
             )
-        given = {key: value for key, value in config.items() if key == "head_sigma"}
-        self.head_sigma: float = check_options("policy", {"head_sigma": HEAD_SIGMA}, given, "policy")[
-            "head_sigma"
-        ]
+        known = {"head_sigma": HEAD_SIGMA}
+        given = {key: config[key] for key in known if key in config}
+        self.head_sigma: float = check_options("policy", known, given, "policy")["head_sigma"]
         self.config: dict[str, Any] = {
             "objective": self.objective.config,
             "backbone": backbone,
@@ -146,10 +143,9 @@ class Policy(nn.Module):
         return self.objective.draw(batch, self.spec.horizon, self.spec.action_dim, generator, progress)
 
     def loss(self, batch: Batch, draw: Draw | None = None) -> tuple[Tensor, dict[str, Tensor]]:
-        """Training loss of a batch {"obs": {key: [B,To,...]}, "action": [B,H,A]} in real units.
+        """Scalar loss, and the detached mean of each term, of {"obs": {key: [B,To,...]}, "action": [B,H,A]}.
 
-        Returns:
-            Scalar loss and the detached mean of each term.
+        The batch is in real units.
         """
         actions = self.normalizer.normalize(ACTION, batch["action"])
         draw = self.draw(len(actions)) if draw is None else draw
@@ -159,15 +155,12 @@ class Policy(nn.Module):
 
     @torch.no_grad()
     def act(self, obs: Mapping[str, Tensor], noise: Tensor | None = None, steps: int | None = None) -> Tensor:
-        """Choose an action chunk.
+        """Choose an action chunk [B, Ta, A] in real units; training-time noise and dropout are always off.
 
         Args:
             obs: {key: [B, To, *shape]}, real units (images uint8), the current frame last.
             noise: z ~ N(0, I) [B, H, A]; drawn here if `None`.
             steps: NFE; `None` is the objective's default (1 for iSD).
-
-        Returns:
-            [B, Ta, A] in real units. Training-time noise and dropout are off whatever the module's mode.
 
         Raises:
             FlowleapError: missing or misshapen observation, unsupported `steps`.
@@ -203,13 +196,8 @@ class Policy(nn.Module):
             ema: the averaged policy, whose weights are stored beside the raw ones.
             info: JSON data for people (steps, dataset, ...); `None` is the policy's own.
         """
-        write_policy(
-            Path(path),
-            {"raw": self.state_dict(), "ema": (ema or self).state_dict()},
-            self.spec,
-            self.config,
-            self.info if info is None else info,
-        )
+        states = {"raw": self.state_dict(), "ema": (ema or self).state_dict()}
+        write_policy(Path(path), states, self.spec, self.config, self.info if info is None else info)
 
     @classmethod
     def load(cls, path: str | Path, weights: str = "ema", device: str | torch.device = "cpu") -> Policy:

@@ -16,6 +16,12 @@ def require_int(name: str, value: Any, low: int, high: int) -> int:
     return value
 
 
+def require_whole(name: str, value: Any) -> None:
+    """Raise `FlowleapError` naming the option unless `value` is a whole number of 1 or more."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise FlowleapError(f"{name} must be a whole number >= 1, got {value!r}")
+
+
 def require_number(name: str, value: Any, low: float, high: float) -> float:
     """Return `value` as a float if it is a number in [low, high]; raise `FlowleapError` naming the option."""
     if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:

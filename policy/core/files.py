@@ -19,26 +19,15 @@ from safetensors import SafetensorError
 from flowleap.policy.core.errors import FlowleapError
 from flowleap.policy.core.versions import package_versions
 
-_PACKAGES = (
-    "flowleap",
-    "numpy",
-    "gymnasium",
-    "gym-pusht",
-    "pymunk",
-    "metaworld",
-    "gymnasium-robotics",
-    "robosuite",
-    "mujoco",
-    "torch",
-    "onnxruntime",
-)
+_SIMULATORS = ("gymnasium", "gym-pusht", "pymunk", "metaworld", "gymnasium-robotics", "robosuite", "mujoco")
 
 
 def write_results(path: str | os.PathLike[str], results: Mapping[str, Any]) -> Path:
     """Write `results` as JSON, atomically, beside package versions, platform and date; return the path."""
     path = Path(path)
+    versions = package_versions("flowleap", "numpy", *_SIMULATORS, "torch", "onnxruntime")
     origin = {
-        "versions": {name: version for name, version in package_versions(*_PACKAGES).items() if version},
+        "versions": {name: version for name, version in versions.items() if version},
         "python": platform.python_version(),
         "platform": platform.platform(),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -53,11 +42,8 @@ def write_results(path: str | os.PathLike[str], results: Mapping[str, Any]) -> P
 def atomic(path: Path, temporary: Path | None = None) -> Iterator[Path]:
     """Lend a hidden name beside `path` for a file or a folder, and give what is there the final name at the end.
 
-    What had the name before is replaced. If the block fails, nothing is left under the hidden name.
-
-    Args:
-        path: the final name; its folder is created.
-        temporary: a hidden name of the caller's own, see `temporary_name`; a job's is kept when it is killed.
+    What had the name before is replaced; the folder of `path` is created. If the block fails, nothing stays
+    under the hidden name, which may be the caller's, see `temporary_name`; a job's is kept when it is killed.
     """
     temporary = temporary or temporary_name(path)
     retired = temporary.with_name(f"{temporary.name}.old")
@@ -92,8 +78,7 @@ def remove(path: Path) -> None:
 def write_directory(path: Path, fill: Callable[[Path], None]) -> None:
     """Create directory `path` with the contents that `fill(temporary)` writes; all or nothing.
 
-    Raises:
-        FlowleapError: the disk is full or the place is not writable; nothing half-written remains.
+    On a full disk or in a place that is not writable, raise `FlowleapError` and leave nothing half-written.
     """
     try:
         with atomic(path) as temporary:

@@ -15,13 +15,14 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, is_dataclass
+from dataclasses import dataclass, is_dataclass, replace
 from types import NoneType, UnionType
 from typing import Annotated, Any, Generic, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from flowleap.policy.core.errors import FlowleapError, require_int, require_number, suggest
 
 T = TypeVar("T", bound=Callable[..., Any])
+_IN_WORDS = {bool: "true or false", str: "a text"}
 
 
 @dataclass(frozen=True)
@@ -78,11 +79,7 @@ def parameters_of(entry: Callable[..., Any]) -> dict[str, Parameter]:
 def check_options(
     where: str, known: Mapping[str, Parameter], given: Mapping[str, Any], prefix: str
 ) -> dict[str, Any]:
-    """Defaults with `given` on top, every value checked.
-
-    Args:
-        where: what has the options, for messages.
-        prefix: of an option's full name on the command line, such as `backbone`.
+    """Defaults with `given` on top, every value checked; messages say `where` and name `prefix.option`.
 
     Raises:
         FlowleapError: an unknown option (with the nearest known one), or a value of another type or out of range.
@@ -111,16 +108,13 @@ def _checked(name: str, value: Any, parameter: Parameter) -> Any:
             raise FlowleapError(
                 f"{name} must be one of {', '.join(map(repr, get_args(kind)))}, got {value!r}"
             )
-    elif kind is bool:
-        if not isinstance(value, bool):
-            raise FlowleapError(f"{name} must be true or false, got {value!r}")
+    elif kind in (bool, str):
+        if not isinstance(value, kind):
+            raise FlowleapError(f"{name} must be {_IN_WORDS[kind]}, got {value!r}")
     elif kind is int:
         require_int(name, value, int(option.low), int(option.high))
     elif kind is float:
         return require_number(name, value, option.low, option.high)
-    elif kind is str:
-        if not isinstance(value, str):
-            raise FlowleapError(f"{name} must be a text, got {value!r}")
     elif get_origin(kind) in (Sequence, tuple, list):
         if isinstance(value, str) or not isinstance(value, Sequence):
             raise FlowleapError(f"{name} must be a list, got {value!r}")
@@ -134,28 +128,25 @@ class Registry(Generic[T]):
 
     Args:
         kind: what it holds, for messages; also the name of hydra's group.
-        shared: a keyword-only dataclass of options that all entries have beside their own; each entry may set other
-            defaults for them when it is registered.
+        shared: a keyword-only dataclass of options that entries have beside their own; each entry may name
+            another one, and set other defaults, when it is registered.
     """
 
     def __init__(self, kind: str, shared: Callable[..., Any] | None = None) -> None:
         self.kind = kind
         self._shared = shared
         self._entries: dict[str, T] = {}
-        self._defaults: dict[str, dict[str, Any]] = {}
+        self._shared_by: dict[str, tuple[Callable[..., Any] | None, dict[str, Any]]] = {}
 
-    def register(self, name: str, **defaults: Any) -> Callable[[T], T]:
-        """Decorator: make the class or function available under `name`.
-
-        Args:
-            name: as it stands in configs and checkpoints.
-            defaults: of shared options, where the entry's differ.
-        """
+    def register(
+        self, name: str, shared: Callable[..., Any] | None = None, /, **defaults: Any
+    ) -> Callable[[T], T]:
+        """Decorator: make the class or function available under `name`; `defaults` are of shared options."""
 
         def decorate(entry: T) -> T:
             if name in self._entries:
                 raise ValueError(f"{self.kind} {name!r} is registered twice")
-            self._entries[name], self._defaults[name] = entry, defaults
+            self._entries[name], self._shared_by[name] = entry, (shared or self._shared, defaults)
             return entry
 
         return decorate
@@ -173,18 +164,12 @@ class Registry(Generic[T]):
     def parameters(self, name: str) -> dict[str, Parameter]:
         """All options of an entry: its own, then the shared ones."""
         own = parameters_of(self[name])
-        shared = parameters_of(self._shared) if self._shared else {}
-        defaults = self._defaults[name]
-        return own | {
-            key: Parameter(p.kind, defaults.get(key, p.default), p.option) for key, p in shared.items()
-        }
+        shared, defaults = self._shared_by[name]
+        others = parameters_of(shared) if shared else {}
+        return own | {key: replace(p, default=defaults.get(key, p.default)) for key, p in others.items()}
 
     def options(self, config: Mapping[str, Any]) -> dict[str, Any]:
-        """Return `config` without its `name`, filled with defaults and checked.
-
-        Raises:
-            FlowleapError: see `check_options`.
-        """
+        """Return `config` without its `name`, filled with defaults and checked as in `check_options`."""
         name = config.get("name")
         if not isinstance(name, str):
             raise FlowleapError(f"{self.kind}: 'name' is missing; known: {', '.join(self)}")

@@ -10,9 +10,10 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
-from flowleap.policy.core.errors import FlowleapError, suggest
+from flowleap.policy.core.errors import FlowleapError, require_whole, suggest
 from flowleap.policy.core.registry import Option
 
 ObsKind = Literal["lowdim", "rgb"]
@@ -86,9 +87,7 @@ class Spec:
                     f"observation '{key}': shape {obs.shape} must hold positive whole numbers"
                 )
         for name in ("action_dim", "n_obs_steps", "horizon", "n_action_steps"):
-            value = getattr(self, name)
-            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-                raise FlowleapError(f"Spec.{name} must be a whole number >= 1, got {value!r}")
+            require_whole(f"Spec.{name}", getattr(self, name))
         if self.n_action_steps > self.horizon:
             raise FlowleapError(
                 f"n_action_steps={self.n_action_steps} exceeds horizon={self.horizon}: "
@@ -171,3 +170,31 @@ class Spec:
             f"obs {obs} | action [{self.action_dim}] {self.action_convention} | "
             f"To={self.n_obs_steps} H={self.horizon} Ta={self.n_action_steps} | {rate}"
         )
+
+
+def read_json(
+    file: Path, wanted: tuple[str, int], fields: Mapping[str, type], what: tuple[str, str], remedy: str
+) -> dict[str, Any]:
+    """Parse and check the untrusted JSON beside a model; raise `FlowleapError` naming the file and the field.
+
+    Args:
+        file: where it is.
+        wanted: the values of `format` and `format_version`; `remedy` says what to do about another version.
+        fields: name -> type of what must be there, too.
+        what: it is, for messages, such as ("checkpoint", "a flowleap checkpoint").
+    """
+    try:
+        manifest = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise FlowleapError(f"{file}: not readable as JSON ({error}); the {what[0]} is damaged") from error
+    if not isinstance(manifest, dict) or manifest.get("format") != wanted[0]:
+        raise FlowleapError(f"{file}: 'format' is not {wanted[0]!r}; this is not {what[1]}")
+    found = manifest.get("format_version")
+    if found != wanted[1]:
+        raise FlowleapError(f"{file}: format version {found!r}, this flowleap reads {wanted[1]}; {remedy}")
+    for name, kind in fields.items():
+        if name not in manifest:
+            raise FlowleapError(f"{file}: field '{name}' is missing")
+        if type(manifest[name]) is not kind:
+            raise FlowleapError(f"{file}: field '{name}' must be {kind.__name__}, got {manifest[name]!r:.80}")
+    return manifest

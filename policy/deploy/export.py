@@ -24,26 +24,8 @@ from torch import Tensor, nn
 from flowleap.policy.core.errors import FlowleapError
 from flowleap.policy.core.files import write_directory
 from flowleap.policy.core.versions import flowleap_version
-from flowleap.policy.deploy.parity import (
-    Observations,
-    check_tolerance,
-    latency,
-    parity,
-    synthetic_observations,
-)
-from flowleap.policy.deploy.runtime import (
-    ACTION,
-    FINGERPRINT,
-    FORMAT,
-    FORMAT_VERSION,
-    MANIFEST,
-    MODEL,
-    NOISE,
-    ExportedPolicy,
-    fingerprint,
-    input_dtype,
-    require_deploy,
-)
+from flowleap.policy.deploy import parity, runtime
+from flowleap.policy.deploy.runtime import ExportedPolicy
 from flowleap.policy.networks.time_embedding import TimeEmbedding
 from flowleap.policy.policy import Policy
 
@@ -58,16 +40,15 @@ def export(
     out: str | Path,
     steps: int | None = None,
     weights: str = "ema",
-    observations: Observations | None = None,
+    observations: parity.Observations | None = None,
     tolerance: float = TOLERANCE,
 ) -> dict[str, Any]:
     """Write the exported folder `out`, atomically, after comparing it with the eager policy.
 
     Args:
-        policy: a policy, or a checkpoint or run directory to load it from.
+        policy: a policy, or a checkpoint or run directory to load its `weights` (`ema` or `raw`) from.
         out: the folder; an earlier export in its place is replaced.
         steps: NFE; `None` is the objective's default.
-        weights: `ema` or `raw`, of a directory.
         observations: real ones, {key: [N, To, *shape]}; `None` draws them from the normaliser's range.
         tolerance: largest difference from the eager policy, relative to the action range.
 
@@ -79,9 +60,9 @@ def export(
             `out` holds something else, or the graph differs from the policy by more than `tolerance`.
             Nothing is left behind then, and an earlier export stays.
     """
-    packages = require_deploy("onnx", "onnxscript", "onnxruntime")
+    packages = runtime.require_deploy("onnx", "onnxscript", "onnxruntime")
     out = Path(out)
-    if out.exists() and not (out / MANIFEST).is_file() and (not out.is_dir() or any(out.iterdir())):
+    if out.exists() and not (out / runtime.MANIFEST).is_file() and (not out.is_dir() or any(out.iterdir())):
         raise FlowleapError(
             f"{out} exists and is not an exported policy; choose another place with out=FOLDER"
         )
@@ -90,8 +71,8 @@ def export(
     policy = copy.deepcopy(policy).cpu().eval()  # the caller's may be on a GPU, or be trained further
     steps = policy.objective.check_steps(steps)
     manifest: dict[str, Any] = {
-        "format": FORMAT,
-        "format_version": FORMAT_VERSION,
+        "format": runtime.FORMAT,
+        "format_version": runtime.FORMAT_VERSION,
         "spec": policy.spec.to_dict(),
         "steps": steps,
         "objective": policy.objective.name,
@@ -110,21 +91,20 @@ def export(
             **{package.__name__: package.__version__ for package in packages},
         },
     }
-    real = observations is not None
+    kind = "synthetic" if observations is None else "dataset"
     if observations is None:
-        observations = synthetic_observations(policy, SYNTHETIC_WINDOWS)
+        observations = parity.synthetic_observations(policy, SYNTHETIC_WINDOWS)
     model = trace(policy, manifest)
     manifest["sha256"] = hashlib.sha256(model).hexdigest()
 
     def fill(folder: Path) -> None:
-        (folder / MODEL).write_bytes(model)
+        (folder / runtime.MODEL).write_bytes(model)
         _write_manifest(folder, manifest)
         exported = ExportedPolicy.load(folder)
-        report = parity(policy, exported, observations)
-        check_tolerance(report, tolerance)
-        kind = "dataset" if real else "synthetic"
+        report = parity.parity(policy, exported, observations)
+        parity.check_tolerance(report, tolerance)
         manifest["parity"] = {"observations": kind, "tolerance": tolerance, **report}
-        manifest["latency"] = latency(policy, exported, observations)
+        manifest["latency"] = parity.latency(policy, exported, observations)
         _write_manifest(folder, manifest)
 
     write_directory(out, fill)
@@ -143,8 +123,8 @@ def trace(policy: Policy, manifest: Mapping[str, Any]) -> bytes:
     example = _example(policy, batch=2)  # 2: torch takes sizes 0 and 1 for constants
     fold_times(graph.policy, manifest["steps"], example)
     batch = torch.export.Dim("batch")
-    dynamic = {NOISE: {0: batch}, "obs": tuple({0: batch} for _ in spec.observations)}
-    names = [NOISE, *manifest["inputs"].values()]
+    dynamic = {runtime.NOISE: {0: batch}, "obs": tuple({0: batch} for _ in spec.observations)}
+    names = [runtime.NOISE, *manifest["inputs"].values()]
     try:
         with _silence():
             # strict: it follows `len(x)` symbolically, where the default would freeze the batch size.
@@ -154,7 +134,7 @@ def trace(policy: Policy, manifest: Mapping[str, Any]) -> bytes:
                 dynamo=True,
                 opset_version=OPSET,
                 input_names=names,
-                output_names=[ACTION],
+                output_names=[runtime.ACTION],
                 verbose=False,
             )
     except Exception as error:  # the exporter raises many kinds for what it cannot express
@@ -168,7 +148,7 @@ def trace(policy: Policy, manifest: Mapping[str, Any]) -> bytes:
     model = onnx_program.model_proto
     _strip(model)
     entry = model.metadata_props.add()
-    entry.key, entry.value = FINGERPRINT, fingerprint(manifest)
+    entry.key, entry.value = runtime.FINGERPRINT, runtime.fingerprint(manifest)
     return model.SerializeToString()
 
 
@@ -220,31 +200,24 @@ def fold_times(policy: Policy, steps: int, example: tuple[Tensor, ...]) -> None:
 
 
 def _example(policy: Policy, batch: int) -> tuple[Tensor, ...]:
-    spec = policy.spec
-    noise = torch.zeros(batch, spec.horizon, spec.action_dim)
-    obs = [
-        torch.zeros(batch, spec.n_obs_steps, *o.shape, dtype=getattr(torch, input_dtype(o).name))
-        for o in spec.observations.values()
-    ]
-    return noise, *obs
+    noise = torch.zeros(batch, policy.spec.horizon, policy.spec.action_dim)
+    inputs = runtime.graph_inputs(policy.spec).values()
+    return noise, *(torch.zeros(batch, *shape, dtype=getattr(torch, dtype.name)) for shape, dtype in inputs)
 
 
 def _strip(model: Any) -> None:
     """Drop what a runtime does not need (stack traces, inferred shapes) and name the batch axis."""
-    del model.metadata_props[:], model.graph.value_info[:], model.graph.metadata_props[:]
-    for node in model.graph.node:
-        del node.metadata_props[:]
-        node.ClearField("doc_string")
-    for value in (*model.graph.input, *model.graph.output):
-        del value.metadata_props[:]
+    graph = model.graph
+    del model.metadata_props[:], graph.value_info[:], graph.metadata_props[:]
+    for part in (*graph.node, *graph.initializer, *graph.input, *graph.output):
+        del part.metadata_props[:]
+        part.ClearField("doc_string")
+    for value in (*graph.input, *graph.output):
         value.type.tensor_type.shape.dim[0].dim_param = "batch"
-    for tensor in model.graph.initializer:
-        del tensor.metadata_props[:]
-        tensor.ClearField("doc_string")
 
 
 def _write_manifest(folder: Path, manifest: Mapping[str, Any]) -> None:
-    (folder / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
+    (folder / runtime.MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
 
 
 @contextmanager
@@ -253,8 +226,7 @@ def _silence() -> Iterator[None]:
     previous = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with warnings.catch_warnings(action="ignore"):
             yield
     finally:
         logging.disable(previous)

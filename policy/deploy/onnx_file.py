@@ -39,7 +39,7 @@ def refuse_external_data(model: bytes, file: Path) -> None:
         FlowleapError: a tensor refers to another file, or the bytes are no protobuf messages.
     """
     try:
-        outside = _has_external_data(model, "Model", 0, len(model), 0)
+        outside = _has_external_data(model, "Model", range(len(model)), 0)
     except ValueError as error:
         raise FlowleapError(f"{file} is no ONNX model ({error}); export it again") from error
     if outside:
@@ -48,16 +48,14 @@ def refuse_external_data(model: bytes, file: Path) -> None:
         )
 
 
-def _has_external_data(data: bytes, message: str, start: int, end: int, depth: int) -> bool:
+def _has_external_data(data: bytes, message: str, place: range, depth: int) -> bool:
     if depth > _MAX_DEPTH:
         raise ValueError(f"messages are nested more than {_MAX_DEPTH} deep")
-    for number, value in _fields(data, start, end):
+    for number, value in _fields(data, place.start, place.stop):
         if message == "Tensor" and (number == _EXTERNAL_DATA or (number == _DATA_LOCATION and value != 0)):
             return True
         child = _INSIDE[message].get(number)
-        if not child or not isinstance(value, range):
-            continue
-        if _has_external_data(data, child, value.start, value.stop, depth + 1):
+        if child and isinstance(value, range) and _has_external_data(data, child, value, depth + 1):
             return True
     return False
 
@@ -73,19 +71,17 @@ def _fields(data: bytes, at: int, end: int) -> Iterator[tuple[int, int | range |
         if wire == _VARINT:
             value, at = _varint(data, after, end)
             yield number, value
-        elif wire == _LENGTH:
+            continue
+        if wire == _LENGTH:
             length, after = _varint(data, after, end)
-            at = after + length
-            if at > end:
-                raise ValueError("it is cut off")
-            yield number, range(after, at)
         elif wire in _FIXED_BYTES:
-            at = after + _FIXED_BYTES[wire]
-            if at > end:
-                raise ValueError("it is cut off")
-            yield number, None
+            length = _FIXED_BYTES[wire]
         else:
             raise ValueError(f"invalid field at byte {at}")
+        at = after + length
+        if at > end:
+            raise ValueError("it is cut off")
+        yield number, range(after, at) if wire == _LENGTH else None
 
 
 def _varint(data: bytes, at: int, end: int) -> tuple[int, int]:

@@ -37,10 +37,9 @@ def synthetic_observations(policy: Policy, count: int, seed: int = 0) -> dict[st
 
 def action_range(policy: Policy) -> np.ndarray:
     """Width in real units of the normalised interval [-1, 1] of each action dimension; [A]."""
-    edges = policy.normalizer.unnormalize(
-        ACTION, torch.tensor([[-1.0], [1.0]]).expand(2, policy.spec.action_dim)
-    )
-    return (edges[1] - edges[0]).abs().numpy()
+    edges = torch.tensor([[-1.0], [1.0]]).expand(2, policy.spec.action_dim)
+    low, high = policy.normalizer.unnormalize(ACTION, edges)
+    return (high - low).abs().numpy()
 
 
 def eager_act(policy: Policy, obs: Observations, noise: np.ndarray, steps: int) -> np.ndarray:
@@ -54,10 +53,7 @@ def parity(
 ) -> dict[str, Any]:
     """Compare eager and exported actions over several batch sizes, observations and noises.
 
-    Args:
-        policy: the eager policy, on the CPU.
-        exported: its export.
-        observations: {key: [N, To, *shape]}, to draw batches from.
+    Batches are drawn from `observations`, {key: [N, To, *shape]}; the eager policy is on the CPU.
 
     Returns:
         `max_abs` (real units) and `max_relative` (to `action_range`), overall and for each batch size in
@@ -78,13 +74,8 @@ def parity(
             absolute = max(absolute, float(error.max()))
             relative = max(relative, float((error / width).max()))
         cases.append({"batch": batch, "draws": DRAWS, "max_abs": absolute, "max_relative": relative})
-    return {
-        "max_abs": max(case["max_abs"] for case in cases),
-        "max_relative": max(case["max_relative"] for case in cases),
-        "action_range": [float(x) for x in width],
-        "windows": count,
-        "cases": cases,
-    }
+    worst = {name: max(case[name] for case in cases) for name in ("max_abs", "max_relative")}
+    return {**worst, "action_range": width.tolist(), "windows": count, "cases": cases}
 
 
 def latency(policy: Policy, exported: ExportedPolicy, observations: Observations) -> dict[str, Any]:

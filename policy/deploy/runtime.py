@@ -11,7 +11,6 @@ outside itself is refused. onnxruntime runs its own kernels only, as no custom-o
 from __future__ import annotations
 
 import hashlib
-import importlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -20,8 +19,8 @@ from typing import Any
 
 import numpy as np
 
-from flowleap.policy.core.errors import FlowleapError, suggest
-from flowleap.policy.core.spec import ObsKey, Spec
+from flowleap.policy.core.errors import FlowleapError, optional_import, require_whole, suggest
+from flowleap.policy.core.spec import Spec, read_json
 from flowleap.policy.deploy.onnx_file import refuse_external_data
 
 FORMAT = "flowleap-export"
@@ -37,15 +36,16 @@ _ONNX_TYPES = {"tensor(float)": np.dtype(np.float32), "tensor(uint8)": np.dtype(
 
 def require_deploy(*modules: str) -> list[ModuleType]:
     """Import the optional packages of deployment, or raise `FlowleapError` naming the pip extra."""
-    try:
-        return [importlib.import_module(module) for module in modules]
-    except ModuleNotFoundError as error:
-        raise FlowleapError(f"{error.name} is not installed: pip install 'flowleap[deploy]'") from error
+    return [optional_import(module, extra="deploy") for module in modules]
 
 
-def input_dtype(obs: ObsKey) -> np.dtype:
-    """What the graph takes: uint8 for images, float32 for everything else."""
-    return np.dtype(np.uint8 if obs.kind == "rgb" else np.float32)
+def graph_inputs(spec: Spec) -> dict[str, tuple[list[int], np.dtype]]:
+    """Shape [To, *shape] and dtype of each observation in the graph: uint8 for images, else float32."""
+    images, others = np.dtype(np.uint8), np.dtype(np.float32)
+    return {
+        key: ([spec.n_obs_steps, *obs.shape], images if obs.kind == "rgb" else others)
+        for key, obs in spec.observations.items()
+    }
 
 
 def fingerprint(manifest: Mapping[str, Any]) -> str:
@@ -66,8 +66,7 @@ class ExportedPolicy:
     """
 
     def __init__(self, manifest: dict[str, Any], spec: Spec, session: Any, seed: int | None) -> None:
-        self.manifest = manifest
-        self.spec = spec
+        self.manifest, self.spec = manifest, spec
         self.steps: int = manifest["steps"]
         self.objective: str = manifest["objective"]
         task = manifest.get("task")
@@ -75,10 +74,7 @@ class ExportedPolicy:
         self._session = session
         self._rng = np.random.default_rng(seed)
         self._noise_shape = (spec.horizon, spec.action_dim)
-        self._inputs = [
-            (key, manifest["inputs"][key], (spec.n_obs_steps, *obs.shape), input_dtype(obs))
-            for key, obs in spec.observations.items()
-        ]
+        self._inputs = graph_inputs(spec)
 
     @classmethod
     def load(cls, folder: str | Path, threads: int = 1, seed: int | None = None) -> ExportedPolicy:
@@ -93,8 +89,7 @@ class ExportedPolicy:
             FlowleapError: onnxruntime is missing, or the folder is missing, damaged, tampered with or of
                 another format version; the message names the file and the field.
         """
-        if isinstance(threads, bool) or not isinstance(threads, int) or threads < 1:
-            raise FlowleapError(f"threads must be a whole number >= 1, got {threads!r}")
+        require_whole("threads", threads)
         folder = Path(folder)
         manifest = read_manifest(folder)
         spec = Spec.from_dict(manifest["spec"], f"{folder / MANIFEST}: spec")
@@ -111,8 +106,7 @@ class ExportedPolicy:
         """Choose an action chunk.
 
         Args:
-            obs: {key: [B, To, *shape]}, real units (images uint8), the current frame last; other keys are
-                ignored.
+            obs: {key: [B, To, *shape]}, real units (images uint8), the current frame last; others ignored.
             noise: z ~ N(0, I) [B, H, A]; drawn from the policy's own generator if `None`.
 
         Returns:
@@ -123,7 +117,7 @@ class ExportedPolicy:
         """
         feed: dict[str, np.ndarray] = {}
         batch = 0
-        for key, name, shape, dtype in self._inputs:
+        for key, (shape, dtype) in self._inputs.items():
             if key not in obs:
                 raise FlowleapError(f"observation '{key}' is missing; got {sorted(obs)}{suggest(key, obs)}")
             array = _as_input(f"observation '{key}'", obs[key], dtype)
@@ -132,9 +126,9 @@ class ExportedPolicy:
                 raise FlowleapError(
                     f"observation '{key}': expected [batch, {', '.join(map(str, shape))}]"
                     f"{f' with batch {batch}' if batch else ''}, got {list(array.shape)}"
-                    f"{'; add the batch axis with x[None]' if array.shape == shape else ''}"
+                    f"{'; add the batch axis with x[None]' if list(array.shape) == shape else ''}"
                 )
-            feed[name] = array
+            feed[self.manifest["inputs"][key]] = array
         if noise is None:
             noise = self._rng.standard_normal((batch, *self._noise_shape), dtype=np.float32)
         noise = _as_input(NOISE, noise, np.dtype(np.float32))
@@ -153,24 +147,9 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         raise FlowleapError(
             f"{folder} is not an exported policy: it has no {MANIFEST} (see `flowleap export`)"
         )
-    try:
-        manifest = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise FlowleapError(f"{file}: not readable as JSON ({error}); the export is damaged") from error
-    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
-        raise FlowleapError(f"{file}: 'format' is not {FORMAT!r}; this is not an exported policy")
-    found = manifest.get("format_version")
-    if found != FORMAT_VERSION:
-        raise FlowleapError(
-            f"{file}: format version {found!r}, this flowleap reads {FORMAT_VERSION}; "
-            "export again, or install the flowleap that wrote it"
-        )
-    for name, kind in {**CONTRACT, "sha256": str}.items():
-        if name not in manifest:
-            raise FlowleapError(f"{file}: field '{name}' is missing")
-        if not isinstance(manifest[name], kind) or isinstance(manifest[name], bool):
-            raise FlowleapError(f"{file}: field '{name}' must be {kind.__name__}, got {manifest[name]!r:.80}")
-    return manifest
+    fields, what = {**CONTRACT, "sha256": str}, ("export", "an exported policy")
+    remedy = "export again, or install the flowleap that wrote it"
+    return read_json(file, (FORMAT, FORMAT_VERSION), fields, what, remedy)
 
 
 def _open_session(file: Path, sha256: str, threads: int) -> Any:
@@ -209,10 +188,7 @@ def _check_graph(folder: Path, session: Any, manifest: Mapping[str, Any], spec: 
         raise FlowleapError(
             f"{other}: {', '.join(CONTRACT)} are not the ones it was exported with; export it again"
         )
-    wanted: dict[str, tuple[list[int], np.dtype]] = {
-        manifest["inputs"][key]: ([spec.n_obs_steps, *obs.shape], input_dtype(obs))
-        for key, obs in spec.observations.items()
-    }
+    wanted = {manifest["inputs"][key]: shape_and_dtype for key, shape_and_dtype in graph_inputs(spec).items()}
     wanted[NOISE] = ([spec.horizon, spec.action_dim], np.dtype(np.float32))
     found = {x.name: (list(x.shape[1:]), _ONNX_TYPES.get(x.type)) for x in session.get_inputs()}
     if found != wanted:

@@ -32,12 +32,7 @@ def total_derivative(
 
     With the tangents (v, 1, None) this is D_v u = (d_x u) v + d_t u, the derivative along the flow at fixed s.
 
-    Args:
-        u: the flow map.
-        point: (x [B,H,A], t [B], s [B]).
-        tangents: (dx, dt, ds).
-        method: see the module.
-        value: u(x, t, s) where the caller has it already: saves a pass of `difference`.
+    The point is (x [B,H,A], t [B], s [B]); `value`, u(x, t, s) if known, saves a pass of `difference`.
     """
     device = point[0].device.type
     # In float32 whatever the autocast: bfloat16 rounding, divided by eps, would swamp a difference.

@@ -6,8 +6,8 @@ seed means one draw, on any device and with any number of processes.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Annotated, Literal
+from dataclasses import dataclass, replace
+from typing import Annotated, Any, Literal
 
 import torch
 from torch import Tensor
@@ -39,17 +39,16 @@ class Draw:
     progress: float = 0.0
 
     def __getitem__(self, rows: slice) -> Draw:
-        noise, t, s, off, uniform, keep = (
-            x[rows] for x in (self.noise, self.t, self.s, self.off_diagonal, self.uniform, self.keep)
-        )
-        return Draw(noise, t, s, off, uniform, keep, self.progress)
+        return replace(self, **{key: x[rows] for key, x in self.tensors().items()})
 
     def to(self, device: torch.device) -> Draw:
         """Return the draw on `device` (`off_diagonal` stays on the CPU: it only selects rows)."""
-        noise, t, s, uniform, keep = (
-            x.to(device, non_blocking=True) for x in (self.noise, self.t, self.s, self.uniform, self.keep)
-        )
-        return Draw(noise, t, s, self.off_diagonal, uniform, keep, self.progress)
+        moved = {key: x.to(device, non_blocking=True) for key, x in self.tensors().items()}
+        return replace(self, **moved | {"off_diagonal": self.off_diagonal})
+
+    def tensors(self) -> dict[str, Any]:
+        """All fields but `progress`, by name."""
+        return {key: x for key, x in vars(self).items() if isinstance(x, Tensor)}
 
 
 @dataclass(frozen=True)
@@ -139,9 +138,14 @@ class DrawConfig:
     ] = 0.0
 
     def draw(
-        self, batch: int, horizon: int, action_dim: int, generator: torch.Generator | None, progress: float
+        self,
+        batch: int,
+        horizon: int,
+        action_dim: int,
+        generator: torch.Generator | None = None,
+        progress: float = 0.0,
     ) -> Draw:
-        """Draw one batch on the CPU."""
+        """Noise, times and the rest of one batch's randomness, on the CPU; `progress` in [0, 1)."""
         noise = torch.randn(batch, horizon, action_dim, generator=generator)
         t, s = draw_times(batch, self.alpha, generator, self.times, self.time_mean, self.time_scale)
         s = torch.zeros_like(s) if self.to_data else s

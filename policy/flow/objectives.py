@@ -21,23 +21,14 @@ from torch import Tensor
 
 from flowleap.policy.core.errors import FlowleapError
 from flowleap.policy.core.registry import Option, Registry, parameters_of
+from flowleap.policy.flow import samplers
 from flowleap.policy.flow.derivatives import Derivative, total_derivative, value_and_derivative
 from flowleap.policy.flow.draws import Draw, DrawConfig, FlowBatch
 from flowleap.policy.flow.flow_map import FlowMap, over_chunk
-from flowleap.policy.flow.samplers import (
-    NOISE_LEVELS,
-    Prediction,
-    Sampler,
-    consistency_sampler,
-    diffusion_sampler,
-    euler_sampler,
-    leap_sampler,
-    mean_sampler,
-    mip_sampler,
-    noise_schedule,
-)
+from flowleap.policy.flow.samplers import NOISE_LEVELS, Prediction, Sampler, noise_schedule
 
 Terms = dict[str, Tensor]
+Loss = Callable[..., Terms]  # (flow map u, batch, options of its own)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,20 +61,27 @@ class Sampling:
     options: tuple[str, ...] = ()
 
 
-OBJECTIVES: Registry[Callable[..., Terms]] = Registry("objective", shared=SharedOptions)
+# Options of single objectives; their defaults stand in the signatures.
+AnchorWeight = Annotated[
+    float, Option("of the flow-matching term; 0 leaves a condition that degenerate fields solve", 0, 1e3)
+]
+Stop = Annotated[Literal["none", "derivative"], Option("derivative: stop the gradient through D u alone")]
+Midpoint = Annotated[
+    Literal["uniform", "half"], Option("where the way is cut; half: the shortcut model (2410.12557)")
+]
+Halvings = Annotated[int, Option("how often the gap t - r is halved as training goes on", 0, 30)]
+Tau = Annotated[float, Option("noise of the second input (1 - t* of the paper)", 1e-3, 0.999)]
+Balance = Annotated[bool, Option("divide each term by the square of its interval")]
+Predicted = Annotated[
+    Prediction, Option("epsilon, sample (the clean chunk) or v_prediction, as in diffusers")
+]
+
+OBJECTIVES: Registry[Loss] = Registry("objective", shared=SharedOptions)
 SAMPLING: dict[str, Sampling] = {}
 
 
-def objective(
-    name: str, sampling: Sampling, **defaults: Any
-) -> Callable[[Callable[..., Terms]], Callable[..., Terms]]:
-    """Decorator: make a loss function available under `name`.
-
-    Args:
-        name: as it stands in configs and checkpoints.
-        sampling: how to sample what it trains.
-        defaults: of `SharedOptions`, where the objective's own differ.
-    """
+def objective(name: str, sampling: Sampling, **defaults: Any) -> Callable[[Loss], Loss]:
+    """Decorator: make a loss function available under `name`; `defaults` replace those of `SharedOptions`."""
     SAMPLING[name] = sampling
     return OBJECTIVES.register(name, **defaults)
 
@@ -124,24 +122,15 @@ def anchor(u: FlowMap, batch: FlowBatch) -> Tensor:
     return squared_error(u.velocity(batch.x_t, batch.t), batch.v)
 
 
-@objective("flow_matching", Sampling(euler_sampler, default_steps=10))
+@objective("flow_matching", Sampling(samplers.euler_sampler, default_steps=10))
 def flow_matching(u: FlowMap, batch: FlowBatch) -> Terms:
-    """Flow matching (arXiv 2210.02747): Euler sampling, 10 steps by default.
-
-    |u(x_t,t,t) - v|^2
-    """
+    """Flow matching (arXiv 2210.02747): |u(x_t,t,t) - v|^2, sampled by 10 Euler steps by default."""
     return {"fm": anchor(u, batch)}
 
 
-@objective("isd", Sampling(leap_sampler))
+@objective("isd", Sampling(samplers.leap_sampler))
 def isd(
-    u: FlowMap,
-    batch: FlowBatch,
-    *,
-    derivative: Derivative = "difference",
-    anchor_weight: Annotated[
-        float, Option("of the flow-matching term; 0 leaves a condition that degenerate fields solve", 0, 1e3)
-    ] = 1.0,
+    u: FlowMap, batch: FlowBatch, *, derivative: Derivative = "difference", anchor_weight: AnchorWeight = 1.0
 ) -> Terms:
     """Improved self-distillation (arXiv 2601.22679), the default: one step from scratch.
 
@@ -158,15 +147,8 @@ def isd(
     return {"fm": anchor_weight * fm, "sd": off_diagonal(sd, batch)}
 
 
-@objective("esd", Sampling(leap_sampler))
-def esd(
-    u: FlowMap,
-    batch: FlowBatch,
-    *,
-    stop: Annotated[
-        Literal["none", "derivative"], Option("derivative: stop the gradient through D u alone")
-    ] = "none",
-) -> Terms:
+@objective("esd", Sampling(samplers.leap_sampler))
+def esd(u: FlowMap, batch: FlowBatch, *, stop: Stop = "none") -> Terms:
     """Eulerian self-distillation (arXiv 2505.18825): iSD's residual, with gradients through the derivative.
 
     |u(x_t,t,t) - v|^2 + |u(x_t,t,s) - u(x_t,t,t) + (t - s) D_u u|^2; `stop=derivative` stops D_u u alone.
@@ -180,7 +162,7 @@ def esd(
     return {"fm": squared_error(u_tt, batch.v), "esd": off_diagonal(residual, batch)}
 
 
-@objective("lsd", Sampling(leap_sampler))
+@objective("lsd", Sampling(samplers.leap_sampler))
 def lsd(u: FlowMap, batch: FlowBatch) -> Terms:
     """Lagrangian self-distillation (arXiv 2505.18825).
 
@@ -195,15 +177,8 @@ def lsd(u: FlowMap, batch: FlowBatch) -> Terms:
     return {"fm": anchor(u, batch), "lsd": off_diagonal(residual, batch)}
 
 
-@objective("psd", Sampling(leap_sampler))
-def psd(
-    u: FlowMap,
-    batch: FlowBatch,
-    *,
-    midpoint: Annotated[
-        Literal["uniform", "half"], Option("where the way is cut; half: the shortcut model (2410.12557)")
-    ] = "uniform",
-) -> Terms:
+@objective("psd", Sampling(samplers.leap_sampler))
+def psd(u: FlowMap, batch: FlowBatch, *, midpoint: Midpoint = "uniform") -> Terms:
     """Progressive self-distillation (arXiv 2505.18825); `midpoint=half` is the shortcut model (2410.12557).
 
     |u(x_t,t,t) - v|^2 + |u(x_t,t,s) - sg[(1 - g) u(x_t,t,m) + g u(X_{t->m},m,s)]|^2,   g = (m - s) / (t - s)
@@ -220,13 +195,13 @@ def psd(
     return {"fm": anchor(u, batch), "psd": off_diagonal(term, batch)}
 
 
-@objective("meanflow", Sampling(leap_sampler), times="logit_normal", diagonal=0.75)
+@objective("meanflow", Sampling(samplers.leap_sampler), times="logit_normal", diagonal=0.75)
 def meanflow(u: FlowMap, batch: FlowBatch, *, derivative: Derivative = "difference") -> Terms:
     """MeanFlow (arXiv 2505.13447): |u(x_t,t,s) - sg[v - (t - s) D_v u]|^2; rows with s = t are flow matching."""
     return {"mf": _mean_flow(u, batch, derivative, lambda off, rows: rows.v)}
 
 
-@objective("improved_meanflow", Sampling(leap_sampler), times="logit_normal", diagonal=0.5)
+@objective("improved_meanflow", Sampling(samplers.leap_sampler), times="logit_normal", diagonal=0.5)
 def improved_meanflow(u: FlowMap, batch: FlowBatch, *, derivative: Derivative = "difference") -> Terms:
     """Improved MeanFlow (arXiv 2512.02012): |V - v|^2, V = u(x_t,t,s) + (t - s) sg[D_{v_theta} u].
 
@@ -236,10 +211,7 @@ def improved_meanflow(u: FlowMap, batch: FlowBatch, *, derivative: Derivative = 
 
 
 def _mean_flow(
-    u: FlowMap,
-    batch: FlowBatch,
-    derivative: Derivative,
-    tangent: Callable[[FlowMap, FlowBatch], Tensor],
+    u: FlowMap, batch: FlowBatch, derivative: Derivative, tangent: Callable[[FlowMap, FlowBatch], Tensor]
 ) -> Tensor:
     """|u(x_t,t,s) + (t - s) sg[D u] - v|^2 [B] with D along `tangent` on the off-diagonal rows."""
     average = u.average_velocity(batch.x_t, batch.t, batch.s)
@@ -254,7 +226,7 @@ def _mean_flow(
     return squared_error(average, batch.v - correction)
 
 
-@objective("alpha_flow", Sampling(leap_sampler), times="logit_normal", diagonal=0.25)
+@objective("alpha_flow", Sampling(samplers.leap_sampler), times="logit_normal", diagonal=0.25)
 def alpha_flow(
     u: FlowMap,
     batch: FlowBatch,
@@ -284,13 +256,8 @@ def annealed(progress: float, start: float, end: float) -> float:
     return 1.0 / (1.0 + math.exp(min(25.0 * place, 700.0)))
 
 
-@objective("consistency_training", Sampling(consistency_sampler, guided=False))
-def consistency_training(
-    u: FlowMap,
-    batch: FlowBatch,
-    *,
-    halvings: Annotated[int, Option("how often the gap t - r is halved as training goes on", 0, 30)] = 8,
-) -> Terms:
+@objective("consistency_training", Sampling(samplers.consistency_sampler, guided=False))
+def consistency_training(u: FlowMap, batch: FlowBatch, *, halvings: Halvings = 8) -> Terms:
     """Consistency training (arXiv 2303.01469): |f(x_t,t) - sg f(x_r,r)|^2 / (t - r),   f = x - t u(x,t,0).
 
     r = t (1 - 2^-k) on the same straight line; k grows from 0 (r = 0: f is the clean action) to `halvings`.
@@ -302,21 +269,15 @@ def consistency_training(
     return {"ct": squared_error(u.leap(batch.x_t, batch.t, zero), target) / gap.clamp(min=1e-3)}
 
 
-@objective("regression", Sampling(mean_sampler, max_steps=1, guided=False), p=0.0)
+@objective("regression", Sampling(samplers.mean_sampler, max_steps=1, guided=False), p=0.0)
 def regression(u: FlowMap, batch: FlowBatch) -> Terms:
     """Behaviour cloning by regression: |p(o) - a|^2 with p(o) = X_{1->0}(0), the leap from zero noise."""
     one, zero = torch.ones_like(batch.t), torch.zeros_like(batch.t)
     return {"mse": squared_error(u.leap(torch.zeros_like(batch.a), one, zero), batch.a)}
 
 
-@objective("mip", Sampling(mip_sampler, 2, min_steps=2, max_steps=2, guided=False, options=("tau",)), p=0.0)
-def mip(
-    u: FlowMap,
-    batch: FlowBatch,
-    *,
-    tau: Annotated[float, Option("noise of the second input (1 - t* of the paper)", 1e-3, 0.999)] = 0.1,
-    balance: Annotated[bool, Option("divide each term by the square of its interval")] = True,
-) -> Terms:
+@objective("mip", Sampling(samplers.mip_sampler, 2, 2, 2, guided=False, options=("tau",)), p=0.0)
+def mip(u: FlowMap, batch: FlowBatch, *, tau: Tau = 0.1, balance: Balance = True) -> Terms:
     """Minimal iterative policy (arXiv 2512.01809): |p(o,0,1) - a|^2 + |p(o,a + tau z,tau) - a|^2.
 
     p is the network itself. `balance` divides each term by the square of its interval (1 - tau and tau).
@@ -330,17 +291,12 @@ def mip(
 
 @objective(
     "ddpm",
-    Sampling(diffusion_sampler, NOISE_LEVELS, max_steps=NOISE_LEVELS, guided=False, options=("prediction",)),
+    Sampling(
+        samplers.diffusion_sampler, NOISE_LEVELS, 1, NOISE_LEVELS, guided=False, options=("prediction",)
+    ),
     p=0.0,
 )
-def ddpm(
-    u: FlowMap,
-    batch: FlowBatch,
-    *,
-    prediction: Annotated[
-        Prediction, Option("epsilon, sample (the clean chunk) or v_prediction, as in diffusers")
-    ] = "epsilon",
-) -> Terms:
+def ddpm(u: FlowMap, batch: FlowBatch, *, prediction: Predicted = "epsilon") -> Terms:
     """Diffusion Policy (arXiv 2303.04137): |eps(x_k,k) - z|^2 at 100 noise levels, cosine schedule.
 
     The network sees the level as a time (k + 1) / 100; training and sampling use diffusers' schedulers, so that
@@ -360,17 +316,12 @@ def ddpm(
 class Objective:
     """A named objective with its options: draws the randomness of a batch and computes the scalar loss.
 
-    Args:
-        config: `name`, the options of that objective's function, and those of `SharedOptions`.
-
-    Raises:
-        FlowleapError: unknown name or option, value out of range.
+    `config` holds its `name`, the options of that objective's function, those of `SharedOptions`; an unknown
+    name or option, or a value out of range, raises `FlowleapError`.
     """
 
     def __init__(self, config: Mapping[str, Any]) -> None:
-        if (
-            config.get("derivative") == "tangent"
-        ):  # exact as well, and gone: what checkpoints before 0.2 may say
+        if config.get("derivative") == "tangent":  # checkpoints before 0.2: exact as well
             config = {**config, "derivative": "jvp"}
         options = OBJECTIVES.options(config)
         self.name: str = config["name"]
@@ -378,6 +329,7 @@ class Objective:
         self.sampling = SAMPLING[self.name]
         self.options = {key: options.pop(key) for key in parameters_of(self.terms)}
         self.shared = SharedOptions(**options)
+        self.draw = self.shared.draw
         if self.shared.guidance != 1.0 and not (self.sampling.guided and self.shared.obs_dropout):
             raise FlowleapError(
                 "objective.guidance needs objective.obs_dropout > 0 and an objective that regresses on the "
@@ -388,17 +340,6 @@ class Objective:
     def config(self) -> dict[str, Any]:
         """Plain data from which the objective can be rebuilt."""
         return {"name": self.name, **self.options, **asdict(self.shared)}
-
-    def draw(
-        self,
-        batch: int,
-        horizon: int,
-        action_dim: int,
-        generator: torch.Generator | None = None,
-        progress: float = 0.0,
-    ) -> Draw:
-        """Noise, times and the rest of one batch's randomness, on the CPU; `progress` in [0, 1)."""
-        return self.shared.draw(batch, horizon, action_dim, generator, progress)
 
     def loss(self, flow_map: FlowMap, actions: Tensor, draw: Draw) -> tuple[Tensor, dict[str, Tensor]]:
         """Return (scalar loss, detached mean of each term) for normalised action chunks [B,H,A]."""

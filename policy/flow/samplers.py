@@ -71,13 +71,9 @@ def noise_schedule(kind: Literal["ddpm", "ddim"], prediction: Prediction) -> Any
     from diffusers.schedulers.scheduling_ddim import DDIMScheduler
     from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 
-    options = {
-        "num_train_timesteps": NOISE_LEVELS,
-        "beta_schedule": "squaredcos_cap_v2",
-        "clip_sample": True,
-        "prediction_type": prediction,
-    }
-    return DDPMScheduler(**options) if kind == "ddpm" else DDIMScheduler(**options)
+    scheduler = DDPMScheduler if kind == "ddpm" else DDIMScheduler
+    cosine: dict[str, Any] = {"beta_schedule": "squaredcos_cap_v2", "clip_sample": True}
+    return scheduler(num_train_timesteps=NOISE_LEVELS, prediction_type=prediction, **cosine)
 
 
 def diffusion_sampler(
@@ -88,17 +84,14 @@ def diffusion_sampler(
     The ancestral noise is seeded with x, sample by sample: one x, one chunk, whatever else is in the batch.
     """
     steps = len(grid) - 1
-    kind: Literal["ddpm", "ddim"] = "ddpm" if steps == NOISE_LEVELS else "ddim"
-    scheduler = noise_schedule(kind, prediction)
+    ancestral = steps == NOISE_LEVELS
+    scheduler = noise_schedule("ddpm" if ancestral else "ddim", prediction)
     scheduler.set_timesteps(steps)
-    generators = None
-    if kind == "ddpm":
+    noise: dict[str, Any] = {}
+    if ancestral:
         seeds = [zlib.crc32(sample.cpu().numpy().tobytes()) for sample in x]
-        generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+        noise["generator"] = [torch.Generator().manual_seed(seed) for seed in seeds]
     for level in scheduler.timesteps.tolist():
         time = torch.full_like(x[:, 0, 0], (level + 1) / NOISE_LEVELS)
-        predicted = flow_map.network(x, time, time)
-        x = scheduler.step(
-            predicted, level, x, **({"generator": generators} if generators else {})
-        ).prev_sample
+        x = scheduler.step(flow_map.network(x, time, time), level, x, **noise).prev_sample
     return x

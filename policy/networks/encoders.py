@@ -7,6 +7,7 @@ device, after the crop.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 import torch
@@ -21,24 +22,32 @@ from flowleap.policy.networks.augment import centre_crop, colour_jitter, crop_si
 ENCODERS: Registry[type[nn.Module]] = Registry("encoder")
 Size = tuple[int, int]
 
-# What several encoders can be told; each has its own defaults.
 Features = Annotated[int, Option("of each image", 1, 65536)]
-Crop = Annotated[
-    float, Option("share of the sides kept: at random in training, the middle in evaluation", 0.1, 1.0)
-]
-Jitter = Annotated[float, Option("largest change of brightness, contrast and saturation in training", 0, 1)]
-Shared = Annotated[bool, Option("one network for all cameras, whose images must be of one size")]
-Frames = Annotated[
-    int,
-    Option(
-        "how many of the latest To images are looked at; 0 is all. Low-dim keys are read over all To steps",
-        0,
-        1e6,
-    ),
-]
 Noise = Annotated[
     float, Option("deviation of training-time Gaussian noise on the normalised low-dim observations", 0, 10)
 ]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageOptions:
+    """What every encoder of images can be told beside its own options; each has its own defaults."""
+
+    crop: Annotated[
+        float, Option("share of the sides kept: at random in training, the middle in evaluation", 0.1, 1.0)
+    ] = 1.0
+    jitter: Annotated[
+        float, Option("largest change of brightness, contrast and saturation in training", 0, 1)
+    ] = 0.0
+    shared: Annotated[bool, Option("one network for all cameras, whose images must be of one size")] = False
+    frames: Annotated[
+        int,
+        Option(
+            "how many of the latest To images are looked at; 0 is all. Low-dim keys are read over all To steps",
+            0,
+            1e6,
+        ),
+    ] = 0
+    noise: Noise = 0.0
 
 
 @ENCODERS.register("lowdim")
@@ -61,8 +70,13 @@ class LowdimEncoder(nn.Module):
 
     def forward(self, obs: Mapping[str, Tensor]) -> Tensor:
         """{key: [B, To, *shape]} -> [B, C]."""
-        frames = torch.cat([obs[key].flatten(2) for key in self.keys], dim=-1).flatten(1)
-        return frames + self.noise * torch.randn_like(frames) if self.training and self.noise else frames
+        return join_lowdim(obs, self.keys, self.noise if self.training else 0.0)
+
+
+def join_lowdim(obs: Mapping[str, Tensor], keys: Sequence[str], noise: float) -> Tensor:
+    """All steps of the keys [B, To, *shape] side by side, with Gaussian noise of that deviation; [B, C]."""
+    state = torch.cat([obs[key].flatten(2) for key in keys], dim=-1).flatten(1)
+    return state + noise * torch.randn_like(state) if noise else state
 
 
 class ImageEncoder(nn.Module):
@@ -72,32 +86,19 @@ class ImageEncoder(nn.Module):
         spec: observation keys and To; one key or more of kind `rgb`.
         tower: makes a network [N, 3, *size] in [-1, 1] -> [N, features] for images of a size.
         features: D, of each image.
-        crop: share of the image's sides that is kept: a place drawn for every sample in training, the middle in
-            evaluation; 1 keeps all.
-        jitter: largest change of brightness, contrast and saturation in training; 0 is off.
-        shared: one tower for all cameras, whose images must be of one size.
-        frames: how many of the To images, the latest ones, are looked at; 0 is all. Low-dim keys are always read
-            over all To steps, so that `frames=1` halves the work and still sees how the robot moves.
-        noise: standard deviation of Gaussian noise on the normalised low-dim observations in training.
+        options: those of `ImageOptions`.
 
     Attributes:
         dim: C = cameras * frames * features + To * sum of the low-dim keys' sizes.
     """
 
     def __init__(
-        self,
-        spec: Spec,
-        tower: Callable[[Size], nn.Module],
-        features: int,
-        crop: float,
-        jitter: float,
-        shared: bool,
-        frames: int,
-        noise: float,
+        self, spec: Spec, tower: Callable[[Size], nn.Module], features: int, options: Mapping[str, Any]
     ) -> None:
         super().__init__()
-        self.jitter, self.noise = jitter, noise
-        self.frames = require_int("encoder.frames", frames, 0, spec.n_obs_steps) or spec.n_obs_steps
+        chosen = ImageOptions(**options)
+        self.jitter, self.noise = chosen.jitter, chosen.noise
+        self.frames = require_int("encoder.frames", chosen.frames, 0, spec.n_obs_steps) or spec.n_obs_steps
         lowdim = {key: obs for key, obs in spec.observations.items() if obs.kind == "lowdim"}
         self.lowdim = tuple(lowdim)
         self.cameras = tuple(key for key in spec.observations if key not in lowdim)
@@ -110,11 +111,11 @@ class ImageEncoder(nn.Module):
                 raise FlowleapError(
                     f"observation '{key}': images must be [height, width, 3], not {list(shape)}"
                 )
-            self.sizes.append((crop_size(shape[0], crop), crop_size(shape[1], crop)))
-        if shared and len(set(self.sizes)) > 1:
+            self.sizes.append((crop_size(shape[0], chosen.crop), crop_size(shape[1], chosen.crop)))
+        if chosen.shared and len(set(self.sizes)) > 1:
             sizes = {key: spec.observations[key].shape for key in self.cameras}
             raise FlowleapError(f"encoder.shared=true needs cameras with images of one size, got {sizes}")
-        self.towers = nn.ModuleList(tower(size) for size in (self.sizes[:1] if shared else self.sizes))
+        self.towers = nn.ModuleList(tower(size) for size in (self.sizes[:1] if chosen.shared else self.sizes))
         state = sum(obs.size for obs in lowdim.values())
         self.dim = len(self.cameras) * self.frames * features + spec.n_obs_steps * state
 
@@ -122,19 +123,15 @@ class ImageEncoder(nn.Module):
         """{camera: uint8 [B, To, H, W, 3], low-dim key: float [B, To, *shape]} -> [B, C]."""
         parts = [self._look(i, obs[key]) for i, key in enumerate(self.cameras)]
         if self.lowdim:
-            state = torch.cat([obs[key].flatten(2) for key in self.lowdim], dim=-1).flatten(1)
-            noisy = self.training and self.noise
-            parts.append(state + self.noise * torch.randn_like(state) if noisy else state)
+            parts.append(join_lowdim(obs, self.lowdim, self.noise if self.training else 0.0))
         return torch.cat(parts, dim=1)
 
     def _look(self, camera: int, images: Tensor) -> Tensor:
         """Features of one camera's images, uint8 [B, To, H, W, 3] -> [B, frames * D]."""
         images = images[:, -self.frames :]
         size = self.sizes[camera]
-        if self.training and size != images.shape[2:4]:
-            images = random_crop(images, *size)
-        else:
-            images = centre_crop(images, *size)
+        crop = random_crop if self.training and size != images.shape[2:4] else centre_crop
+        images = crop(images, *size)
         weight = next(self.towers.parameters())
         # [B, F, 3, h, w], laid out so too: convolutions and their gradients on a CPU take an eighth less time than with
         # channels last in memory.
@@ -145,7 +142,7 @@ class ImageEncoder(nn.Module):
         return tower(x.flatten(0, 1)).unflatten(0, (-1, self.frames)).flatten(1)
 
 
-@ENCODERS.register("cnn")
+@ENCODERS.register("cnn", ImageOptions, crop=0.875, frames=1)
 class CnnEncoder(ImageEncoder):
     """Small convolutional network for images, with the low-dim keys beside its features: the default on a CPU."""
 
@@ -162,19 +159,15 @@ class CnnEncoder(ImageEncoder):
                 "spatial soft-max, which locates things to a fraction of a pixel, or all places side by side"
             ),
         ] = "keypoints",
-        crop: Crop = 0.875,
-        jitter: Jitter = 0.0,
-        shared: Shared = False,
-        frames: Frames = 1,
-        noise: Noise = 0.0,
+        **options: Any,
     ) -> None:
         def tower(size: Size) -> nn.Module:
             return vision.cnn(size, channels, halvings, features, pool == "keypoints")
 
-        super().__init__(spec, tower, features, crop, jitter, shared, frames, noise)
+        super().__init__(spec, tower, features, options)
 
 
-@ENCODERS.register("resnet18")
+@ENCODERS.register("resnet18", ImageOptions, crop=0.9)
 class ResNetEncoder(ImageEncoder):
     """ResNet-18 with GroupNorm and a spatial soft-max (needs flowleap[vision])."""
 
@@ -186,19 +179,12 @@ class ResNetEncoder(ImageEncoder):
         weights: Annotated[
             str | None, Option("local file of torchvision's weights (.pth or .safetensors)")
         ] = None,
-        crop: Crop = 0.9,
-        jitter: Jitter = 0.0,
-        shared: Shared = False,
-        frames: Frames = 0,
-        noise: Noise = 0.0,
+        **options: Any,
     ) -> None:
-        def tower(size: Size) -> nn.Module:
-            return vision.resnet18(features, weights)
-
-        super().__init__(spec, tower, features, crop, jitter, shared, frames, noise)
+        super().__init__(spec, lambda size: vision.resnet18(features, weights), features, options)
 
 
-@ENCODERS.register("vit")
+@ENCODERS.register("vit", ImageOptions)
 class VitEncoder(ImageEncoder):
     """Vision transformer of timm, DINO's for instance (needs flowleap[vision])."""
 
@@ -211,16 +197,9 @@ class VitEncoder(ImageEncoder):
         ] = "vit_tiny_patch16_224",
         features: Features = 128,
         weights: Annotated[str | None, Option("local file of timm's weights (.pth or .safetensors)")] = None,
-        crop: Crop = 1.0,
-        jitter: Jitter = 0.0,
-        shared: Shared = False,
-        frames: Frames = 0,
-        noise: Noise = 0.0,
+        **options: Any,
     ) -> None:
-        def tower(size: Size) -> nn.Module:
-            return vision.vit(size, model, features, weights)
-
-        super().__init__(spec, tower, features, crop, jitter, shared, frames, noise)
+        super().__init__(spec, lambda size: vision.vit(size, model, features, weights), features, options)
 
 
 def build_encoder(config: Mapping[str, Any], spec: Spec) -> tuple[nn.Module, dict[str, Any]]:

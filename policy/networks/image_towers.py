@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence, Set
 from pathlib import Path
 
 import torch
@@ -58,14 +58,9 @@ def head(channels: int, size: tuple[int, int], features: int, keypoints: bool) -
 def cnn(
     size: tuple[int, int], channels: Sequence[int], halvings: int, features: int, keypoints: bool
 ) -> nn.Sequential:
-    """A few 3 x 3 convolutions (the first 5 x 5), the first ones halving the image.
+    """A few 3 x 3 convolutions (the first 5 x 5), the first `halvings` with stride 2; size (height, width).
 
-    Args:
-        size: height and width of the images.
-        channels: width of every layer, multiples of 8.
-        halvings: how many of the layers have stride 2.
-        features: D.
-        keypoints: a spatial soft-max instead of all places side by side.
+    Their `channels` are multiples of 8; `keypoints` is a spatial soft-max instead of all places side by side.
     """
     if not 1 <= len(channels) <= 8:
         raise FlowleapError(f"encoder.channels needs 1 to 8 layers, got {len(channels)}")
@@ -75,11 +70,8 @@ def cnn(
         if after % GROUP_CHANNELS:
             raise FlowleapError(f"encoder.channels: {after} is not a multiple of {GROUP_CHANNELS}")
         kernel, stride = 3 if i else 5, 2 if i < halvings else 1
-        layers += [
-            nn.Conv2d(before, after, kernel, stride, padding=kernel // 2),
-            nn.GroupNorm(after // GROUP_CHANNELS, after),
-            nn.SiLU(),
-        ]
+        layers.append(nn.Conv2d(before, after, kernel, stride, padding=kernel // 2))
+        layers += [nn.GroupNorm(after // GROUP_CHANNELS, after), nn.SiLU()]
         before, height, width = after, -(-height // stride), -(-width // stride)
     return nn.Sequential(*layers, head(before, (height, width), features, keypoints))
 
@@ -87,10 +79,7 @@ def cnn(
 def resnet18(features: int, weights: str | None) -> nn.Sequential:
     """The ResNet-18 of torchvision with GroupNorm and a spatial soft-max, as in Diffusion Policy.
 
-    Args:
-        features: D.
-        weights: a local file of torchvision's weights (state dict, `.safetensors` or `.pth`); those of the
-            normalisation layers and the classifier are left out.
+    Of `weights`, a local file of torchvision's, the normalisation layers and the classifier are left out.
     """
     models = optional_import("torchvision.models", extra="vision")
     net = models.resnet18(weights=None, norm_layer=lambda channels: nn.GroupNorm(channels // 16, channels))
@@ -98,10 +87,7 @@ def resnet18(features: int, weights: str | None) -> nn.Sequential:
     if weights is not None:
         convolutions = {f"{name}.weight" for name, m in net.named_modules() if isinstance(m, nn.Conv2d)}
         state = {name: x for name, x in read_weights(weights).items() if name in convolutions}
-        if state.keys() != convolutions:
-            raise FlowleapError(
-                f"encoder.weights={weights} holds no ResNet-18: '{min(convolutions - state.keys())}' is missing"
-            )
+        require_all(convolutions, state, "ResNet-18", weights)
         load_into(net, state, weights)
     return nn.Sequential(ImageNetColours(), trunk, nn.Conv2d(512, 32, 1), head(32, (0, 0), features, True))
 
@@ -109,12 +95,8 @@ def resnet18(features: int, weights: str | None) -> nn.Sequential:
 def vit(size: tuple[int, int], model: str, features: int, weights: str | None) -> nn.Sequential:
     """A vision transformer of timm (DINO, DINOv2, ...), its pooled output mapped to D features.
 
-    Args:
-        size: height and width of the images, multiples of the patch size.
-        model: timm's name, such as `vit_tiny_patch16_224` or `vit_small_patch14_dinov2`; nothing is downloaded.
-        features: D.
-        weights: a local file of timm's weights for this model; position embeddings of another image size are
-            resampled.
+    `size` is (height, width), multiples of the patch size. Nothing is downloaded; of `weights`, a file of
+    timm's, the position embeddings of another image size are resampled.
     """
     timm = optional_import("timm", extra="vision")
     known = timm.list_models("*vit*")
@@ -148,8 +130,7 @@ def vit(size: tuple[int, int], model: str, features: int, weights: str | None) -
         if position is not None and own is not None and grid is not None and position.shape != own.shape:
             state["pos_embed"] = _resampled(position, grid, net.num_prefix_tokens, own, weights)
         load_into(net, state, weights)
-        if missing := net.state_dict().keys() - state.keys():
-            raise FlowleapError(f"encoder.weights={weights} holds no {model}: '{min(missing)}' is missing")
+        require_all(net.state_dict().keys(), state, model, weights)
     return nn.Sequential(
         ImageNetColours(), net, nn.Linear(net.num_features, features), nn.LayerNorm(features)
     )
@@ -196,6 +177,12 @@ def read_weights(path: str) -> dict[str, Tensor]:
         if not torch.isfinite(x).all():
             raise FlowleapError(f"encoder.weights={path}: '{name}' holds NaN or infinite values")
     return state
+
+
+def require_all(names: Set[str], state: Mapping[str, Tensor], model: str, path: str) -> None:
+    """Raise `FlowleapError` unless `state` has all the tensors of a model."""
+    if missing := names - state.keys():
+        raise FlowleapError(f"encoder.weights={path} holds no {model}: '{min(missing)}' is missing")
 
 
 def load_into(net: nn.Module, state: dict[str, Tensor], path: str) -> None:

@@ -9,9 +9,7 @@ from torch.autograd import forward_ad
 
 def moves(x: Tensor) -> bool:
     """Whether torch's forward-mode AD differentiates `x` (never in an export, which cannot trace the question)."""
-    if torch.compiler.is_compiling():
-        return False
-    return forward_ad.unpack_dual(x).tangent is not None
+    return not torch.compiler.is_compiling() and forward_ad.unpack_dual(x).tangent is not None
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
@@ -23,6 +21,12 @@ def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         scores = query @ key.transpose(-2, -1) * query.shape[-1] ** -0.5
         return torch.softmax(scores, dim=-1) @ value
     return nn.functional.scaled_dot_product_attention(query, key, value)
+
+
+def two_layers(width: int, expansion: int, activation: nn.Module, dropout: float) -> nn.Sequential:
+    """[..., width] -> [..., width] through a hidden layer of expansion * width."""
+    hidden = expansion * width
+    return nn.Sequential(nn.Linear(width, hidden), activation, nn.Dropout(dropout), nn.Linear(hidden, width))
 
 
 class LayerNorm(nn.LayerNorm):

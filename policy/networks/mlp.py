@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from flowleap.policy.core.registry import Option
-from flowleap.policy.networks.layers import LayerNorm
+from flowleap.policy.networks.layers import LayerNorm, two_layers
 from flowleap.policy.networks.time_embedding import MaxFrequency, TimeEmbedding
 
 
@@ -19,12 +19,7 @@ class FiLMBlock(nn.Module):
         super().__init__()
         self.norm = LayerNorm(width, elementwise_affine=False)
         self.film = nn.Linear(width, 2 * width)
-        self.mlp = nn.Sequential(
-            nn.Linear(width, expansion * width),
-            nn.SiLU(),
-            nn.Dropout(dropout),
-            nn.Linear(expansion * width, width),
-        )
+        self.mlp = two_layers(width, expansion, nn.SiLU(), dropout)
 
     def forward(self, h: Tensor, c: Tensor) -> Tensor:
         """h, c [B, width] -> [B, width]."""
@@ -33,10 +28,7 @@ class FiLMBlock(nn.Module):
 
 
 class MLPBackbone(nn.Module):
-    """Residual MLP over the flattened chunk with FiLM conditioning: fast on a CPU, the default for state policies.
-
-    u(x_t [B,H,A], t [B], s [B], cond [B,C]) -> [B,H,A] for `action_dim` A, `horizon` H and `cond_dim` C.
-    """
+    """FiLM-conditioned residual MLP over the flat chunk: fast on a CPU, the default for state policies."""
 
     def __init__(
         self,
@@ -63,7 +55,7 @@ class MLPBackbone(nn.Module):
         self.output = nn.Linear(width, horizon * action_dim)
 
     def forward(self, x: Tensor, t: Tensor, s: Tensor, cond: Tensor) -> Tensor:
-        """Average velocity [B,H,A]."""
+        """Average velocity [B,H,A] at x [B,H,A] and times t, s [B], under cond [B,C]."""
         c = nn.functional.silu(self.time(t, s) + self.condition(cond))
         h = self.input(torch.cat([x.flatten(1), cond], dim=1))
         for block in self.blocks:

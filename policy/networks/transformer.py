@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from flowleap.policy.core.errors import FlowleapError
 from flowleap.policy.core.registry import Option
-from flowleap.policy.networks.layers import LayerNorm, attend
+from flowleap.policy.networks.layers import LayerNorm, attend, two_layers
 from flowleap.policy.networks.time_embedding import MaxFrequency, TimeEmbedding
 
 
@@ -31,12 +31,7 @@ class DiTBlock(nn.Module):
         self.qkv = nn.Linear(width, 3 * width)
         self.projection = nn.Linear(width, width)
         self.norm2 = LayerNorm(width, elementwise_affine=False)
-        self.mlp = nn.Sequential(
-            nn.Linear(width, expansion * width),
-            nn.GELU(approximate="tanh"),
-            nn.Dropout(dropout),
-            nn.Linear(expansion * width, width),
-        )
+        self.mlp = two_layers(width, expansion, nn.GELU(approximate="tanh"), dropout)
         self.dropout = nn.Dropout(dropout)
         self.modulation = nn.Linear(width, 6 * width)
         nn.init.zeros_(self.modulation.weight)
@@ -55,10 +50,7 @@ class DiTBlock(nn.Module):
 
 
 class TransformerBackbone(nn.Module):
-    """Transformer over the action tokens with adaLN-zero conditioning (DiT, arXiv 2212.09748).
-
-    u(x_t [B,H,A], t [B], s [B], cond [B,C]) -> [B,H,A] for `action_dim` A, `horizon` H and `cond_dim` C.
-    """
+    """Transformer over the action tokens with adaLN-zero conditioning (DiT, arXiv 2212.09748)."""
 
     def __init__(
         self,
@@ -91,7 +83,7 @@ class TransformerBackbone(nn.Module):
         nn.init.zeros_(self.modulation.bias)
 
     def forward(self, x: Tensor, t: Tensor, s: Tensor, cond: Tensor) -> Tensor:
-        """Average velocity [B,H,A]."""
+        """Average velocity [B,H,A] at x [B,H,A] and times t, s [B], under cond [B,C]."""
         c = nn.functional.silu(self.time(t, s) + self.condition(cond))
         h = self.input(x) + self.positions
         for block in self.blocks:

@@ -12,6 +12,8 @@ from flowleap.policy.core.errors import FlowleapError
 from flowleap.policy.core.registry import Option
 from flowleap.policy.networks.time_embedding import MaxFrequency, TimeEmbedding
 
+Channels = Annotated[Sequence[int], Option("width of each resolution level", 1, 8192)]
+
 
 def conv_block(c_in: int, c_out: int, kernel: int, groups: int) -> nn.Sequential:
     """Conv1d -> GroupNorm -> Mish, length preserved. GroupNorm, not BatchNorm: EMA weights stay valid."""
@@ -46,8 +48,7 @@ def apply_blocks(blocks: nn.Module, h: Tensor, c: Tensor) -> Tensor:
 class UNet1dBackbone(nn.Module):
     """Conditional 1-D U-Net of Diffusion Policy (arXiv 2303.04137) with two times.
 
-    u(x_t [B,H,A], t [B], s [B], cond [B,C]) -> [B,H,A] for `action_dim` A, `horizon` H, divisible by
-    2^(len(channels) - 1), and `cond_dim` C.
+    The horizon must be divisible by 2^(len(channels) - 1).
     """
 
     def __init__(
@@ -56,11 +57,7 @@ class UNet1dBackbone(nn.Module):
         horizon: int,
         cond_dim: int,
         *,
-        channels: Annotated[Sequence[int], Option("width of each resolution level", 1, 8192)] = (
-            64,
-            128,
-            256,
-        ),
+        channels: Channels = (64, 128, 256),
         time_dim: Annotated[int, Option("width of the time embedding", 1, 4096)] = 128,
         kernel: Annotated[int, Option("convolution width, odd", 1, 63)] = 5,
         groups: Annotated[int, Option("GroupNorm groups, dividing every level's width", 1, 1024)] = 8,
@@ -84,15 +81,13 @@ class UNet1dBackbone(nn.Module):
             return ResidualBlock(c_in, c_out, c_dim, kernel, groups)
 
         levels = list(channels)
-        self.down = nn.ModuleList()
-        self.shrink = nn.ModuleList()
+        self.down, self.shrink = nn.ModuleList(), nn.ModuleList()
         for i, (c_in, c_out) in enumerate(zip([action_dim, *levels], levels, strict=False)):
             self.down.append(nn.ModuleList([block(c_in, c_out), block(c_out, c_out)]))
             last = i == len(levels) - 1
             self.shrink.append(nn.Identity() if last else nn.Conv1d(c_out, c_out, 3, stride=2, padding=1))
         self.middle = nn.ModuleList([block(levels[-1], levels[-1]), block(levels[-1], levels[-1])])
-        self.up = nn.ModuleList()
-        self.grow = nn.ModuleList()
+        self.up, self.grow = nn.ModuleList(), nn.ModuleList()
         for c_high, c_low in zip(levels[:0:-1], levels[-2::-1], strict=True):
             self.up.append(nn.ModuleList([block(2 * c_high, c_low), block(c_low, c_low)]))
             self.grow.append(nn.ConvTranspose1d(c_low, c_low, 4, stride=2, padding=1))
@@ -101,7 +96,7 @@ class UNet1dBackbone(nn.Module):
         )
 
     def forward(self, x: Tensor, t: Tensor, s: Tensor, cond: Tensor) -> Tensor:
-        """Average velocity [B,H,A]."""
+        """Average velocity [B,H,A] at x [B,H,A] and times t, s [B], under cond [B,C]."""
         c = torch.cat([self.time(t, s), cond], dim=1)
         h = x.transpose(1, 2)
         skips: list[Tensor] = []

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
@@ -14,23 +13,18 @@ from flowleap.policy.training.sharding import whole
 
 def averaged(module: nn.Module, decay: float) -> AveragedModel:
     """A copy of a module for the average of its weights, in eval mode; the decay warms up, min(decay, (1+n)/(10+n))."""
-    return AveragedModel(module, multi_avg_fn=_with_warmup(decay)).eval()
-
-
-def update_average(average: AveragedModel, module: nn.Module) -> None:
-    """Take the module's weights, which may be sharded, into the average."""
-    average.update_parameters(_Whole(module))  # type: ignore[arg-type]
-
-
-def _with_warmup(decay: float) -> Callable[[Any, Any, Any], None]:
-    """In-place update of all averaged parameters at once, for `AveragedModel(multi_avg_fn=...)`."""
 
     @torch.no_grad()
     def update(averaged: list[Tensor], current: list[Tensor], n_averaged: Tensor | int) -> None:
         n = int(n_averaged)
         torch._foreach_lerp_(averaged, current, 1.0 - min(decay, (1 + n) / (10 + n)))
 
-    return update
+    return AveragedModel(module, multi_avg_fn=update).eval()  # type: ignore[arg-type]
+
+
+def update_average(average: AveragedModel, module: nn.Module) -> None:
+    """Take the module's weights, which may be sharded, into the average."""
+    average.update_parameters(_Whole(module))  # type: ignore[arg-type]
 
 
 class _Whole:

@@ -52,15 +52,8 @@ class ShuffledIndices:
             raise FlowleapError(
                 f"cannot draw batches of {batch_size} from {n} windows: both must be at least 1"
             )
-        self.n = n
-        self.batch_size = batch_size
-        self.seed = seed
-        self.epoch = 0
-        self.position = 0  # indices of this epoch already handed out
-        self._order = self._permutation(0)
-
-    def _permutation(self, epoch: int) -> NDArray[np.int64]:
-        return np.random.default_rng([self.seed, epoch]).permutation(self.n)
+        self.n, self.batch_size, self.seed = n, batch_size, seed
+        self.load_state_dict({"epoch": 0, "position": 0})
 
     def next(self) -> NDArray[np.int64]:
         """Return the next batch of indices, int64 [batch_size]."""
@@ -68,12 +61,10 @@ class ShuffledIndices:
         missing = self.batch_size
         while missing:
             if self.position == self.n:
-                self.epoch, self.position = self.epoch + 1, 0
-                self._order = self._permutation(self.epoch)
-            part = self._order[self.position : self.position + missing]
-            self.position += len(part)
-            missing -= len(part)
-            parts.append(part)
+                self.load_state_dict({"epoch": self.epoch + 1, "position": 0})
+            parts.append(self._order[self.position : self.position + missing])
+            self.position += len(parts[-1])
+            missing -= len(parts[-1])
         return np.concatenate(parts)
 
     def state_dict(self) -> dict[str, int]:
@@ -87,8 +78,8 @@ class ShuffledIndices:
             raise FlowleapError(
                 f"state of the index stream (epoch {epoch}, position {position}) does not fit {self.n} windows"
             )
-        self.epoch, self.position = epoch, position
-        self._order = self._permutation(epoch)
+        self.epoch, self.position = epoch, position  # position: indices of this epoch already handed out
+        self._order: NDArray[np.int64] = np.random.default_rng([self.seed, epoch]).permutation(self.n)
 
 
 def seed_of(*numbers: int) -> int:
@@ -130,5 +121,4 @@ def as_tensors(windows: np.ndarray, arrays: Mapping[str, Any], draw: Draw) -> di
     """A batch and its draw as one flat dict: `window` [B], `action`, `obs.<key>`, `draw.<field>`; real units."""
     inputs = {"action": arrays["action"], **{f"obs.{key}": x for key, x in arrays["obs"].items()}}
     tensors = {name: torch.from_numpy(np.array(x)) for name, x in {"window": windows, **inputs}.items()}
-    drawn = {f"draw.{name}": x.clone() for name, x in vars(draw).items() if isinstance(x, Tensor)}
-    return {**tensors, **drawn}
+    return {**tensors, **{f"draw.{name}": x.clone() for name, x in draw.tensors().items()}}

@@ -11,8 +11,7 @@ from flowleap.policy.policy import Policy
 def compile_modules(policy: Policy) -> None:
     """Compile network and encoder in place: unlike `torch.compile(module)`, this leaves the names of weights alone.
 
-    Warns:
-        UserWarning: the objective's derivative is one that runs uncompiled.
+    A `UserWarning` says where the objective's derivative is one that runs uncompiled.
     """
     method = policy.objective.options.get("derivative", "difference")
     if method != "difference":

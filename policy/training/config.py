@@ -74,11 +74,7 @@ class TrainerConfig:
         return cls(**check_options("trainer", OPTIONS, options, "trainer"))
 
     def micro_batch(self, processes: int) -> int:
-        """Windows of one forward pass on one of `processes` processes.
-
-        Raises:
-            FlowleapError: `batch_size` does not divide.
-        """
+        """Windows of a forward pass on one of `processes`; raise `FlowleapError` where they do not divide."""
         size, rest = divmod(self.batch_size, processes * self.accumulate)
         if rest:
             raise FlowleapError(

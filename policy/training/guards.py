@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import signal
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -26,12 +27,8 @@ def interruptible() -> Iterator[Callable[[], bool]]:
         if len(caught) > 1:
             raise KeyboardInterrupt
 
-    previous: dict[signal.Signals, Any] = {}
-    try:
-        for number in (signal.SIGINT, signal.SIGTERM):
-            previous[number] = signal.signal(number, handler)
-    except ValueError:  # not the main thread: nobody sends us signals there
-        pass
+    main = threading.current_thread() is threading.main_thread()  # nobody sends signals to another one
+    previous = {n: signal.signal(n, handler) for n in (signal.SIGINT, signal.SIGTERM) if main}
     try:
         yield lambda: bool(caught)
     finally:
@@ -63,12 +60,12 @@ class FiniteGuard:
         if not self._outcomes:
             return NEVER
         finite = torch.stack(list(self._outcomes.values())).isfinite().all(1).cpu()
-        bad = NEVER if finite.all() else list(self._outcomes)[int(finite.int().argmin())]
-        if bad == NEVER:
-            newest = next(reversed(self._outcomes))
-            self._windows = {step: x for step, x in self._windows.items() if step > newest}
-            self._outcomes.clear()
-        return bad
+        if not finite.all():
+            return list(self._outcomes)[int(finite.int().argmin())]
+        newest = next(reversed(self._outcomes))
+        self._windows = {step: x for step, x in self._windows.items() if step > newest}
+        self._outcomes.clear()
+        return NEVER
 
     def windows(self, step: int) -> np.ndarray:
         """The window indices of a step since the last look."""
@@ -77,13 +74,7 @@ class FiniteGuard:
 
 @dataclass
 class EarlyStopping:
-    """Counts the evaluations since the score last rose.
-
-    Attributes:
-        patience: evaluations without a rise after which to stop; 0 never stops.
-        best: highest score so far.
-        stale: evaluations since then.
-    """
+    """Counts in `stale` the evaluations since the `best` score; `patience` of them end a run, 0 never."""
 
     patience: int
     best: float = -math.inf

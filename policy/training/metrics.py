@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TimeElapsedColumn, TimeRemainingColumn
 from torch import Tensor
 
 from flowleap.policy.core.files import atomic
@@ -18,9 +18,7 @@ from flowleap.policy.core.files import atomic
 class MetricsLog:
     """Appends rows to `run_dir/metrics.jsonl` and scalars to TensorBoard in `run_dir/tensorboard`.
 
-    Args:
-        run_dir: created if missing.
-        step: rows of later steps, left by a run that went further than its last checkpoint, are dropped.
+    Rows of steps after `step`, left by a run that went further than its last checkpoint, are dropped.
     """
 
     def __init__(self, run_dir: Path, step: int = 0) -> None:
@@ -28,16 +26,12 @@ class MetricsLog:
 
         run_dir.mkdir(parents=True, exist_ok=True)
         self.path = run_dir / "metrics.jsonl"
-        kept = [line for line in self._lines() if json.loads(line)["step"] <= step] if step else []
+        lines = self.path.read_text().splitlines(keepends=True) if step and self.path.exists() else []
+        kept = [x for x in lines if x.endswith("}\n") and json.loads(x)["step"] <= step]
         with atomic(self.path) as temporary:
             temporary.write_text("".join(kept))
         self._file = self.path.open("a", buffering=1)
         self._board = SummaryWriter(str(run_dir / "tensorboard"), purge_step=step + 1 if step else None)
-
-    def _lines(self) -> list[str]:
-        if not self.path.exists():
-            return []
-        return [line for line in self.path.read_text().splitlines(keepends=True) if line.endswith("}\n")]
 
     def write(self, step: int, row: Mapping[str, float]) -> None:
         """Record one row of scalars."""
@@ -76,11 +70,9 @@ class Meter:
         self._start += time.perf_counter() - start
 
     def read(self, batch_size: int, average: Callable[[Tensor], Tensor]) -> dict[str, float]:
-        """Means over the steps, `samples_per_s` and `data_share`; starts afresh.
+        """Means over the steps, `samples_per_s` (of batches of a size) and `data_share`; starts afresh.
 
-        Args:
-            batch_size: samples a step.
-            average: takes the vector of means to its average over processes.
+        `average` takes the vector of means to its average over processes.
         """
         means = average(torch.stack(list(self._sums.values())) / self._steps).tolist()
         elapsed = time.perf_counter() - self._start
@@ -93,15 +85,8 @@ class Meter:
 @contextmanager
 def progress_bar(done: int, total: int, title: str, enabled: bool) -> Iterator[Callable[[int, str], None]]:
     """Yield `advance(done, text)`; shows title, bar, count, elapsed time and ETA when `enabled`."""
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        TextColumn("{task.completed}/{task.total}"),
-        TimeElapsedColumn(),
-        TextColumn("ETA"),
-        TimeRemainingColumn(),
-        TextColumn("{task.fields[note]}"),
-    )
-    with Progress(*columns, disable=not enabled) as progress:
+    counts = ("{task.description}", BarColumn(), "{task.completed}/{task.total}", TimeElapsedColumn())
+    left = ("ETA", TimeRemainingColumn(), "{task.fields[note]}")
+    with Progress(*counts, *left, disable=not enabled) as progress:
         task = progress.add_task(title, total=total, completed=done, note="")
         yield lambda done, text: progress.update(task, completed=done, note=text)

@@ -12,13 +12,10 @@ from flowleap.policy.training.batches import IndexStream, Windows
 
 
 class Prefetcher:
-    """An endless stream of (global window indices [B], gathered arrays of this process's rows).
+    """An endless stream of (global window indices [B], gathered arrays of this process's `rows` of them).
 
-    Args:
-        windows: the training windows.
-        indices: the stream of global batches; it runs ahead, so that its place must be asked for here.
-        rows: this process's rows of a global batch.
-        workers: threads, each with one more batch in flight; 0 gathers when asked.
+    `indices`, the stream of global batches, runs ahead, so that its place must be asked for here. Each of the
+    `workers`, threads, has one more batch in flight; 0 gathers when asked.
     """
 
     def __init__(self, windows: Windows, indices: IndexStream, rows: slice, workers: int) -> None:

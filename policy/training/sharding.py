@@ -13,11 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.checkpoint.state_dict import (
-    StateDictOptions,
-    get_model_state_dict,
-    set_model_state_dict,
-)
+from torch.distributed.checkpoint import state_dict
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.utils._pytree import tree_map_only
 
@@ -29,12 +25,14 @@ def whole(tree: Any) -> Any:
 
 def whole_weights(module: nn.Module) -> dict[str, Any]:
     """The state dict of a module that may be sharded, on the CPU; empty on all processes but the first."""
-    return get_model_state_dict(module, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
+    options = state_dict.StateDictOptions(full_state_dict=True, cpu_offload=True)
+    return state_dict.get_model_state_dict(module, options=options)
 
 
 def load_weights(module: nn.Module, state: Mapping[str, Tensor]) -> None:
     """Load whole tensors, which every process has, into a module that may be sharded."""
-    set_model_state_dict(module, dict(state), options=StateDictOptions(full_state_dict=True))
+    options = state_dict.StateDictOptions(full_state_dict=True)
+    state_dict.set_model_state_dict(module, dict(state), options=options)
 
 
 def load_optimizer(optimizer: torch.optim.Optimizer, state: Mapping[str, Any]) -> None:
@@ -47,7 +45,6 @@ def load_optimizer(optimizer: torch.optim.Optimizer, state: Mapping[str, Any]) -
 
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     moments = {
-        index: {key: shard(x, parameters[index]) for key, x in entry.items()}
-        for index, entry in state["state"].items()
+        i: {key: shard(x, parameters[i]) for key, x in entry.items()} for i, entry in state["state"].items()
     }
     optimizer.load_state_dict({**state, "state": moments})

@@ -27,19 +27,9 @@ from flowleap.policy.core.errors import FlowleapError
 from flowleap.policy.core.files import write_directory
 from flowleap.policy.flow.draws import Draw
 from flowleap.policy.policy import Policy
+from flowleap.policy.training import batches
 from flowleap.policy.training.averaging import averaged, update_average
-from flowleap.policy.training.batches import (
-    Batch,
-    IndexStream,
-    ShuffledIndices,
-    Windows,
-    as_tensors,
-    describe_bad,
-    rows_of,
-    seed_generators,
-    seed_of,
-    to_device,
-)
+from flowleap.policy.training.batches import Batch, IndexStream, ShuffledIndices, Windows
 from flowleap.policy.training.compiling import compile_failure, compile_modules
 from flowleap.policy.training.config import TrainerConfig
 from flowleap.policy.training.guards import NEVER, EarlyStopping, FiniteGuard, interruptible
@@ -112,12 +102,11 @@ class Trainer:
         self.optimizer = torch.optim.AdamW(
             self.policy.parameters(), config.lr, config.betas, weight_decay=config.weight_decay, fused=True
         )
-        self.scheduler = get_scheduler(
-            config.schedule,
-            self.optimizer,
-            num_warmup_steps=config.warmup_steps,
-            num_training_steps=config.steps,
-        )
+        lengths: dict[str, Any] = {
+            "num_warmup_steps": config.warmup_steps,
+            "num_training_steps": config.steps,
+        }
+        self.scheduler = get_scheduler(config.schedule, self.optimizer, **lengths)
         self.guard, self.stopping = FiniteGuard(), EarlyStopping(config.patience)
         self.stop_reason: str | None = None
         self.step = 0
@@ -137,28 +126,26 @@ class Trainer:
         """Next batch and its draw: this process's rows of the global batch, on the device."""
         indices, arrays = self.batches.next()
         self.guard.start(self.step, indices)
-        return to_device(arrays, self.accelerator.device), self._draw(self.step)[self.rows]
+        return batches.to_device(arrays, self.accelerator.device), self._draw(self.step)[self.rows]
 
     def _draw(self, step: int) -> Draw:
         """The draw of a step's global batch."""
-        generator = torch.Generator().manual_seed(seed_of(self.config.seed, step))
+        generator = torch.Generator().manual_seed(batches.seed_of(self.config.seed, step))
         return self.policy.draw(self.config.batch_size, generator, progress=step / self.config.steps)
 
     def train_step(self, batch: Batch, draw: Draw) -> dict[str, Tensor]:
         """One gradient step; returns detached scalars, means over this process's rows."""
-        seed_generators(
-            self.accelerator.device, seed_of(self.config.seed, self.step, self.accelerator.process_index)
-        )
+        seed = batches.seed_of(self.config.seed, self.step, self.accelerator.process_index)
+        batches.seed_generators(self.accelerator.device, seed)
         self.prepared_optimizer.zero_grad(set_to_none=True)
         scalars: dict[str, Tensor] = {}
         parts = self.config.accumulate
         for part in range(parts):
             rows = slice(part * self.micro_batch, (part + 1) * self.micro_batch)
-            # Gradients cross processes once a step, with the last micro-batch.
-            waiting = part < parts - 1
+            waiting = part < parts - 1  # gradients cross processes once a step, with the last micro-batch
             with self.accelerator.no_sync(self.model) if waiting else nullcontext():
                 try:
-                    loss, terms = self.model(rows_of(batch, rows), draw[rows])
+                    loss, terms = self.model(batches.rows_of(batch, rows), draw[rows])
                 except RuntimeError as error:
                     raise (self.config.compile and compile_failure(error)) or error from error
                 self.accelerator.backward(loss / parts)
@@ -268,14 +255,14 @@ class Trainer:
         windows = self.guard.windows(step)
         arrays = self.windows.gather(windows)
         if self.main:
-            tensors = as_tensors(windows, arrays, self._draw(step))
+            tensors = batches.as_tensors(windows, arrays, self._draw(step))
             write_directory(folder, lambda path: save_file(tensors, path / BAD_BATCH))
         self.accelerator.wait_for_everyone()  # or a launcher ends the writer because its neighbour has failed
         checkpoints = self.run_dir / "checkpoints"
         kept = f"; the last checkpoint in {checkpoints} is intact" if (checkpoints / "last").exists() else ""
         return (
             f"the loss is NaN or infinite at step {step}; its batch is in {folder / BAD_BATCH}: "
-            f"{describe_bad(windows, arrays)}{kept}"
+            f"{batches.describe_bad(windows, arrays)}{kept}"
         )
 
     def save(self) -> Path:
@@ -304,13 +291,11 @@ class Trainer:
                 "stopping": self.stopping.state_dict(),
                 "scaler": scaler.state_dict() if scaler else {},
             }
+            states = {"raw": weights, "ema": self.ema_policy.state_dict()}
+            info = {**self.policy.info, "step": self.step, "trainer": asdict(self.config)}
+            spec, config = self.policy.spec, self.policy.config
             write_policy(
-                path,
-                {"raw": weights, "ema": self.ema_policy.state_dict()},
-                self.policy.spec,
-                self.policy.config,
-                {**self.policy.info, "step": self.step, "trainer": asdict(self.config)},
-                extra=lambda folder: torch.save(state, folder / TRAINER_STATE),
+                path, states, spec, config, info, lambda folder: torch.save(state, folder / TRAINER_STATE)
             )
             point_last(checkpoints, path, self.config.keep_checkpoints)
         return path
