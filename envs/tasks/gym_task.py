@@ -23,7 +23,7 @@ from gymnasium.spaces import Box, Dict, Space
 
 from flowleap.envs.rendering import choose_gl
 from flowleap.envs.task import Observation, Scoring, Task
-from flowleap.envs.tasks.robotics import import_robotics
+from flowleap.envs.tasks.base import Start, Step, import_robotics, origin
 from flowleap.policy.core.errors import FlowleapError, suggest
 from flowleap.policy.core.spec import ObsKey, Spec
 from flowleap.policy.core.versions import package_versions
@@ -33,6 +33,7 @@ ANY = "<EnvId>"
 
 OBSERVATION = "observations"
 MAX_STEPS = 1000  # where the registration gives no limit
+_PACKAGES = ("gymnasium", "gymnasium-robotics", "mujoco")
 _SUCCESS = ("success", "is_success")
 _ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
@@ -58,25 +59,18 @@ class GymEnv(gymnasium.Env[Observation, np.ndarray]):
         low, high = action.low.astype(np.float32), action.high.astype(np.float32)
         self.action_space = Box(low, high, dtype=np.float32)
 
-    def reset(
-        self, *, seed: int | None = None, options: dict[str, Any] | None = None
-    ) -> tuple[Observation, dict[str, Any]]:
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> Start:
         """Reset as the environment does."""
         super().reset(seed=seed)
         obs, info = self.env.reset(seed=seed)
         return self._observe(obs), {"success": _success(info)}
 
-    def step(self, action: np.ndarray) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
+    def step(self, action: np.ndarray) -> Step:
         """Step as the environment does."""
         space: Any = self.env.action_space
         obs, reward, terminated, truncated, info = self.env.step(np.asarray(action, space.dtype))
-        return (
-            self._observe(obs),
-            float(cast(Any, reward)),
-            bool(terminated),
-            bool(truncated),
-            {"success": _success(info)},
-        )
+        ended, cut = bool(terminated), bool(truncated)
+        return self._observe(obs), float(cast(Any, reward)), ended, cut, {"success": _success(info)}
 
     def render(self) -> Any:
         """Render as the environment does."""
@@ -115,12 +109,7 @@ def make(name: str, max_steps: int | None = None) -> Task:
             observations=facts.observations,
             action_dim=facts.action_dim,
             control_hz=facts.control_hz,
-            source={
-                "task": f"gym/{name}",
-                "env_id": name,
-                "kwargs": {"max_steps": steps},
-                "versions": package_versions("gymnasium", "gymnasium-robotics", "mujoco"),
-            },
+            source=origin(f"gym/{name}", name, _PACKAGES, max_steps=steps),
         ),
         max_steps=steps,
         seed_note=_SEED_NOTE,
