@@ -63,11 +63,8 @@ _SEED_NOTE = (
     "success counts at any step, and ends the episode."
 )
 
-
 # What `reset_model` moves in the compiled model, and would otherwise carry into the next episode.
 _MODEL_FIELDS = ("body_pos", "body_quat", "site_pos", "site_quat")
-
-
 # Attributes of the simulator that are no state of an episode.
 _KEPT = frozenset({"model", "data", "mujoco_renderer", "_np_random", "_np_random_seed"})
 

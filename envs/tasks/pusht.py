@@ -50,14 +50,9 @@ _SEED_NOTE = (
 
 
 def block_keypoints(position: np.ndarray, angle: np.ndarray) -> np.ndarray:
-    """Corners of the block in the world, px.
+    """Corners of a block with its origin at `position` [..., 2] (px), turned by `angle` [...] (rad), in the world.
 
-    Args:
-        position: block origin [..., 2].
-        angle: block angle [...] in rad.
-
-    Returns:
-        [..., 16]: x0, y0, x1, y1, ... in the order of `CORNERS`.
+    Returns: [..., 16], px: x0, y0, x1, y1, ... in the order of `CORNERS`.
     """
     position, angle = np.asarray(position, np.float64), np.asarray(angle, np.float64)
     cos, sin = np.cos(angle)[..., None], np.sin(angle)[..., None]
@@ -128,14 +123,13 @@ def mirror(columns: Mapping[str, np.ndarray]) -> Observation:
     for key, value in columns.items():
         if key == "block_angle":  # pi / 2 - angle: cosine and sine change places
             mirrored[key] = value[..., ::-1].copy()
-            continue
-        if key == IMAGE:  # rows and columns change places, both counted from the other end
+        elif key == IMAGE:  # rows and columns change places, both counted from the other end
             mirrored[key] = value[:, ::-1, ::-1].swapaxes(1, 2)
-            continue
-        points = value.reshape(len(value), -1, 2)
-        if key == "keypoints":
-            points = points[:, MIRRORED_CORNERS]
-        mirrored[key] = (BOARD - points[..., ::-1]).reshape(value.shape).astype(value.dtype)
+        else:
+            points = value.reshape(len(value), -1, 2)
+            if key == "keypoints":
+                points = points[:, MIRRORED_CORNERS]
+            mirrored[key] = (BOARD - points[..., ::-1]).reshape(value.shape).astype(value.dtype)
     return mirrored
 
 
@@ -171,14 +165,9 @@ class PushTEnv(SimEnv):
         # pygame greets on import, and gym-pusht imports it whether it draws or not.
         os.environ.setdefault("PYGAME_HIDE_SUPPORT_PROMPT", "1")
         gym_pusht = optional_import("gym_pusht.envs.pusht", extra="pusht")
-        self.sim = gym_pusht.PushTEnv(
-            obs_type="state",
-            render_mode="rgb_array",
-            visualization_width=RENDER_SIZE,
-            visualization_height=RENDER_SIZE,
-            observation_width=IMAGE_SIZE,
-            observation_height=IMAGE_SIZE,
-        )
+        shown = dict.fromkeys(("visualization_width", "visualization_height"), RENDER_SIZE)
+        seen = dict.fromkeys(("observation_width", "observation_height"), IMAGE_SIZE)
+        self.sim = gym_pusht.PushTEnv(obs_type="state", render_mode="rgb_array", **shown, **seen)
         self.sim._get_coverage = lambda: coverage(self.sim.block.position, self.sim.block.angle)
         self._lowdim = _OBSERVATIONS[observation]
         super().__init__(_KEYS[observation], 2, CONTROL_HZ, render_mode, 0.0, BOARD)

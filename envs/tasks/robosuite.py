@@ -86,7 +86,6 @@ _SEED_NOTE = (
     "initial joints; success counts at any step, and ends the episode."
 )
 
-
 # The controller of robomimic's files v1.4.1: an action of 1 asks for 5 cm or 0.5 rad.
 _CONTROLLER = {
     "type": "OSC_POSE",
@@ -107,15 +106,9 @@ _CONTROLLER = {
     "ramp_ratio": 0.2,
 }
 
-
 # What of `env_kwargs` this environment decides itself: it draws by its own renderer, and only when asked.
-_OWN = {
-    "has_renderer": False,
-    "has_offscreen_renderer": False,
-    "use_camera_obs": False,
-    "use_object_obs": True,
-    "ignore_done": True,
-}
+_OFF = dict.fromkeys(("has_renderer", "has_offscreen_renderer", "use_camera_obs"), False)
+_OWN = {**_OFF, "use_object_obs": True, "ignore_done": True}
 _COLLISION_GROUP = 0  # of geoms: what the contacts see, drawn over what people should see
 
 
@@ -184,24 +177,21 @@ class RobosuiteEnv(SimEnv):
 
         Args:
             state: the simulator's flattened state [S] (time, qpos, qvel), one row of robomimic's `states`.
-            model: the scene as MJCF, the attribute `model_file` of robomimic's demonstrations; None keeps the
-                scene of the last reset.
+            model: the scene as MJCF, robomimic's attribute `model_file`; None keeps the scene of the last reset.
 
         Raises:
             FlowleapError: the model does not load, or the state does not belong to this scene.
         """
-        sim = self.sim.sim
         if model is not None:
             with _numpy_seed(0):
                 self.sim.reset()
                 try:
                     self.sim.reset_from_xml_string(self.sim.edit_model_xml(model))
                 except Exception as error:  # the parsers of robosuite and of MuJoCo
-                    raise FlowleapError(
-                        f"the scene of the recording (model_file) does not load: {error}"
-                    ) from error
-            sim = self.sim.sim
-            sim.reset()
+                    problem = f"the scene of the recording (model_file) does not load: {error}"
+                    raise FlowleapError(problem) from error
+            self.sim.sim.reset()
+        sim = self.sim.sim
         size = 1 + sim.model.nq + sim.model.nv
         if np.shape(state) != (size,):
             raise FlowleapError(f"a state of this scene has shape ({size},), not {np.shape(state)}")
