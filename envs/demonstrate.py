@@ -91,23 +91,17 @@ def demonstrations(
     if task.expert is None:
         raise FlowleapError(f"task {task.name} has no scripted expert: train it on recorded demonstrations")
     options = (action_noise, hold_steps)
-    if n_envs > 1:
-        yield from _in_parallel(task, first_seed, n_envs, options)
-        return
-    with env_errors(task.name):
-        env = task.make_env()
-    with closing(env):
-        for seed in count(first_seed):
-            with env_errors(task.name):
-                attempt = demonstrate(task, env, seed, *options)
-            yield attempt
-
-
-def _in_parallel(
-    task: Task, first_seed: int, n_envs: int, options: tuple[float, int]
-) -> Generator[Demonstration, None, None]:
-    """Keep every worker busy while the results are taken in order."""
     seeds = count(first_seed)
+    if n_envs == 1:
+        with env_errors(task.name):
+            env = task.make_env()
+        with closing(env):
+            for seed in seeds:
+                with env_errors(task.name):
+                    attempt = demonstrate(task, env, seed, *options)
+                yield attempt
+        return
+    # Every worker is kept busy while the results are taken in order.
     futures: deque[Future[Demonstration]] = deque()
     with clean_start() as method:
         context = multiprocessing.get_context(method)

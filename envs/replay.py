@@ -167,7 +167,8 @@ def _state_columns(task: Task, source: Dataset) -> tuple[str, ...] | None:
     cannot = "cannot be reset to a recorded state, only to a seed"
     if states:
         cannot = f"needs the column(s) {' or '.join(' + '.join(keys) for keys in states)}"
-    reason = f"'{source.path}' has no seeds (`flowleap collect` stores them): this dataset cannot be replayed there"
+    reason = f"'{source.path}' has no seeds (`flowleap collect` stores them)"
+    reason += ": this dataset cannot be replayed there"
     if seeded:
         recorded = origin.get("task") or origin.get("env") or "an unknown task"
         reason = f"the seeds in '{source.path}' are of {recorded}"

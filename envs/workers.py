@@ -29,8 +29,8 @@ def clean_start() -> Iterator[str]:
     worker, which would load torch there (seconds, hundreds of MB) and recurse where a script lacks its
     `__main__` guard. Nothing needs that import: gymnasium ships what lives in `__main__` by value.
 
-    multiprocessing has no switch for it, but sends no `__main__` that has neither `__file__` nor `__spec__`, as in an
-    interactive session. So this process looks like one while its workers start, and like itself again afterwards.
+    multiprocessing has no switch for it, but sends no `__main__` that has neither `__file__` nor `__spec__`,
+    as in an interactive session: this process looks like one while its workers start, then like itself again.
     """
     method = "spawn"
     if "forkserver" in multiprocessing.get_all_start_methods():

@@ -76,7 +76,7 @@ def _space(obs: ObsKey) -> Box:
 
 
 def origin(task: str, env_id: str, packages: tuple[str, ...], **kwargs: Any) -> dict[str, Any]:
-    """A Spec's `source`: the task and its options, the simulator's own name for it, the versions of `packages`."""
+    """A Spec's `source`: the task, its options, the simulator's own name for it, versions of `packages`."""
     return {"task": task, "env_id": env_id, "kwargs": kwargs, "versions": package_versions(*packages)}
 
 

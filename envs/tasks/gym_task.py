@@ -89,7 +89,7 @@ def make(name: str, max_steps: int | None = None) -> Task:
 
 @cache
 def _facts(env_id: str) -> tuple[Spec, int, bool]:
-    """What only an open environment tells: the Spec but for its source, the time limit, whether success is told."""
+    """What only an open environment tells: Spec (without its source), time limit, whether success is told."""
     env = GymEnv(env_id)
     try:
         env.reset(seed=0)

@@ -50,7 +50,7 @@ _SEED_NOTE = (
 
 
 def block_keypoints(position: np.ndarray, angle: np.ndarray) -> np.ndarray:
-    """Corners of a block with its origin at `position` [..., 2] (px), turned by `angle` [...] (rad), in the world.
+    """Corners in the world of a block at `position` [..., 2] (px), turned by `angle` [...] (rad).
 
     Returns: [..., 16], px: x0, y0, x1, y1, ... in the order of `CORNERS`.
     """
@@ -197,8 +197,7 @@ class PushTEnv(SimEnv):
 
     def render(self) -> np.ndarray:
         """Return the board as uint8 [384, 384, 3]."""
-        image: np.ndarray = self.sim.render()
-        return image
+        return self.sim.render()
 
     def reset_to_state(self, state: np.ndarray) -> Observation:
         """Reset to finger xy, block xy (px) and angle (rad), all at rest; return the observation.

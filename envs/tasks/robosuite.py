@@ -177,7 +177,7 @@ class RobosuiteEnv(SimEnv):
 
         Args:
             state: the simulator's flattened state [S] (time, qpos, qvel), one row of robomimic's `states`.
-            model: the scene as MJCF, robomimic's attribute `model_file`; None keeps the scene of the last reset.
+            model: the scene as MJCF (robomimic's `model_file`); None keeps that of the last reset.
 
         Raises:
             FlowleapError: the model does not load, or the state does not belong to this scene.
@@ -292,9 +292,8 @@ def _checked(name: str, env_args: Mapping[str, Any]) -> dict[str, Any]:
             + suggest(str(found), [scene for scene, *_ in _SCENES.values()])
         )
     if not isinstance(kwargs, Mapping):
-        raise FlowleapError(
-            f"env_args of {expected} have no env_kwargs: the robot and its controller are unknown"
-        )
+        problem = "have no env_kwargs: the robot and its controller are unknown"
+        raise FlowleapError(f"env_args of {expected} {problem}")
     controller = kwargs.get("controller_configs")
     if not isinstance(controller, Mapping) or "type" not in controller:
         raise FlowleapError(

@@ -158,8 +158,8 @@ class SlalomEnv(SimEnv):
 class SlalomExpert:
     """Follows the axis and swings round each post on the side that its route says.
 
-    The target, a point of the path a little further along y than the effector, is a function of where that is and of
-    the route: demonstrations with noise on the executed action show how to return.
+    The target, a point of the path a little further along y than the effector, is a function of where that
+    is and of the route: demonstrations with noise on the executed action show how to return.
     """
 
     def __init__(self, route: int) -> None:
