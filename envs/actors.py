@@ -87,8 +87,7 @@ def _exported(path: Path, steps: int | None, threads: int, n_action_steps: int |
     if steps not in (None, policy.steps):
         raise FlowleapError(f"{path} was exported at NFE {policy.steps}; export again with steps={steps}")
     if n_action_steps not in (None, policy.spec.n_action_steps):
-        raise FlowleapError(
-            f"{path} returns {policy.spec.n_action_steps} actions a chunk; n_action_steps is fixed"
-        )
+        fixed = policy.spec.n_action_steps
+        raise FlowleapError(f"{path} returns {fixed} actions a chunk; n_action_steps is fixed")
     describe = {"kind": "export", "objective": policy.objective, "threads": threads}
     return LoadedActor(policy.act, policy.spec, policy.steps, path, describe, policy.task)

@@ -15,7 +15,7 @@ from flowleap.policy.core.errors import FlowleapError
 from flowleap.policy.core.spec import Spec
 
 
-class ChunkEnv(gymnasium.Env[Observation, np.ndarray]):
+class ChunkEnv(gymnasium.Wrapper[Observation, np.ndarray, Observation, np.ndarray]):
     """Executes one action chunk per step, so that one message per chunk crosses a process boundary.
 
     Observation: per key of `spec` the last To frames [To, *shape], the first frame repeated at the start.
@@ -37,11 +37,9 @@ class ChunkEnv(gymnasium.Env[Observation, np.ndarray]):
         on_frame: Callable[[], None] | None = None,
     ) -> None:
         """`on_frame` is called after every reset and every single action, for recording."""
-        self.env = task.make_env(render_mode=render_mode)
-        self.metadata = self.env.metadata
-        self.render_mode = render_mode
+        super().__init__(task.make_env(render_mode=render_mode))
         self._max_steps = task.max_steps
-        self._names = task.scoring.outcomes
+        self._names = ("success", *task.scoring.outcomes)
         self._n_obs_steps = spec.n_obs_steps
         self._keys = tuple(spec.observations)
         self._images = tuple(key for key, obs in spec.observations.items() if obs.kind == "rgb")
@@ -55,10 +53,8 @@ class ChunkEnv(gymnasium.Env[Observation, np.ndarray]):
         )
         self._frames: deque[Observation] = deque(maxlen=spec.n_obs_steps)
         self._rewards: list[float] = []
-        self._success = False
-        self._outcomes: dict[str, bool] = {}
-        self._mode = -1
-        self._finished = True
+        self._flags: dict[str, bool] = {}
+        self._mode, self._finished = -1, True
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
@@ -66,8 +62,8 @@ class ChunkEnv(gymnasium.Env[Observation, np.ndarray]):
         """Start the episode of `seed`."""
         self._show_images(True)
         obs, _ = self.env.reset(seed=seed)
-        self._rewards, self._success, self._mode, self._finished = [], False, -1, False
-        self._outcomes = dict.fromkeys(self._names, False)
+        self._rewards, self._mode, self._finished = [], -1, False
+        self._flags = dict.fromkeys(self._names, False)
         self._frames.extend([self._select(obs)] * self._n_obs_steps)
         if self._on_frame:
             self._on_frame()
@@ -82,23 +78,14 @@ class ChunkEnv(gymnasium.Env[Observation, np.ndarray]):
             self._show_images(i >= unseen)
             obs, reward, terminated, truncated, info = self.env.step(single)
             self._rewards.append(float(reward))
-            self._success |= bool(info["success"])
             for name in self._names:
-                self._outcomes[name] |= bool(info[name])
+                self._flags[name] |= bool(info[name])
             self._mode = int(info.get("mode", -1))
             self._finished = terminated or truncated or len(self._rewards) >= self._max_steps
             self._frames.append(self._select(obs))
             if self._on_frame:
                 self._on_frame()
         return self._stacked(), 0.0, self._finished, False, self._record() if self._finished else {}
-
-    def render(self) -> Any:
-        """Render the wrapped environment."""
-        return self.env.render()
-
-    def close(self) -> None:
-        """Close the wrapped environment."""
-        self.env.close()
 
     def _show_images(self, shown: bool) -> None:
         if hasattr(self.env, "images"):
@@ -111,14 +98,8 @@ class ChunkEnv(gymnasium.Env[Observation, np.ndarray]):
         return {key: np.stack([frame[key] for frame in self._frames]) for key in self._keys}
 
     def _record(self) -> dict[str, Any]:
-        return {
-            "success": self._success,
-            "max_reward": max(self._rewards),
-            "sum_reward": sum(self._rewards),
-            "length": len(self._rewards),
-            "mode": self._mode,
-            **self._outcomes,
-        }
+        figures = {"max_reward": max(self._rewards), "sum_reward": sum(self._rewards)}
+        return {**self._flags, **figures, "length": len(self._rewards), "mode": self._mode}
 
 
 def _box(space: Space[Any]) -> Box:

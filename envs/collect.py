@@ -32,15 +32,11 @@ def collect(
     included, keeps the successes so far.
 
     Args:
-        task: a task with an expert.
-        out: where the store goes.
-        episodes: successes wanted.
-        seed: of the first attempt.
         n_envs: processes; 1 runs in this one.
         action_noise: standard deviation of Gaussian noise on the executed action, which is not recorded.
         hold_steps: frames that are recorded after the first success.
         max_attempts: attempts after which to give up; by default, twice as many as `episodes`.
-        overwrite: replace a store in place of `out`.
+        overwrite: replace a store at `out`.
         on_progress: called with the numbers of successes and attempts after each attempt.
 
     Returns:
@@ -63,10 +59,8 @@ def collect(
         "attempts": 0,
         "successes": 0,
     }
-    with (
-        EpisodeWriter(out, task.spec, attrs, overwrite, extra=task.recording.info_columns) as writer,
-        closing(attempts),
-    ):
+    columns = task.recording.info_columns
+    with EpisodeWriter(out, task.spec, attrs, overwrite, extra=columns) as writer, closing(attempts):
         for attempt in attempts:
             if attempt.success:
                 writer.add(attempt.columns, seed=attempt.seed)

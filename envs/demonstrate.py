@@ -11,6 +11,7 @@ import os
 from collections import deque
 from collections.abc import Generator
 from concurrent.futures import Future, ProcessPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass
 from itertools import count
 from typing import Any
@@ -49,11 +50,9 @@ def noise_stream(seed: int) -> np.random.Generator:
 def demonstrate(
     task: Task, env: gymnasium.Env[Any, Any], seed: int, action_noise: float = 0.0, hold_steps: int = 0
 ) -> Demonstration:
-    """Run the expert of `task` once.
+    """Run the expert of `task` once in `env`, one of its environments.
 
     Args:
-        task: a task with an expert.
-        env: an environment of that task.
         seed: draws the initial state and the noise.
         action_noise: standard deviation of Gaussian noise on the executed action, in units of the action.
         hold_steps: frames that are recorded after the first success.
@@ -92,33 +91,21 @@ def demonstrations(
     if task.expert is None:
         raise FlowleapError(f"task {task.name} has no scripted expert: train it on recorded demonstrations")
     options = (action_noise, hold_steps)
+    seeds = count(first_seed)
     if n_envs == 1:
         with env_errors(task.name):
             env = task.make_env()
-        try:
-            for seed in count(first_seed):
+        with closing(env):
+            for seed in seeds:
                 with env_errors(task.name):
                     attempt = demonstrate(task, env, seed, *options)
                 yield attempt
-        finally:
-            env.close()
-    else:
-        yield from _in_parallel(task, first_seed, n_envs, options)
-
-
-def _in_parallel(
-    task: Task, first_seed: int, n_envs: int, options: tuple[float, int]
-) -> Generator[Demonstration, None, None]:
-    """Keep every worker busy while the results are taken in order."""
-    seeds = count(first_seed)
+        return
+    # Every worker is kept busy while the results are taken in order.
     futures: deque[Future[Demonstration]] = deque()
     with clean_start() as method:
-        pool = ProcessPoolExecutor(
-            n_envs,
-            multiprocessing.get_context(method),
-            initializer=_start_worker,
-            initargs=(task, os.getpid()),
-        )
+        context = multiprocessing.get_context(method)
+        pool = ProcessPoolExecutor(n_envs, context, initializer=_start_worker, initargs=(task, os.getpid()))
     try:
         while True:
             while len(futures) < 2 * n_envs:
@@ -141,5 +128,4 @@ def _start_worker(task: Task, owner: int) -> None:
 
 
 def _work(seed: int, action_noise: float, hold_steps: int) -> Demonstration:
-    task, env = _worker
-    return demonstrate(task, env, seed, action_noise, hold_steps)
+    return demonstrate(*_worker, seed, action_noise, hold_steps)

@@ -47,7 +47,7 @@ def register_task(name: str, make: Callable[..., Task]) -> None:
     prefix, _, short = name.partition("/")
     if not prefix or not short:
         raise FlowleapError(f"task name {name!r}: write family/task")
-    if prefix in FAMILIES and (short in _family(prefix).TASKS or hasattr(_family(prefix), "ANY")):
+    if _is_own(name):
         raise FlowleapError(f"task {name} exists already: choose another name")
     _registered[name] = make
 
@@ -60,12 +60,8 @@ def list_tasks() -> list[str]:
 
 def open_families() -> dict[str, str]:
     """Return `family/<what stands for the name>` -> one line, for families that take names they cannot list."""
-    modules = {family: _family(family) for family in sorted(FAMILIES)}
-    return {
-        f"{family}/{module.ANY}": (module.__doc__ or "").splitlines()[0]
-        for family, module in modules.items()
-        if hasattr(module, "ANY")
-    }
+    modules = ((family, _family(family)) for family in sorted(FAMILIES))
+    return {f"{f}/{m.ANY}": (m.__doc__ or "").splitlines()[0] for f, m in modules if hasattr(m, "ANY")}
 
 
 def make_task(name: str, **kwargs: Any) -> Task:
@@ -87,12 +83,19 @@ def task_options(name: str) -> list[str]:
     Raises:
         FlowleapError: unknown task name, with the nearest known one.
     """
-    prefix, _, short = name.partition("/")
-    if name not in list_tasks() and not (short and prefix in FAMILIES and hasattr(_family(prefix), "ANY")):
+    if name not in _registered and not _is_own(name):
         raise FlowleapError(
             f"unknown task {name!r}{suggest(name, list_tasks())} (`flowleap list` shows them all)"
         )
     return list(inspect.signature(_maker(name)).parameters)
+
+
+def _is_own(name: str) -> bool:
+    """Whether a family of the framework takes the name."""
+    prefix, _, short = name.partition("/")
+    if not short or prefix not in FAMILIES:
+        return False
+    return short in _family(prefix).TASKS or hasattr(_family(prefix), "ANY")
 
 
 def _maker(name: str) -> Callable[..., Task]:

@@ -23,10 +23,7 @@ from flowleap.policy.core.files import atomic
 
 _BACKENDS = {"linux": ("egl", "osmesa"), "darwin": ("cgl",)}.get(sys.platform, ("glfw",))
 _TIMEOUT_S = 60.0
-_REMEDY = {
-    "egl": "apt-get install libegl1 libgl1-mesa-dri",
-    "osmesa": "apt-get install libosmesa6",
-}
+_REMEDY = {"egl": "apt-get install libegl1 libgl1-mesa-dri", "osmesa": "apt-get install libosmesa6"}
 _LIBRARY = {"egl": "EGL", "osmesa": "OSMesa"}
 _SELF_TEST = "import sys; from flowleap.envs.rendering import _self_test; _self_test(sys.argv[1])"
 
@@ -53,9 +50,8 @@ def choose_gl() -> str:
     remedies = " or ".join(f"`{_REMEDY[backend]}`" for backend in _BACKENDS if backend in _REMEDY)
     if os.environ.get("MUJOCO_GL"):
         remedies = f"`unset MUJOCO_GL`, which allows no other, or {remedies}".removesuffix(", or ")
-    raise FlowleapError(
-        f"no OpenGL backend renders here ({tried})" + (f"; try {remedies}" if remedies else "")
-    )
+    advice = f"; try {remedies}" if remedies else ""
+    raise FlowleapError(f"no OpenGL backend renders here ({tried}){advice}")
 
 
 class OffscreenRenderer:
@@ -103,15 +99,8 @@ class OffscreenRenderer:
         self._view.fixedcamid = self._cameras[camera]
         # World z of the camera's up axis; the gripper's camera turns with the hand, the others hang as they were built.
         upside_down = self._model.cam_mat0[self._view.fixedcamid][7] < -0.1
-        mujoco.mjv_updateScene(
-            self._model,
-            data,
-            self._option,
-            self._perturb,
-            self._view,
-            mujoco.mjtCatBit.mjCAT_ALL,
-            self._scene,
-        )
+        drawn = (self._option, self._perturb, self._view, mujoco.mjtCatBit.mjCAT_ALL, self._scene)
+        mujoco.mjv_updateScene(self._model, data, *drawn)
         mujoco.mjr_render(self._rect, self._scene, self._context)
         image = np.empty((self._rect.height, self._rect.width, 3), np.uint8)
         mujoco.mjr_readPixels(image, None, self._rect, self._context)
@@ -137,14 +126,8 @@ def _probe(backend: str) -> str:
     environment = {**os.environ, "MUJOCO_GL": backend}
     environment.pop("PYOPENGL_PLATFORM", None)  # left behind by a backend that this process imported
     try:
-        result = subprocess.run(
-            [sys.executable, "-c", _SELF_TEST, backend],
-            env=environment,
-            capture_output=True,
-            text=True,
-            timeout=_TIMEOUT_S,
-            check=False,
-        )
+        command = [sys.executable, "-c", _SELF_TEST, backend]
+        result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=_TIMEOUT_S)
     except subprocess.TimeoutExpired:
         return f"no answer within {_TIMEOUT_S:g} s"
     if result.returncode == 0:
@@ -160,9 +143,8 @@ def _self_test(backend: str) -> None:
     import mujoco
 
     geom = '<geom type="box" size="1 1 1"/>'
-    model = mujoco.MjModel.from_xml_string(
-        f'<mujoco><worldbody><camera name="c" pos="0 0 3"/>{geom}</worldbody></mujoco>'
-    )
+    world = f'<worldbody><camera name="c" pos="0 0 3"/>{geom}</worldbody>'
+    model = mujoco.MjModel.from_xml_string(f"<mujoco>{world}</mujoco>")
     data = mujoco.MjData(model)
     mujoco.mj_forward(model, data)
     renderer = OffscreenRenderer(model, ["c"], 32, backend)

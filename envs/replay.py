@@ -8,6 +8,7 @@ one symptom: the replay does not reach what the recording reached.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -113,9 +114,7 @@ def replay_dataset(
     Initial states come from the seeds of episodes of this very task, else from the columns that it can be reset to.
 
     Args:
-        task: what the dataset was recorded on.
-        source: the opened dataset.
-        episodes: at most as many as it has.
+        episodes: at most as many as `source`, the opened dataset, has.
         tolerance: see `reaches`.
         on_progress: called after each episode with their number and a text.
 
@@ -131,7 +130,7 @@ def replay_dataset(
     rows: list[Replayed] = []
     with env_errors(task.name):
         env = task.make_env()
-    try:
+    with closing(env):
         for index in range(episodes):
             columns = source.episode(index, wanted)
             own = translate({key: columns[key] for key in keys})
@@ -149,8 +148,6 @@ def replay_dataset(
             rows.append(Replayed(index, len(off), outcome, known, reached, float(off[0]), float(off.mean())))
             if on_progress:
                 on_progress(len(rows), f"reached {sum(row.reached for row in rows)}/{len(rows)}")
-    finally:
-        env.close()
     return rows
 
 
@@ -167,19 +164,15 @@ def _state_columns(task: Task, source: Dataset) -> tuple[str, ...] | None:
     for keys in states:
         if set(keys) <= set(source.fields):
             return keys
-    known = " or ".join(" + ".join(keys) for keys in states)
-    cannot = (
-        f"needs the column(s) {known}" if known else "cannot be reset to a recorded state, only to a seed"
-    )
-    if not seeded:
-        raise FlowleapError(
-            f"task {task.name} {cannot}, and '{source.path}' has no seeds (`flowleap collect` stores them): "
-            "this dataset cannot be replayed there"
-        )
-    raise FlowleapError(
-        f"task {task.name} {cannot}, and the seeds in '{source.path}' are of "
-        f"{origin.get('task') or origin.get('env') or 'an unknown task'}"
-    )
+    cannot = "cannot be reset to a recorded state, only to a seed"
+    if states:
+        cannot = f"needs the column(s) {' or '.join(' + '.join(keys) for keys in states)}"
+    reason = f"'{source.path}' has no seeds (`flowleap collect` stores them)"
+    reason += ": this dataset cannot be replayed there"
+    if seeded:
+        recorded = origin.get("task") or origin.get("env") or "an unknown task"
+        reason = f"the seeds in '{source.path}' are of {recorded}"
+    raise FlowleapError(f"task {task.name} {cannot}, and {reason}")
 
 
 def recorded_outcome(task: Task, columns: Mapping[str, np.ndarray], succeeded: bool) -> dict[str, float]:
@@ -213,11 +206,8 @@ def reaches(
 
 def differences(seen: Mapping[str, np.ndarray], recorded: Mapping[str, np.ndarray]) -> np.ndarray:
     """Largest absolute difference of each frame [T] between observations, key -> [T, *shape]."""
-    parts = [
-        np.abs(seen[key].astype(np.float64) - recorded[key]).reshape(len(seen[key]), -1).max(axis=1)
-        for key in seen
-    ]
-    return np.max(parts, axis=0)
+    parts = [np.abs(frames.astype(np.float64) - recorded[key]) for key, frames in seen.items()]
+    return np.max([part.reshape(len(part), -1).max(axis=1) for part in parts], axis=0)
 
 
 def version_differences(*recorded: Any) -> list[str]:
@@ -238,11 +228,8 @@ def replay_summary(task: Task, rows: Sequence[Replayed]) -> dict[str, Any]:
         `reached`, and per outcome what the replay did and, where known for all episodes, what was recorded: bools as
         {count, n, rate, interval}, rewards as {mean, min}; `start_difference` {max}, `mean_difference` {mean}.
     """
-    report: dict[str, Any] = {
-        "task": task.name,
-        "episodes": len(rows),
-        "reached": rate([r.reached for r in rows]),
-    }
+    reached = rate([row.reached for row in rows])
+    report: dict[str, Any] = {"task": task.name, "episodes": len(rows), "reached": reached}
     flags = ["success", *task.scoring.outcomes] if task.scoring.reports_success else [*task.scoring.outcomes]
     for name in (*flags, *_FIGURES, *task.scoring.measures):
         replayed = [row.outcome[name] for row in rows]

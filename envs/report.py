@@ -25,8 +25,11 @@ def summary(rollout: Rollout, task: Task) -> dict[str, Any]:
     episodes = rollout.episodes
     success = rate([e.success for e in episodes])
     rewards = {name: mean([getattr(e, name) for e in episodes]) for name in ("max_reward", "sum_reward")}
-    headline = success if task.scoring.metric == "success" else rewards[task.scoring.metric]
-    latency = np.asarray(rollout.latencies) * 1e3
+    metric = task.scoring.metric
+    headline = {"success": success, **rewards}[metric]
+    value = headline.get("rate", headline.get("mean"))
+    latency, policy = np.asarray(rollout.latencies) * 1e3, float(np.sum(rollout.latencies))
+    p50, p95 = np.quantile(latency, [0.5, 0.95])
     report = {
         "task": task.name,
         "seed_note": task.seed_note,
@@ -34,30 +37,18 @@ def summary(rollout: Rollout, task: Task) -> dict[str, Any]:
         "success": success,
         **rewards,
         "reports_success": task.scoring.reports_success,
-        "headline": {
-            "metric": task.scoring.metric,
-            "value": headline.get("rate", headline.get("mean")),
-            "interval": headline["interval"],
-        },
+        "headline": {"metric": metric, "value": value, "interval": headline["interval"]},
         "mean_length": float(np.mean([e.length for e in episodes])),
-        "latency_ms": {
-            "p50": float(np.quantile(latency, 0.5)),
-            "p95": float(np.quantile(latency, 0.95)),
-            "mean": float(latency.mean()),
-        },
-        "seconds": {
-            "policy": float(np.sum(rollout.latencies)),
-            "env": rollout.env_seconds,
-            "wall": rollout.wall_seconds,
-        },
+        "latency_ms": {"p50": float(p50), "p95": float(p95), "mean": float(latency.mean())},
+        "seconds": {"policy": policy, "env": rollout.env_seconds, "wall": rollout.wall_seconds},
         "n_envs": rollout.n_envs,
         "batched": rollout.batched,
     }
     if task.scoring.outcomes:
-        report["outcomes"] = {
-            name: rate([bool(e.outcomes and e.outcomes[name]) for e in episodes])
-            for name in task.scoring.outcomes
+        flags = {
+            name: [bool(e.outcomes and e.outcomes[name]) for e in episodes] for name in task.scoring.outcomes
         }
+        report["outcomes"] = {name: rate(values) for name, values in flags.items()}
     if task.scoring.modes:
         report["modes"] = mode_coverage(episodes, task.scoring.modes)
     return report
@@ -113,21 +104,20 @@ def format_replay(report: Mapping[str, Any]) -> list[str]:
     """Lines for people out of `replay_summary`'s numbers."""
     lines = [f"{report['task']}: {format_rate(report['reached'])} of the episodes reach what was recorded"]
     for name, part in report.items():
-        if not isinstance(part, dict) or "replayed" not in part:
-            continue
-        texts = [
-            f"{part[kind]['count']}/{part[kind]['n']}"
-            if "count" in part[kind]
-            else f"mean {part[kind]['mean']:.4g}, min {part[kind]['min']:.4g}"
-            for kind in ("replayed", "recorded")
-            if kind in part
-        ]
-        lines.append(f"  {name}: {texts[0]}" + (f" (recorded: {texts[1]})" if texts[1:] else ""))
+        if isinstance(part, dict) and "replayed" in part:
+            recorded = f" (recorded: {_figures(part['recorded'])})" if "recorded" in part else ""
+            lines.append(f"  {name}: {_figures(part['replayed'])}{recorded}")
     lines.append(
         f"  observations differ from the recorded ones by at most {report['start_difference']['max']:.3g} "
         f"at the start, by {report['mean_difference']['mean']:.3g} on average over the frames"
     )
     return lines
+
+
+def _figures(part: Mapping[str, Any]) -> str:
+    if "count" in part:
+        return f"{part['count']}/{part['n']}"
+    return f"mean {part['mean']:.4g}, min {part['min']:.4g}"
 
 
 def _with_interval(value: float, part: Mapping[str, Any]) -> str:

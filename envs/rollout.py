@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from time import perf_counter
@@ -73,14 +73,16 @@ class Rollout:
     batched: bool = False
 
 
+@dataclass
 class _Slot:
     """The episode that one environment is running: its place in the seed list, and its noise."""
 
-    def __init__(self, position: int, seed: int) -> None:
-        self.position = position
-        self.seed = seed
-        self.started = False
-        self._rng = np.random.default_rng([seed, _NOISE_STREAM])
+    position: int
+    seed: int
+    started: bool = False
+
+    def __post_init__(self) -> None:
+        self._rng = np.random.default_rng([self.seed, _NOISE_STREAM])
 
     def noise(self, spec: Spec) -> np.ndarray:
         """Noise of the next chunk, float32 [H, A]."""
@@ -99,8 +101,6 @@ def rollout(
     """Run one episode per seed and return their outcomes in the order of `seeds`.
 
     Args:
-        task: what to evaluate on.
-        actor: the policy.
         spec: the policy's Spec, for its keys, To, H and Ta.
         seeds: one non-negative whole number per episode.
         n_envs: environments in parallel, each in a process of its own; 1 runs in this process.
@@ -158,8 +158,10 @@ def record_episode(task: Task, actor: Actor, spec: Spec, seed: int) -> tuple[np.
     frames: list[np.ndarray] = []
     slot, result, ended = _Slot(0, seed), Rollout(), False
     with env_errors(task.name):
-        env = ChunkEnv(task, spec, render_mode="rgb_array", on_frame=lambda: frames.append(env.render()))
-    try:
+        env = ChunkEnv(
+            task, spec, render_mode="rgb_array", on_frame=lambda: frames.append(np.asarray(env.render()))
+        )
+    with closing(env):
         with env_errors(task.name):
             obs, _ = env.reset(seed=seed)
         while not ended:
@@ -167,8 +169,6 @@ def record_episode(task: Task, actor: Actor, spec: Spec, seed: int) -> tuple[np.
             chunk = _act(actor, batch, slot.noise(spec)[None], spec, result)[0]
             with env_errors(task.name):
                 obs, _, ended, _, info = env.step(chunk)
-    finally:
-        env.close()
     return np.stack(frames), _episode(task, seed, info)
 
 

@@ -106,9 +106,8 @@ def paired_difference(
     """
     if [e.seed for e in a] != [e.seed for e in b]:
         raise FlowleapError("paired_difference: the two results were evaluated on different seeds")
-    difference = np.array(
-        [float(getattr(x, metric)) - float(getattr(y, metric)) for x, y in zip(a, b, strict=True)]
-    )
+    first, second = (np.array([getattr(e, metric) for e in episodes], np.float64) for episodes in (a, b))
+    difference = first - second
     return {"metric": metric, "n": len(difference), **mean(difference)}
 
 

@@ -42,12 +42,8 @@ def load_columns(
             )
         columns, spec = dataset.columns(cache_bytes=cache_bytes), dataset.trainable
     else:
-        rgb = (
-            ()
-            if dataset.lends_images
-            else [k for k, column in dataset.fields.items() if column.kind == "rgb"]
-        )
-        offered = [key for key in dataset.keys if key not in rgb]
+        unread = [k for k, c in dataset.fields.items() if c.kind == "rgb" and not dataset.lends_images]
+        offered = [key for key in dataset.keys if key not in unread]
         keys, translate = task_columns(task, dataset, offered)
         columns, spec = translate(dataset.columns(keys, cache_bytes)), task.spec
     return Dataset.from_arrays(columns, dataset.episode_ends, spec)
@@ -89,18 +85,19 @@ def with_recorded_env(name: str, kwargs: Mapping[str, Any], dataset: Dataset) ->
     recorded. `camera_size`, where the task is seen through `cameras`.
     """
     options = task_options(name)
-    wants_args = "env_args" in options and "env_args" not in kwargs
-    wants_size = "camera_size" in options and "camera_size" not in kwargs and kwargs.get("cameras")
-    if not wants_args and not wants_size:
-        return dict(kwargs)
     source = dataset.spec.source
     env_args, size = source.get("env_args"), _recorded_kwargs(source).get("camera_size")
     known: dict[str, Any] = {}
-    if wants_args and isinstance(env_args, dict) and env_args:
+    if "env_args" in options and isinstance(env_args, dict) and env_args:
         known["env_args"] = env_args
-    if wants_size and source.get("task") == name and isinstance(size, int):
+    if (
+        "camera_size" in options
+        and kwargs.get("cameras")
+        and source.get("task") == name
+        and isinstance(size, int)
+    ):
         known["camera_size"] = size
-    return {**kwargs, **known}
+    return {**known, **kwargs}
 
 
 def _recorded_kwargs(source: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -119,10 +116,9 @@ def with_mirrored(task: Task | None, dataset: Dataset) -> Dataset:
     mirror, ends = task.mirror, dataset.episode_ends
     both: dict[str, Any] = {}
     for key, column in dataset.columns().items():
-        if isinstance(column, Frames):
-            both[key] = Mirrored(column, partial(_mirrored, mirror, key))
-        else:
-            both[key] = np.concatenate([column, _mirrored(mirror, key, column)])
+        image = partial(_mirrored, mirror, key)
+        images = isinstance(column, Frames)
+        both[key] = Mirrored(column, image) if images else np.concatenate([column, image(column)])
     return Dataset.from_arrays(both, np.concatenate([ends, ends[-1] + ends]), dataset.spec)
 
 

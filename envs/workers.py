@@ -18,6 +18,7 @@ from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv
 from flowleap.policy.core.errors import FlowleapError
 
 VectorEnv = SyncVectorEnv | AsyncVectorEnv
+MakeEnv = Callable[[], gymnasium.Env[Any, Any]]
 
 
 @contextmanager
@@ -28,15 +29,13 @@ def clean_start() -> Iterator[str]:
     worker, which would load torch there (seconds, hundreds of MB) and recurse where a script lacks its
     `__main__` guard. Nothing needs that import: gymnasium ships what lives in `__main__` by value.
 
-    multiprocessing has no switch for it: `multiprocessing.spawn.get_preparation_data` always sends the path or the
-    name of `__main__`, unless the module has neither `__file__` nor `__spec__`, as in an interactive session. So this
-    process looks like one while its workers start, and like itself again afterwards.
+    multiprocessing has no switch for it, but sends no `__main__` that has neither `__file__` nor `__spec__`,
+    as in an interactive session: this process looks like one while its workers start, then like itself again.
     """
+    method = "spawn"
     if "forkserver" in multiprocessing.get_all_start_methods():
         multiprocessing.set_forkserver_preload([__name__])
         method = "forkserver"
-    else:
-        method = "spawn"
     main: dict[str, Any] = vars(sys.modules["__main__"])
     hidden: dict[str, Any] = {name: main.pop(name) for name in ("__file__", "__spec__") if name in main}
     main["__spec__"] = None
@@ -71,9 +70,7 @@ def env_errors(name: str) -> Iterator[None]:
 
 
 @contextmanager
-def open_vector_env(
-    make: Callable[[], gymnasium.Env[Any, Any]], n_envs: int, name: str
-) -> Iterator[VectorEnv]:
+def open_vector_env(make: MakeEnv, n_envs: int, name: str) -> Iterator[VectorEnv]:
     """Open `n_envs` environments, in this process if it is one; close or kill them whatever happens inside.
 
     They are never reset on their own: pass `options={"reset_mask": ...}` and seeds to `reset`.
@@ -83,11 +80,9 @@ def open_vector_env(
         if n_envs == 1:
             envs = SyncVectorEnv([make], autoreset_mode=AutoresetMode.DISABLED)
         else:
-            worker = partial(_make_in_worker, make, os.getpid())
+            workers = [partial(_make_in_worker, make, os.getpid())] * n_envs
             with clean_start() as method:
-                envs = AsyncVectorEnv(
-                    [worker] * n_envs, context=method, autoreset_mode=AutoresetMode.DISABLED
-                )
+                envs = AsyncVectorEnv(workers, context=method, autoreset_mode=AutoresetMode.DISABLED)
     try:
         yield envs
     except BaseException:
@@ -99,7 +94,7 @@ def open_vector_env(
             envs.close()
 
 
-def _make_in_worker(make: Callable[[], gymnasium.Env[Any, Any]], owner: int) -> gymnasium.Env[Any, Any]:
+def _make_in_worker(make: MakeEnv, owner: int) -> gymnasium.Env[Any, Any]:
     ignore_interrupt(owner)
     return make()
 

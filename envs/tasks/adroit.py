@@ -8,21 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import partial
-from typing import Any, cast
+from typing import Any
 
-import gymnasium
 import numpy as np
-from gymnasium.spaces import Box, Dict, Space
 
-from flowleap.envs.rendering import OffscreenRenderer
 from flowleap.envs.task import Observation, Recording, Scoring, Task
-from flowleap.envs.tasks.robotics import import_robotics
-from flowleap.policy.core.errors import FlowleapError
+from flowleap.envs.tasks.base import ROBOTICS, SimEnv, Start, Step, import_robotics, origin
 from flowleap.policy.core.spec import ObsKey, Spec
-from flowleap.policy.core.versions import package_versions
 
 TASKS = ("door",)
-STATE_DIM = 39
+_OBSERVATIONS = {"state": ObsKey((39,))}
 HINGE = 28  # index of the door's angle in the state
 ACTION_DIM = 28
 CONTROL_HZ = 100.0
@@ -39,7 +34,7 @@ _SEED_NOTE = (
 )
 
 
-class AdroitDoorEnv(gymnasium.Env[Observation, np.ndarray]):
+class AdroitDoorEnv(SimEnv):
     """AdroitHandDoor-v1 with its dense reward, in a Dict observation.
 
     Observation `state` [39]: arm and hand joints (27, m and rad), latch (rad), hinge (rad), palm and handle positions
@@ -49,23 +44,12 @@ class AdroitDoorEnv(gymnasium.Env[Observation, np.ndarray]):
     `info["hinge_rad"]` tell how far the door is open.
     """
 
-    metadata = {"render_modes": ["rgb_array"], "render_fps": int(CONTROL_HZ)}  # noqa: RUF012 (gymnasium's API)
-
     def __init__(self, camera: str = "fixed", image_size: int = 320, render_mode: str | None = None) -> None:
-        self.render_mode = render_mode
         self.sim = import_robotics("envs.adroit_hand.adroit_door").AdroitHandDoorEnv()
-        self._renderer: OffscreenRenderer | None = None
-        self._camera = camera
-        if render_mode is not None:
-            self._renderer = OffscreenRenderer(self.sim.model, [camera], image_size)
-        self.observation_space = cast(
-            Space[Observation], Dict({"state": Box(-np.inf, np.inf, (STATE_DIM,), np.float32)})
-        )
-        self.action_space = Box(-1.0, 1.0, (ACTION_DIM,), np.float32)
+        super().__init__(_OBSERVATIONS, ACTION_DIM, CONTROL_HZ, render_mode)
+        self.film(camera, image_size)
 
-    def reset(
-        self, *, seed: int | None = None, options: dict[str, Any] | None = None
-    ) -> tuple[Observation, dict[str, Any]]:
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> Start:
         """Draw the door's position; the hand is at rest."""
         super().reset(seed=seed)
         obs, _ = self.sim.reset(seed=seed)
@@ -78,24 +62,12 @@ class AdroitDoorEnv(gymnasium.Env[Observation, np.ndarray]):
         self.sim.set_env_state({key: np.array(value, np.float64) for key, value in state.items()})
         return _observation(self.sim._get_obs())
 
-    def step(self, action: np.ndarray) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
+    def step(self, action: np.ndarray) -> Step:
         """Move the joints towards `action` [28] for 10 ms."""
         obs, reward, _, _, info = self.sim.step(np.asarray(action, np.float64))
         angle = float(obs[HINGE])
         info = {"success": bool(info["success"]), OPEN: angle > OPEN_ANGLE, ANGLE: angle}
         return _observation(obs), float(reward), False, False, info
-
-    def render(self) -> np.ndarray:
-        """Return the camera's image, uint8 [image_size, image_size, 3]."""
-        if self._renderer is None:
-            raise FlowleapError("make the environment with render_mode='rgb_array' to render it")
-        return self._renderer.render(self.sim.data, self._camera)
-
-    def close(self) -> None:
-        """Release the simulator and the renderer."""
-        if self._renderer is not None:
-            self._renderer.close()
-        self.sim.close()
 
 
 def make(name: str, max_steps: int = MAX_STEPS, camera: str = "fixed", image_size: int = 320) -> Task:
@@ -104,16 +76,11 @@ def make(name: str, max_steps: int = MAX_STEPS, camera: str = "fixed", image_siz
         name=f"adroit/{name}",
         make_env=partial(AdroitDoorEnv, camera, image_size),
         spec=Spec(
-            observations={"state": ObsKey((STATE_DIM,))},
+            observations=_OBSERVATIONS,
             action_dim=ACTION_DIM,
             control_hz=CONTROL_HZ,
             action_convention="absolute",
-            source={
-                "task": f"adroit/{name}",
-                "env_id": "AdroitHandDoor-v1",
-                "kwargs": {"max_steps": max_steps},
-                "versions": package_versions("gymnasium-robotics", "mujoco", "gymnasium"),
-            },
+            source=origin(f"adroit/{name}", "AdroitHandDoor-v1", ROBOTICS, max_steps=max_steps),
         ),
         max_steps=max_steps,
         seed_note=_SEED_NOTE,
@@ -130,11 +97,8 @@ def make(name: str, max_steps: int = MAX_STEPS, camera: str = "fixed", image_siz
 
 def _from_recorded(columns: Mapping[str, np.ndarray]) -> Observation:
     """Columns `observations` [N, 39] and `action` [N, 28] of hand_dapg -> `state` and `action`, clipped to [-1, 1]."""
-    actions = np.clip(columns["action"], -1.0, 1.0)
-    return {
-        "state": np.asarray(columns["observations"], np.float32),
-        "action": actions.astype(np.float32),
-    }
+    actions = np.clip(columns["action"], -1.0, 1.0).astype(np.float32)
+    return {"state": np.asarray(columns["observations"], np.float32), "action": actions}
 
 
 def _reset_to(env: AdroitDoorEnv, first: Mapping[str, np.ndarray]) -> Observation:

@@ -4,18 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import partial
-from typing import Any, cast
+from typing import Any
 
 import gymnasium
 import numpy as np
-from gymnasium.spaces import Box, Dict, Space
 
-from flowleap.envs.rendering import OffscreenRenderer
 from flowleap.envs.task import Expert, Observation, Task
-from flowleap.envs.tasks.robotics import import_robotics
-from flowleap.policy.core.errors import FlowleapError
+from flowleap.envs.tasks.base import ROBOTICS, SimEnv, Start, Step, import_robotics, origin
 from flowleap.policy.core.spec import ObsKey, Spec
-from flowleap.policy.core.versions import package_versions
 
 TASKS = ("push", "pick_and_place")
 
@@ -23,10 +19,11 @@ CONTROL_HZ = 25.0
 MAX_STEPS = 50  # the benchmark's
 STEP = 0.05  # m, how far an action of 1 draws the gripper's target
 _SIMULATORS = {
-    "push": ("push", "MujocoFetchPushEnv", "FetchPush-v4"),
-    "pick_and_place": ("pick_and_place", "MujocoFetchPickAndPlaceEnv", "FetchPickAndPlace-v4"),
+    "push": ("MujocoFetchPushEnv", "FetchPush-v4"),
+    "pick_and_place": ("MujocoFetchPickAndPlaceEnv", "FetchPickAndPlace-v4"),
 }
-_SHAPES = {"state": 25, "goal": 3}
+_CAMERA = "head_camera_rgb"
+_OBSERVATIONS = {"state": ObsKey((25,)), "goal": ObsKey((3,))}
 
 _SEED_NOTE = (
     "the seed draws block and goal; success is the block within 5 cm of the goal at any step, and ends the "
@@ -34,7 +31,7 @@ _SEED_NOTE = (
 )
 
 
-class FetchEnv(gymnasium.Env[Observation, np.ndarray]):
+class FetchEnv(SimEnv):
     """FetchPush-v4 or FetchPickAndPlace-v4.
 
     Observation `state` [25]: gripper position (3, m), block position (3, m), block minus gripper (3, m), finger
@@ -44,37 +41,20 @@ class FetchEnv(gymnasium.Env[Observation, np.ndarray]):
     Reward: 0 at the goal, else -1. The episode terminates with `info["success"]`.
     """
 
-    metadata = {"render_modes": ["rgb_array"], "render_fps": int(CONTROL_HZ)}  # noqa: RUF012 (gymnasium's API)
-
     def __init__(
-        self,
-        name: str,
-        camera: str = "head_camera_rgb",
-        image_size: int = 320,
-        render_mode: str | None = None,
+        self, name: str, camera: str = _CAMERA, image_size: int = 320, render_mode: str | None = None
     ) -> None:
-        self.render_mode = render_mode
-        module, simulator, _ = _SIMULATORS[name]
-        self.sim = getattr(import_robotics(f"envs.fetch.{module}"), simulator)()
-        self._renderer: OffscreenRenderer | None = None
-        self._camera = camera
-        if render_mode is not None:
-            self._renderer = OffscreenRenderer(self.sim.model, [camera], image_size)
-        self.observation_space = cast(
-            Space[Observation],
-            Dict({key: Box(-np.inf, np.inf, (n,), np.float32) for key, n in _SHAPES.items()}),
-        )
-        self.action_space = Box(-1.0, 1.0, (4,), np.float32)
+        self.sim = getattr(import_robotics(f"envs.fetch.{name}"), _SIMULATORS[name][0])()
+        super().__init__(_OBSERVATIONS, 4, CONTROL_HZ, render_mode)
+        self.film(camera, image_size)
 
-    def reset(
-        self, *, seed: int | None = None, options: dict[str, Any] | None = None
-    ) -> tuple[Observation, dict[str, Any]]:
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> Start:
         """Draw block and goal."""
         super().reset(seed=seed)
         obs, _ = self.sim.reset(seed=seed)
         return _observation(obs), {"success": False}
 
-    def step(self, action: np.ndarray) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
+    def step(self, action: np.ndarray) -> Step:
         """Move the gripper's target for 40 ms."""
         obs, reward, _, _, info = self.sim.step(np.asarray(action, np.float64))
         success = bool(info["is_success"])
@@ -82,16 +62,8 @@ class FetchEnv(gymnasium.Env[Observation, np.ndarray]):
 
     def render(self) -> np.ndarray:
         """Return the camera's image, uint8 [image_size, image_size, 3]."""
-        if self._renderer is None:
-            raise FlowleapError("make the environment with render_mode='rgb_array' to render it")
         self.sim._render_callback()  # moves the goal's marker
-        return self._renderer.render(self.sim.data, self._camera)
-
-    def close(self) -> None:
-        """Release the simulator and the renderer."""
-        if self._renderer is not None:
-            self._renderer.close()
-        self.sim.close()
+        return super().render()
 
 
 class PickAndPlaceExpert:
@@ -150,24 +122,17 @@ def fetch_expert(name: str, env: gymnasium.Env[Any, Any], seed: int) -> Expert:
     return PushExpert() if name == "push" else PickAndPlaceExpert()
 
 
-def make(
-    name: str, max_steps: int = MAX_STEPS, camera: str = "head_camera_rgb", image_size: int = 320
-) -> Task:
+def make(name: str, max_steps: int = MAX_STEPS, camera: str = _CAMERA, image_size: int = 320) -> Task:
     """Build `fetch/<name>`; `camera` and `image_size` (px) concern rendering only."""
     return Task(
         name=f"fetch/{name}",
         make_env=partial(FetchEnv, name, camera, image_size),
         spec=Spec(
-            observations={key: ObsKey((n,)) for key, n in _SHAPES.items()},
+            observations=_OBSERVATIONS,
             action_dim=4,
             control_hz=CONTROL_HZ,
             action_convention="delta",
-            source={
-                "task": f"fetch/{name}",
-                "env_id": _SIMULATORS[name][2],
-                "kwargs": {"max_steps": max_steps},
-                "versions": package_versions("gymnasium-robotics", "mujoco", "gymnasium"),
-            },
+            source=origin(f"fetch/{name}", _SIMULATORS[name][1], ROBOTICS, max_steps=max_steps),
         ),
         max_steps=max_steps,
         seed_note=_SEED_NOTE,
@@ -181,7 +146,4 @@ def _action(displacement: np.ndarray, fingers: float) -> np.ndarray:
 
 
 def _observation(obs: Mapping[str, np.ndarray]) -> Observation:
-    return {
-        "state": obs["observation"].astype(np.float32),
-        "goal": obs["desired_goal"].astype(np.float32),
-    }
+    return {"state": obs["observation"].astype(np.float32), "goal": obs["desired_goal"].astype(np.float32)}

@@ -14,8 +14,9 @@ from __future__ import annotations
 import os
 import re
 import warnings
+from dataclasses import replace
 from functools import cache, partial
-from typing import Any, NamedTuple, cast
+from typing import Any, cast
 
 import gymnasium
 import numpy as np
@@ -23,7 +24,7 @@ from gymnasium.spaces import Box, Dict, Space
 
 from flowleap.envs.rendering import choose_gl
 from flowleap.envs.task import Observation, Scoring, Task
-from flowleap.envs.tasks.robotics import import_robotics
+from flowleap.envs.tasks.base import Start, Step, import_robotics, origin
 from flowleap.policy.core.errors import FlowleapError, suggest
 from flowleap.policy.core.spec import ObsKey, Spec
 from flowleap.policy.core.versions import package_versions
@@ -33,19 +34,18 @@ ANY = "<EnvId>"
 
 OBSERVATION = "observations"
 MAX_STEPS = 1000  # where the registration gives no limit
+_PACKAGES = ("gymnasium", "gymnasium-robotics", "mujoco")
 _SUCCESS = ("success", "is_success")
 _ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
 _SEED_NOTE = "the environment's own seeding: reset(seed=...)."
 
 
-class GymEnv(gymnasium.Env[Observation, np.ndarray]):
+class GymEnv(gymnasium.Wrapper[Observation, np.ndarray, Any, Any]):
     """A registered environment with Dict observations, without its time limit."""
 
     def __init__(self, env_id: str, render_mode: str | None = None) -> None:
-        self.env = _open(env_id, render_mode)
-        self.metadata = self.env.metadata
-        self.render_mode = render_mode
+        super().__init__(_open(env_id, render_mode))
         own = self.env.observation_space
         spaces = own.spaces if isinstance(own, Dict) else {OBSERVATION: own}
         self.observation_space = cast(
@@ -58,95 +58,54 @@ class GymEnv(gymnasium.Env[Observation, np.ndarray]):
         low, high = action.low.astype(np.float32), action.high.astype(np.float32)
         self.action_space = Box(low, high, dtype=np.float32)
 
-    def reset(
-        self, *, seed: int | None = None, options: dict[str, Any] | None = None
-    ) -> tuple[Observation, dict[str, Any]]:
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> Start:
         """Reset as the environment does."""
-        super().reset(seed=seed)
         obs, info = self.env.reset(seed=seed)
         return self._observe(obs), {"success": _success(info)}
 
-    def step(self, action: np.ndarray) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
+    def step(self, action: np.ndarray) -> Step:
         """Step as the environment does."""
-        space: Any = self.env.action_space
-        obs, reward, terminated, truncated, info = self.env.step(np.asarray(action, space.dtype))
-        return (
-            self._observe(obs),
-            float(cast(Any, reward)),
-            bool(terminated),
-            bool(truncated),
-            {"success": _success(info)},
-        )
-
-    def render(self) -> Any:
-        """Render as the environment does."""
-        return self.env.render()
-
-    def close(self) -> None:
-        """Close the environment."""
-        self.env.close()
+        obs, reward, ended, cut, info = self.env.step(np.asarray(action, self.env.action_space.dtype))
+        return self._observe(obs), float(reward), bool(ended), bool(cut), {"success": _success(info)}
 
     def _observe(self, obs: Any) -> Observation:
         frames = obs if isinstance(self.env.observation_space, Dict) else {OBSERVATION: obs}
-        return {
-            key: np.asarray(frames[key], space.dtype).reshape(space.shape)
-            for key, space in self._spaces.items()
-        }
-
-
-class _Facts(NamedTuple):
-    """What only an open environment tells."""
-
-    observations: dict[str, ObsKey]
-    action_dim: int
-    control_hz: float
-    max_steps: int
-    reports_success: bool
+        return {k: np.asarray(frames[k], s.dtype).reshape(s.shape) for k, s in self._spaces.items()}
 
 
 def make(name: str, max_steps: int | None = None) -> Task:
     """Build `gym/<name>`; `max_steps` is the registered limit by default."""
-    facts = _facts(name)
-    steps = max_steps or facts.max_steps
+    spec, limit, reports_success = _facts(name)
+    steps = max_steps or limit
     return Task(
         name=f"gym/{name}",
         make_env=partial(GymEnv, name),
-        spec=Spec(
-            observations=facts.observations,
-            action_dim=facts.action_dim,
-            control_hz=facts.control_hz,
-            source={
-                "task": f"gym/{name}",
-                "env_id": name,
-                "kwargs": {"max_steps": steps},
-                "versions": package_versions("gymnasium", "gymnasium-robotics", "mujoco"),
-            },
-        ),
+        spec=replace(spec, source=origin(f"gym/{name}", name, _PACKAGES, max_steps=steps)),
         max_steps=steps,
         seed_note=_SEED_NOTE,
-        scoring=Scoring("sum_reward", facts.reports_success),
+        scoring=Scoring("sum_reward", reports_success),
     )
 
 
 @cache
-def _facts(env_id: str) -> _Facts:
+def _facts(env_id: str) -> tuple[Spec, int, bool]:
+    """What only an open environment tells: Spec (without its source), time limit, whether success is told."""
     env = GymEnv(env_id)
     try:
         env.reset(seed=0)
         info = env.env.step(np.zeros_like(env.env.action_space.sample()))[-1]
-        boxes: dict[str, Any] = dict(cast(Any, env.observation_space).spaces)
         period = getattr(env.env.unwrapped, "dt", 0.0)  # MuJoCo's and classic control's name for it, s
         limit = env.env.spec.max_episode_steps if env.env.spec else None
-        return _Facts(
-            {
+        spec = Spec(
+            observations={
                 key: ObsKey(box.shape, box.dtype.name, "rgb" if _is_image(box) else "lowdim")
-                for key, box in boxes.items()
+                for key, box in env._spaces.items()
             },
-            int(cast(Box, env.action_space).shape[0]),
-            1.0 / period if isinstance(period, float) and period > 0 else 0.0,
-            limit or gymnasium.spec(env_id).max_episode_steps or MAX_STEPS,
-            any(key in info for key in _SUCCESS),
+            action_dim=int(cast(Box, env.action_space).shape[0]),
+            control_hz=1.0 / period if isinstance(period, float) and period > 0 else 0.0,
         )
+        limit = limit or gymnasium.spec(env_id).max_episode_steps or MAX_STEPS
+        return spec, limit, any(key in info for key in _SUCCESS)
     except FlowleapError:
         raise
     except Exception as error:
@@ -176,9 +135,8 @@ def _open(env_id: str, render_mode: str | None) -> gymnasium.Env[Any, Any]:
         try:
             return gymnasium.make(env_id, max_episode_steps=-1, disable_env_checker=True, **asked)
         except gymnasium.error.DependencyNotInstalled as error:
-            raise FlowleapError(
-                f"gym/{env_id}: {error}; see gymnasium's documentation for its extras"
-            ) from error
+            advice = "see gymnasium's documentation for its extras"
+            raise FlowleapError(f"gym/{env_id}: {error}; {advice}") from error
         except Exception as error:
             raise FlowleapError(f"gym/{env_id}: {type(error).__name__}: {error}") from error
 

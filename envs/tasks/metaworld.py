@@ -11,24 +11,23 @@ import os
 import warnings
 from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import Annotated, Any, cast
+from typing import Annotated, Any
 
 import gymnasium
 import numpy as np
-from gymnasium.spaces import Box, Dict, Space
 
 from flowleap.envs.rendering import OffscreenRenderer
-from flowleap.envs.task import Expert, Observation, Task
+from flowleap.envs.task import Observation, Task
+from flowleap.envs.tasks.base import SimEnv, Start, Step, origin
 from flowleap.policy.core.errors import FlowleapError, optional_import, suggest
 from flowleap.policy.core.registry import Option
 from flowleap.policy.core.spec import ObsKey, Spec
-from flowleap.policy.core.versions import package_versions
 
 
 class MetaWorldExpert:
-    """MetaWorld's scripted policy of one task."""
+    """MetaWorld's scripted policy of one task; it needs no seed."""
 
-    def __init__(self, name: str, env: gymnasium.Env[Any, Any]) -> None:
+    def __init__(self, name: str, env: gymnasium.Env[Any, Any], seed: int) -> None:
         # Its gains exceed the action bounds on purpose, and it says so every time.
         warnings.filterwarnings("ignore", message=r"Constant\(s\) may be too high")
         policies = optional_import("metaworld.policies", extra="metaworld")
@@ -42,83 +41,35 @@ class MetaWorldExpert:
         return np.clip(action, -1.0, 1.0).astype(np.float32)
 
 
-def metaworld_expert(name: str, env: gymnasium.Env[Any, Any], seed: int) -> Expert:
-    """Make the expert of `metaworld/<name>`; it needs no seed."""
-    return MetaWorldExpert(name, env)
-
-
-TASKS = (
-    "assembly-v3",
-    "basketball-v3",
-    "bin-picking-v3",
-    "box-close-v3",
-    "button-press-topdown-v3",
-    "button-press-topdown-wall-v3",
-    "button-press-v3",
-    "button-press-wall-v3",
-    "coffee-button-v3",
-    "coffee-pull-v3",
-    "coffee-push-v3",
-    "dial-turn-v3",
-    "disassemble-v3",
-    "door-close-v3",
-    "door-lock-v3",
-    "door-open-v3",
-    "door-unlock-v3",
-    "drawer-close-v3",
-    "drawer-open-v3",
-    "faucet-close-v3",
-    "faucet-open-v3",
-    "hammer-v3",
-    "hand-insert-v3",
-    "handle-press-side-v3",
-    "handle-press-v3",
-    "handle-pull-side-v3",
-    "handle-pull-v3",
-    "lever-pull-v3",
-    "peg-insert-side-v3",
-    "peg-unplug-side-v3",
-    "pick-out-of-hole-v3",
-    "pick-place-v3",
-    "pick-place-wall-v3",
-    "plate-slide-back-side-v3",
-    "plate-slide-back-v3",
-    "plate-slide-side-v3",
-    "plate-slide-v3",
-    "push-back-v3",
-    "push-v3",
-    "push-wall-v3",
-    "reach-v3",
-    "reach-wall-v3",
-    "shelf-place-v3",
-    "soccer-v3",
-    "stick-pull-v3",
-    "stick-push-v3",
-    "sweep-into-v3",
-    "sweep-v3",
-    "window-close-v3",
-    "window-open-v3",
-)
+_NAMES = """
+assembly-v3 basketball-v3 bin-picking-v3 box-close-v3 button-press-topdown-v3 button-press-topdown-wall-v3
+button-press-v3 button-press-wall-v3 coffee-button-v3 coffee-pull-v3 coffee-push-v3 dial-turn-v3
+disassemble-v3 door-close-v3 door-lock-v3 door-open-v3 door-unlock-v3 drawer-close-v3 drawer-open-v3
+faucet-close-v3 faucet-open-v3 hammer-v3 hand-insert-v3 handle-press-side-v3 handle-press-v3
+handle-pull-side-v3 handle-pull-v3 lever-pull-v3 peg-insert-side-v3 peg-unplug-side-v3 pick-out-of-hole-v3
+pick-place-v3 pick-place-wall-v3 plate-slide-back-side-v3 plate-slide-back-v3 plate-slide-side-v3
+plate-slide-v3 push-back-v3 push-v3 push-wall-v3 reach-v3 reach-wall-v3 shelf-place-v3 soccer-v3
+stick-pull-v3 stick-push-v3 sweep-into-v3 sweep-v3 window-close-v3 window-open-v3
+"""
+TASKS = tuple(_NAMES.split())
 STATE_DIM = 39
 HAND_DIM = 4
 CAMERAS = ("corner", "corner2", "corner3", "corner4", "topview", "behindGripper", "gripperPOV")
 CONTROL_HZ = 80.0
+_PACKAGES = ("metaworld", "mujoco", "gymnasium")
 MAX_STEPS = 500  # the benchmark's limit
 _SEED_NOTE = (
     "the seed draws a fresh object and goal placement from the task's whole range (not MT1's fifty); "
     "success counts at any step, and ends the episode."
 )
 
-
 # What `reset_model` moves in the compiled model, and would otherwise carry into the next episode.
 _MODEL_FIELDS = ("body_pos", "body_quat", "site_pos", "site_quat")
-
-
 # Attributes of the simulator that are no state of an episode.
 _KEPT = frozenset({"model", "data", "mujoco_renderer", "_np_random", "_np_random_seed"})
 
 
-class MetaWorldEnv(gymnasium.Env[Observation, np.ndarray]):
+class MetaWorldEnv(SimEnv):
     """One V3 task with the goal observable.
 
     Without cameras: observation `state` [39], m: hand position [3], gripper opening in [0, 1] [1], object positions and
@@ -135,18 +86,15 @@ class MetaWorldEnv(gymnasium.Env[Observation, np.ndarray]):
         state: what `state` is or would be, float32 [39], for experts.
     """
 
-    metadata = {"render_modes": ["rgb_array"], "render_fps": int(CONTROL_HZ)}  # noqa: RUF012 (gymnasium's API)
-
     def __init__(
         self,
         name: str,
-        camera: str = "corner",
-        image_size: int = 320,
-        cameras: tuple[str, ...] = (),
-        camera_size: int = 84,
+        camera: str,
+        image_size: int,
+        observations: Mapping[str, ObsKey],
         render_mode: str | None = None,
     ) -> None:
-        self.render_mode = render_mode
+        super().__init__(observations, 4, CONTROL_HZ, render_mode)
         self.sim = _simulators()[name]()
         self._mujoco = optional_import("mujoco", extra="metaworld")
         self.sim._set_task_called = True
@@ -158,23 +106,15 @@ class MetaWorldEnv(gymnasium.Env[Observation, np.ndarray]):
         state = vars(self.sim).items()
         self._initial = copy.deepcopy({key: value for key, value in state if key not in _KEPT})
         self._initial_model = {key: getattr(self.sim.model, key).copy() for key in _MODEL_FIELDS}
-        self._film_camera, self.images = camera, cameras
-        self._film = self._eyes = None
-        if render_mode is not None:
-            self._film = OffscreenRenderer(self.sim.model, [camera], image_size)
-        spaces: dict[str, Space[Any]] = {}
-        if cameras:
-            self._eyes = OffscreenRenderer(self.sim.model, cameras, camera_size)
-            spaces = {key: Box(0, 255, (camera_size, camera_size, 3), np.uint8) for key in cameras}
-        for key, obs in _lowdim_keys(cameras).items():
-            spaces[key] = Box(-np.inf, np.inf, obs.shape, np.float32)
+        self.film(camera, image_size)
+        self.images = tuple(key for key, obs in observations.items() if obs.kind == "rgb")
+        self._eyes: OffscreenRenderer | None = None
+        if self.images:
+            size = observations[self.images[0]].shape[0]
+            self._eyes = OffscreenRenderer(self.sim.model, self.images, size)
         self.state = np.zeros(STATE_DIM, np.float32)
-        self.observation_space = cast(Space[Observation], Dict(spaces))
-        self.action_space = Box(-1.0, 1.0, (4,), np.float32)
 
-    def reset(
-        self, *, seed: int | None = None, options: dict[str, Any] | None = None
-    ) -> tuple[Observation, dict[str, Any]]:
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> Start:
         """Draw a placement and put the hand into its initial position."""
         super().reset(seed=seed)
         for key in set(vars(self.sim)) - set(self._initial) - _KEPT:
@@ -190,7 +130,7 @@ class MetaWorldEnv(gymnasium.Env[Observation, np.ndarray]):
         self.sim._freeze_rand_vec = True
         return self._observe(self.sim.reset()[0]), {"success": False}
 
-    def step(self, action: np.ndarray) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
+    def step(self, action: np.ndarray) -> Step:
         """Move the hand target and the gripper for 1/80 s."""
         obs, reward, _, _, info = self.sim.step(np.clip(action, -1.0, 1.0))
         success = bool(info["success"])
@@ -203,17 +143,11 @@ class MetaWorldEnv(gymnasium.Env[Observation, np.ndarray]):
         images = {key: self._eyes.render(self.sim.data, key) for key in self.images}
         return images | {"hand": self.state[:HAND_DIM]}
 
-    def render(self) -> np.ndarray:
-        """Return the camera's image, uint8 [image_size, image_size, 3]."""
-        if self._film is None:
-            raise FlowleapError("make the environment with render_mode='rgb_array' to render it")
-        return self._film.render(self.sim.data, self._film_camera)
-
     def close(self) -> None:
         """Release the simulator and the renderers."""
-        for renderer in (self._film, self._eyes):
-            if renderer is not None:
-                renderer.close()
+        super().close()
+        if self._eyes is not None:
+            self._eyes.close()
 
 
 def make(
@@ -231,10 +165,7 @@ def make(
     """Build `metaworld/<name>`.
 
     Args:
-        name: one of `TASKS`.
-        max_steps: time limit.
-        camera: of videos.
-        image_size: of videos, px.
+        camera, image_size (px): of videos.
         camera_size: side of the images that the policy sees, px.
         cameras: what it sees instead of the state: their images and the hand; a name or several.
     """
@@ -247,41 +178,30 @@ def make(
                 f"no camera {eye!r} in MetaWorld{suggest(eye, CAMERAS)}; it has {', '.join(CAMERAS)}"
             )
     images = {eye: ObsKey((camera_size, camera_size, 3), "uint8", "rgb") for eye in eyes}
+    observations = images | ({"hand": ObsKey((HAND_DIM,))} if eyes else {"state": ObsKey((STATE_DIM,))})
     seen: dict[str, Any] = {"cameras": list(eyes), "camera_size": camera_size} if eyes else {}
     return Task(
         name=f"metaworld/{name}",
-        make_env=partial(MetaWorldEnv, name, camera, image_size, eyes, camera_size),
+        make_env=partial(MetaWorldEnv, name, camera, image_size, observations),
         spec=Spec(
-            observations=images | _lowdim_keys(eyes),
+            observations=observations,
             action_dim=4,
             control_hz=CONTROL_HZ,
             action_convention="delta",
-            source={
-                "task": f"metaworld/{name}",
-                "env_id": name,
-                "kwargs": {"max_steps": max_steps, **seen},
-                "versions": package_versions("metaworld", "mujoco", "gymnasium"),
-            },
+            source=origin(f"metaworld/{name}", name, _PACKAGES, max_steps=max_steps, **seen),
         ),
         max_steps=max_steps,
         seed_note=_SEED_NOTE,
-        expert=partial(metaworld_expert, name),
+        expert=partial(MetaWorldExpert, name),
     )
-
-
-def _lowdim_keys(cameras: tuple[str, ...]) -> dict[str, ObsKey]:
-    return {"hand": ObsKey((HAND_DIM,))} if cameras else {"state": ObsKey((STATE_DIM,))}
 
 
 def _simulators() -> Mapping[str, Any]:
     """Return task name -> simulator class."""
     try:
-        simulators: Mapping[str, Any] = optional_import(
-            "metaworld.env_dict", extra="metaworld"
-        ).ALL_V3_ENVIRONMENTS
+        return optional_import("metaworld.env_dict", extra="metaworld").ALL_V3_ENVIRONMENTS
     except (ImportError, AttributeError, RuntimeError) as error:
         # MuJoCo loads the backend named there on import, rendering or not.
         if backend := os.environ.get("MUJOCO_GL"):
             raise FlowleapError(f"MUJOCO_GL={backend} does not work here ({error}); unset it") from error
         raise
-    return simulators

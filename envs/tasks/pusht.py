@@ -12,16 +12,14 @@ import math
 import os
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any, cast
+from typing import Any
 
-import gymnasium
 import numpy as np
-from gymnasium.spaces import Box, Dict, Space
 
 from flowleap.envs.task import Observation, Recording, Scoring, Task
+from flowleap.envs.tasks.base import SimEnv, Start, Step, origin
 from flowleap.policy.core.errors import optional_import
 from flowleap.policy.core.spec import ObsKey, Spec
-from flowleap.policy.core.versions import package_versions
 
 TASKS = ("state", "keypoints", "pixels")
 
@@ -52,14 +50,9 @@ _SEED_NOTE = (
 
 
 def block_keypoints(position: np.ndarray, angle: np.ndarray) -> np.ndarray:
-    """Corners of the block in the world, px.
+    """Corners in the world of a block at `position` [..., 2] (px), turned by `angle` [...] (rad).
 
-    Args:
-        position: block origin [..., 2].
-        angle: block angle [...] in rad.
-
-    Returns:
-        [..., 16]: x0, y0, x1, y1, ... in the order of `CORNERS`.
+    Returns: [..., 16], px: x0, y0, x1, y1, ... in the order of `CORNERS`.
     """
     position, angle = np.asarray(position, np.float64), np.asarray(angle, np.float64)
     cos, sin = np.cos(angle)[..., None], np.sin(angle)[..., None]
@@ -112,23 +105,16 @@ def _overlap(polygon: list[tuple[float, float]], box: tuple[float, float, float,
 def state_observation(state: np.ndarray) -> Observation:
     """`[..., 5]` (finger xy, block xy, block angle) -> the observation of `pusht/state`, float32."""
     state = np.asarray(state, np.float64)
-    angle = state[..., 4]
-    observation = {
-        "agent_pos": state[..., :2],
-        "block_position": state[..., 2:4],
-        "block_angle": np.stack([np.cos(angle), np.sin(angle)], axis=-1),
-    }
-    return {key: value.astype(np.float32) for key, value in observation.items()}
+    angle = np.stack([np.cos(state[..., 4]), np.sin(state[..., 4])], axis=-1).astype(np.float32)
+    position = state[..., 2:4].astype(np.float32)
+    return {**finger_observation(state), "block_position": position, "block_angle": angle}
 
 
 def keypoints_observation(state: np.ndarray) -> Observation:
     """`[..., 5]` (finger xy, block xy, block angle) -> the observation of `pusht/keypoints`, float32."""
     state = np.asarray(state, np.float64)
-    observation = {
-        "agent_pos": state[..., :2],
-        "keypoints": block_keypoints(state[..., 2:4], state[..., 4]),
-    }
-    return {key: value.astype(np.float32) for key, value in observation.items()}
+    keypoints = block_keypoints(state[..., 2:4], state[..., 4]).astype(np.float32)
+    return {**finger_observation(state), "keypoints": keypoints}
 
 
 def mirror(columns: Mapping[str, np.ndarray]) -> Observation:
@@ -137,14 +123,13 @@ def mirror(columns: Mapping[str, np.ndarray]) -> Observation:
     for key, value in columns.items():
         if key == "block_angle":  # pi / 2 - angle: cosine and sine change places
             mirrored[key] = value[..., ::-1].copy()
-            continue
-        if key == IMAGE:  # rows and columns change places, both counted from the other end
+        elif key == IMAGE:  # rows and columns change places, both counted from the other end
             mirrored[key] = value[:, ::-1, ::-1].swapaxes(1, 2)
-            continue
-        points = value.reshape(len(value), -1, 2)
-        if key == "keypoints":
-            points = points[:, MIRRORED_CORNERS]
-        mirrored[key] = (BOARD - points[..., ::-1]).reshape(value.shape).astype(value.dtype)
+        else:
+            points = value.reshape(len(value), -1, 2)
+            if key == "keypoints":
+                points = points[:, MIRRORED_CORNERS]
+            mirrored[key] = (BOARD - points[..., ::-1]).reshape(value.shape).astype(value.dtype)
     return mirrored
 
 
@@ -158,15 +143,15 @@ _OBSERVATIONS: dict[str, Callable[[np.ndarray], Observation]] = {
     "keypoints": keypoints_observation,
     "pixels": finger_observation,
 }
-_SHAPES: dict[str, dict[str, int]] = {
-    "state": {"agent_pos": 2, "block_position": 2, "block_angle": 2},
-    "keypoints": {"agent_pos": 2, "keypoints": 16},
-    "pixels": {"agent_pos": 2},
+_PAIR = ObsKey((2,))
+_KEYS: dict[str, dict[str, ObsKey]] = {
+    "state": {"agent_pos": _PAIR, "block_position": _PAIR, "block_angle": _PAIR},
+    "keypoints": {"agent_pos": _PAIR, "keypoints": ObsKey((16,))},
+    "pixels": {IMAGE: ObsKey((IMAGE_SIZE, IMAGE_SIZE, 3), "uint8", "rgb"), "agent_pos": _PAIR},
 }
-_IMAGES: dict[str, tuple[str, ...]] = {"pixels": (IMAGE,)}
 
 
-class PushTEnv(gymnasium.Env[Observation, np.ndarray]):
+class PushTEnv(SimEnv):
     """gym-pusht's environment with dictionary observations computed from the exact pose.
 
     Reward: covered share of the goal / 0.95, clipped at 1. The episode terminates with `info["success"]` once
@@ -176,30 +161,17 @@ class PushTEnv(gymnasium.Env[Observation, np.ndarray]):
         images: the image keys that observations hold; whoever needs none of the next one empties it.
     """
 
-    metadata = {"render_modes": ["rgb_array"], "render_fps": int(CONTROL_HZ)}  # noqa: RUF012 (gymnasium's API)
-
     def __init__(self, observation: str, render_mode: str | None = None) -> None:
         # pygame greets on import, and gym-pusht imports it whether it draws or not.
         os.environ.setdefault("PYGAME_HIDE_SUPPORT_PROMPT", "1")
         gym_pusht = optional_import("gym_pusht.envs.pusht", extra="pusht")
-        self.render_mode = render_mode
-        self.sim = gym_pusht.PushTEnv(
-            obs_type="state",
-            render_mode="rgb_array",
-            visualization_width=RENDER_SIZE,
-            visualization_height=RENDER_SIZE,
-            observation_width=IMAGE_SIZE,
-            observation_height=IMAGE_SIZE,
-        )
+        shown = dict.fromkeys(("visualization_width", "visualization_height"), RENDER_SIZE)
+        seen = dict.fromkeys(("observation_width", "observation_height"), IMAGE_SIZE)
+        self.sim = gym_pusht.PushTEnv(obs_type="state", render_mode="rgb_array", **shown, **seen)
         self.sim._get_coverage = lambda: coverage(self.sim.block.position, self.sim.block.angle)
         self._lowdim = _OBSERVATIONS[observation]
-        self.images = _IMAGES.get(observation, ())
-        spaces: dict[str, Space[Any]] = {
-            key: Box(0, 255, (IMAGE_SIZE, IMAGE_SIZE, 3), np.uint8) for key in self.images
-        }
-        spaces |= {key: Box(-np.inf, np.inf, (n,), np.float32) for key, n in _SHAPES[observation].items()}
-        self.observation_space = cast(Space[Observation], Dict(spaces))
-        self.action_space = Box(0.0, BOARD, (2,), np.float32)
+        super().__init__(_KEYS[observation], 2, CONTROL_HZ, render_mode, 0.0, BOARD)
+        self.images = (IMAGE,) if IMAGE in _KEYS[observation] else ()
 
     def _observe(self) -> Observation:
         images: Observation = {key: self.sim._render() for key in self.images}
@@ -210,16 +182,14 @@ class PushTEnv(gymnasium.Env[Observation, np.ndarray]):
         agent, block = self.sim.agent, self.sim.block
         return np.array([*agent.position, *block.position, block.angle])
 
-    def reset(
-        self, *, seed: int | None = None, options: dict[str, Any] | None = None
-    ) -> tuple[Observation, dict[str, Any]]:
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> Start:
         """Draw an initial state as gym-pusht does."""
         super().reset(seed=seed)
         self.sim._last_action = None  # else the first frame shows the last target of the episode before
         self.sim.reset(seed=seed)
         return self._observe(), {"success": False}
 
-    def step(self, action: np.ndarray) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
+    def step(self, action: np.ndarray) -> Step:
         """Draw the finger towards `action` [2] (px, absolute) for 0.1 s."""
         _, reward, terminated, _, info = self.sim.step(np.asarray(action, np.float64))
         info = {"success": bool(info["is_success"]), "coverage": float(info["coverage"])}
@@ -227,8 +197,7 @@ class PushTEnv(gymnasium.Env[Observation, np.ndarray]):
 
     def render(self) -> np.ndarray:
         """Return the board as uint8 [384, 384, 3]."""
-        image: np.ndarray = self.sim.render()
-        return image
+        return self.sim.render()
 
     def reset_to_state(self, state: np.ndarray) -> Observation:
         """Reset to finger xy, block xy (px) and angle (rad), all at rest; return the observation.
@@ -247,38 +216,28 @@ class PushTEnv(gymnasium.Env[Observation, np.ndarray]):
             self.sim.space.reindex_shapes_for_body(body)
         return self._observe()
 
-    def close(self) -> None:
-        """Release the window, if any."""
-        self.sim.close()
-
 
 def make(name: str) -> Task:
     """Build `pusht/<name>`."""
-    source = {
-        "task": f"pusht/{name}",
-        "env_id": "gym_pusht/PushT-v0",
-        "kwargs": {},
-        "versions": package_versions("gym-pusht", "pymunk", "gymnasium"),
-    }
-    images = {key: ObsKey((IMAGE_SIZE, IMAGE_SIZE, 3), "uint8", "rgb") for key in _IMAGES.get(name, ())}
+    keys, images = _KEYS[name], IMAGE in _KEYS[name]
     return Task(
         name=f"pusht/{name}",
         make_env=partial(PushTEnv, name),
         spec=Spec(
-            observations=images | {key: ObsKey((n,)) for key, n in _SHAPES[name].items()},
+            observations=keys,
             action_dim=2,
             control_hz=CONTROL_HZ,
             action_convention="absolute",
-            source=source,
+            source=origin(f"pusht/{name}", "gym_pusht/PushT-v0", ("gym-pusht", "pymunk", "gymnasium")),
         ),
         max_steps=MAX_STEPS,
         seed_note=_SEED_NOTE,
         scoring=Scoring("max_reward", measures=("coverage",)),
         recording=Recording(
-            translate=partial(_from_recorded, _OBSERVATIONS[name], bool(images)),
+            translate=partial(_from_recorded, _OBSERVATIONS[name], images),
             keys=("img", "state", "action") if images else ("state", "action"),
             reset_to=_reset_to,
-            state_keys=(("state",), tuple(_SHAPES[name])),
+            state_keys=(("state",), tuple(key for key in keys if key != IMAGE)),
             outcome=_recorded_outcome,
         ),
         mirror=mirror,
@@ -292,10 +251,8 @@ def recorded_state(columns: Mapping[str, np.ndarray]) -> np.ndarray:
     agent = np.asarray(columns["agent_pos"], np.float64)
     if "keypoints" in columns:  # the first two corners lie left and right of the T's origin, 120 px apart
         corners = np.asarray(columns["keypoints"], np.float64).reshape(*agent.shape[:-1], -1, 2)
-        position, axis = (
-            (corners[..., 0, :] + corners[..., 1, :]) / 2,
-            corners[..., 1, :] - corners[..., 0, :],
-        )
+        left, right = corners[..., 0, :], corners[..., 1, :]
+        position, axis = (left + right) / 2, right - left
     else:
         position, axis = np.asarray(columns["block_position"], np.float64), columns["block_angle"]
     return np.concatenate([agent, position, np.arctan2(axis[..., 1:], axis[..., :1])], axis=-1)

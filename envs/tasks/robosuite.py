@@ -13,17 +13,16 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from types import ModuleType
-from typing import Any, cast
+from typing import Any
 
 import gymnasium
 import numpy as np
-from gymnasium.spaces import Box, Dict, Space
 
 from flowleap.envs.rendering import OffscreenRenderer
 from flowleap.envs.task import SCENE, Expert, Observation, Recording, Task
+from flowleap.envs.tasks.base import SimEnv, Start, Step, origin
 from flowleap.policy.core.errors import FlowleapError, optional_import, suggest
 from flowleap.policy.core.spec import ActionConvention, ObsKey, Spec
-from flowleap.policy.core.versions import package_versions
 
 
 class LiftExpert:
@@ -75,10 +74,9 @@ def _yaw(quat: np.ndarray) -> float:
 
 
 TASKS = ("lift", "can", "square")
-
-
 # Task -> robosuite's name, numbers in `object`, numbers in the simulator's state (time, qpos, qvel).
 _SCENES = {"lift": ("Lift", 10, 32), "can": ("PickPlaceCan", 14, 71), "square": ("NutAssemblySquare", 14, 45)}
+_PACKAGES = ("robosuite", "mujoco", "gymnasium")
 ACTION_DIM = 7
 CONTROL_HZ = 20.0
 MAX_STEPS = 400  # robomimic's horizon for all three
@@ -87,7 +85,6 @@ _SEED_NOTE = (
     "the seed draws the objects' placement (and the size of Lift's cube, 4.0 to 4.4 cm) and noise on the arm's "
     "initial joints; success counts at any step, and ends the episode."
 )
-
 
 # The controller of robomimic's files v1.4.1: an action of 1 asks for 5 cm or 0.5 rad.
 _CONTROLLER = {
@@ -109,19 +106,13 @@ _CONTROLLER = {
     "ramp_ratio": 0.2,
 }
 
-
 # What of `env_kwargs` this environment decides itself: it draws by its own renderer, and only when asked.
-_OWN = {
-    "has_renderer": False,
-    "has_offscreen_renderer": False,
-    "use_camera_obs": False,
-    "use_object_obs": True,
-    "ignore_done": True,
-}
+_OFF = dict.fromkeys(("has_renderer", "has_offscreen_renderer", "use_camera_obs"), False)
+_OWN = {**_OFF, "use_object_obs": True, "ignore_done": True}
 _COLLISION_GROUP = 0  # of geoms: what the contacts see, drawn over what people should see
 
 
-class RobosuiteEnv(gymnasium.Env[Observation, np.ndarray]):
+class RobosuiteEnv(SimEnv):
     """One of robosuite's tasks for one arm.
 
     Observation, named as in robomimic's low-dim files: `object` [10 or 14]: position (m) and quaternion (xyzw)
@@ -137,8 +128,6 @@ class RobosuiteEnv(gymnasium.Env[Observation, np.ndarray]):
     generator, which is left as it was.
     """
 
-    metadata = {"render_modes": ["rgb_array"], "render_fps": int(CONTROL_HZ)}  # noqa: RUF012 (gymnasium's API)
-
     def __init__(
         self,
         name: str,
@@ -147,11 +136,10 @@ class RobosuiteEnv(gymnasium.Env[Observation, np.ndarray]):
         image_size: int = 320,
         render_mode: str | None = None,
     ) -> None:
-        self.render_mode = render_mode
         self._camera, self._image_size = camera, image_size
-        self._renderer: OffscreenRenderer | None = None
         self._rendered: Any = None  # the compiled model that the renderer draws
-        kwargs = {key: value for key, value in env_args["env_kwargs"].items() if not _draws(key)}
+        given = env_args["env_kwargs"].items()
+        kwargs = {k: v for k, v in given if k not in _OWN and not k.startswith(("camera_", "render"))}
         suite = _import_robosuite()
         with _numpy_seed(0):
             try:
@@ -172,19 +160,12 @@ class RobosuiteEnv(gymnasium.Env[Observation, np.ndarray]):
                 f"the controller of env_args takes {self.sim.action_dim} numbers; robosuite/{name} needs the "
                 f"{ACTION_DIM} of OSC_POSE"
             )
-        shapes = {key: obs.shape for key, obs in _observations(name).items()}
-        self.observation_space = cast(
-            Space[Observation],
-            Dict({key: Box(-np.inf, np.inf, shape, np.float32) for key, shape in shapes.items()}),
-        )
         self._bound = np.ones(ACTION_DIM, np.float32)
         if _convention(env_args) == "absolute":
             self._bound[:6] = np.inf
-        self.action_space = Box(-self._bound, self._bound, dtype=np.float32)
+        super().__init__(_observations(name), ACTION_DIM, CONTROL_HZ, render_mode, -self._bound, self._bound)
 
-    def reset(
-        self, *, seed: int | None = None, options: dict[str, Any] | None = None
-    ) -> tuple[Observation, dict[str, Any]]:
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> Start:
         """Draw the placement; the arm is near its initial position, the gripper open."""
         super().reset(seed=seed)
         with _numpy_seed(int(self.np_random.integers(2**32))):
@@ -196,24 +177,21 @@ class RobosuiteEnv(gymnasium.Env[Observation, np.ndarray]):
 
         Args:
             state: the simulator's flattened state [S] (time, qpos, qvel), one row of robomimic's `states`.
-            model: the scene as MJCF, the attribute `model_file` of robomimic's demonstrations; None keeps the
-                scene of the last reset.
+            model: the scene as MJCF (robomimic's `model_file`); None keeps that of the last reset.
 
         Raises:
             FlowleapError: the model does not load, or the state does not belong to this scene.
         """
-        sim = self.sim.sim
         if model is not None:
             with _numpy_seed(0):
                 self.sim.reset()
                 try:
                     self.sim.reset_from_xml_string(self.sim.edit_model_xml(model))
                 except Exception as error:  # the parsers of robosuite and of MuJoCo
-                    raise FlowleapError(
-                        f"the scene of the recording (model_file) does not load: {error}"
-                    ) from error
-            sim = self.sim.sim
-            sim.reset()
+                    problem = f"the scene of the recording (model_file) does not load: {error}"
+                    raise FlowleapError(problem) from error
+            self.sim.sim.reset()
+        sim = self.sim.sim
         size = 1 + sim.model.nq + sim.model.nv
         if np.shape(state) != (size,):
             raise FlowleapError(f"a state of this scene has shape ({size},), not {np.shape(state)}")
@@ -221,7 +199,7 @@ class RobosuiteEnv(gymnasium.Env[Observation, np.ndarray]):
         sim.forward()
         return _named(self.sim._get_observations(force_update=True))
 
-    def step(self, action: np.ndarray) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
+    def step(self, action: np.ndarray) -> Step:
         """Move gripper target and fingers for one control period."""
         recorded, reward, _, _ = self.sim.step(np.clip(action, -self._bound, self._bound))
         info = self._info()
@@ -229,21 +207,20 @@ class RobosuiteEnv(gymnasium.Env[Observation, np.ndarray]):
 
     def render(self) -> np.ndarray:
         """Return the camera's image, uint8 [image_size, image_size, 3]."""
-        if self.render_mode is None:
-            raise FlowleapError("make the environment with render_mode='rgb_array' to render it")
+        self._require_rendering()
         model = self.sim.sim.model._model
-        if self._renderer is None or self._rendered is not model:  # a reset compiles a new model
+        if self._film is None or self._rendered is not model:  # a reset compiles a new model
             self.close()
-            self._renderer = OffscreenRenderer(model, [self._camera], self._image_size)
-            self._renderer.hide(_COLLISION_GROUP)
+            self._film = OffscreenRenderer(model, [self._camera], self._image_size)
+            self._film.hide(_COLLISION_GROUP)
             self._rendered = model
-        return self._renderer.render(self.sim.sim.data._data, self._camera)
+        return self._film.render(self.sim.sim.data._data, self._camera)
 
     def close(self) -> None:
         """Release the renderer."""
-        if self._renderer is not None:
-            self._renderer.close()
-            self._renderer = None
+        if self._film is not None:
+            self._film.close()
+            self._film = None
 
     def _info(self) -> dict[str, Any]:
         return {"success": bool(self.sim._check_success()), STATES: self.sim.sim.get_state().flatten()}
@@ -259,33 +236,24 @@ def make(
     """Build `robosuite/<name>`.
 
     Args:
-        name: one of `TASKS`.
-        max_steps: actions after which an episode ends.
         env_args: robomimic's description of the environment; None is that of its files v1.4.1. What it says of
             rendering is not used.
-        camera: a camera of the scene, for rendering only.
-        image_size: edge of the rendered image, px.
+        camera, image_size (px): for rendering only.
 
     Raises:
         FlowleapError: `env_args` describes another environment.
     """
     args = default_env_args(name) if env_args is None else _checked(name, env_args)
-    rate = args["env_kwargs"].get("control_freq", CONTROL_HZ)
     return Task(
         name=f"robosuite/{name}",
         make_env=partial(RobosuiteEnv, name, args, camera, image_size),
         spec=Spec(
             observations=_observations(name),
             action_dim=ACTION_DIM,
-            control_hz=float(rate),
+            control_hz=float(args["env_kwargs"].get("control_freq", CONTROL_HZ)),
             action_convention=_convention(args),
-            source={
-                "task": f"robosuite/{name}",
-                "env_id": args["env_name"],
-                "kwargs": {"max_steps": max_steps},
-                "versions": package_versions("robosuite", "mujoco", "gymnasium"),
-                "env_args": args,
-            },
+            source=origin(f"robosuite/{name}", args["env_name"], _PACKAGES, max_steps=max_steps)
+            | {"env_args": args},
         ),
         max_steps=max_steps,
         seed_note=_SEED_NOTE,
@@ -324,13 +292,10 @@ def _checked(name: str, env_args: Mapping[str, Any]) -> dict[str, Any]:
             + suggest(str(found), [scene for scene, *_ in _SCENES.values()])
         )
     if not isinstance(kwargs, Mapping):
-        raise FlowleapError(
-            f"env_args of {expected} have no env_kwargs: the robot and its controller are unknown"
-        )
-    if (
-        not isinstance(kwargs.get("controller_configs"), Mapping)
-        or "type" not in kwargs["controller_configs"]
-    ):
+        problem = "have no env_kwargs: the robot and its controller are unknown"
+        raise FlowleapError(f"env_args of {expected} {problem}")
+    controller = kwargs.get("controller_configs")
+    if not isinstance(controller, Mapping) or "type" not in controller:
         raise FlowleapError(
             f"env_args of {expected} have no controller_configs of robosuite 1.4 (env_version "
             f"{env_args.get('env_version')!r}): robosuite 1.5 describes controllers in another way"
@@ -338,22 +303,17 @@ def _checked(name: str, env_args: Mapping[str, Any]) -> dict[str, Any]:
     return {**env_args, "env_kwargs": dict(kwargs)}
 
 
-def _draws(key: str) -> bool:
-    """Whether an entry of `env_kwargs` is about drawing or decided by `_OWN`."""
-    return key in _OWN or key.startswith(("camera_", "render"))
-
-
 def _convention(env_args: Mapping[str, Any]) -> ActionConvention:
     return "delta" if env_args["env_kwargs"]["controller_configs"].get("control_delta", True) else "absolute"
 
 
 def _observations(name: str) -> dict[str, ObsKey]:
-    return {
-        "object": ObsKey((_SCENES[name][1],)),
+    arm = {
         "robot0_eef_pos": ObsKey((3,)),
         "robot0_eef_quat": ObsKey((4,)),
         "robot0_gripper_qpos": ObsKey((2,)),
     }
+    return {"object": ObsKey((_SCENES[name][1],)), **arm}
 
 
 def _named(recorded: Mapping[str, np.ndarray]) -> Observation:

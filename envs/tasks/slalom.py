@@ -15,16 +15,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any, cast
+from typing import Any
 
 import gymnasium
 import numpy as np
-from gymnasium.spaces import Box, Dict, Space
 
 from flowleap.envs.task import Expert, Observation, Scoring, Task
-from flowleap.policy.core.errors import FlowleapError
+from flowleap.envs.tasks.base import SimEnv, Start, Step, origin
 from flowleap.policy.core.spec import ObsKey, Spec
-from flowleap.policy.core.versions import package_versions
 
 TASKS = ("slalom",)
 
@@ -51,7 +49,7 @@ _ROUTE_STREAM = (
     0x51A  # keeps the expert's route apart from any other generator seeded with the episode's seed
 )
 _SUBSTEPS = 10
-_SHAPES = {"position": 2, "velocity": 2, "goal": 2}
+_OBSERVATIONS = dict.fromkeys(("position", "velocity", "goal"), ObsKey((2,)))
 
 # A unit mass on two critically damped position servos (20 rad/s), free of gravity.
 _MJCF = f"""
@@ -78,7 +76,7 @@ _SEED_NOTE = (
 )
 
 
-class SlalomEnv(gymnasium.Env[Observation, np.ndarray]):
+class SlalomEnv(SimEnv):
     """Three posts between start and goal.
 
     Observation: `position` [2] and `velocity` [2] of the effector (m, m/s), `goal` [2] (m).
@@ -88,29 +86,20 @@ class SlalomEnv(gymnasium.Env[Observation, np.ndarray]):
     Reward: 1 on success, else 0.
     """
 
-    metadata = {"render_modes": ["rgb_array"], "render_fps": int(CONTROL_HZ)}  # noqa: RUF012 (gymnasium's API)
-
     def __init__(self, render_mode: str | None = None) -> None:
         import mujoco  # only now: listing tasks loads no simulator
 
         self._mujoco: Any = mujoco
-        self.render_mode = render_mode
         self.model = self._mujoco.MjModel.from_xml_string(_MJCF)
         self.data = self._mujoco.MjData(self.model)
-        self.observation_space = cast(
-            Space[Observation],
-            Dict({key: Box(-np.inf, np.inf, (n,), np.float32) for key, n in _SHAPES.items()}),
-        )
         self._bounds = np.array(BOUNDS, np.float32)
-        self.action_space = Box(-self._bounds, self._bounds, dtype=np.float32)
+        super().__init__(_OBSERVATIONS, 2, CONTROL_HZ, render_mode, -self._bounds, self._bounds)
         self.goal = np.array(GOAL)
         self._touched = False
         self._left: list[bool | None] = [None] * len(POSTS)  # None: not passed
         self._trail: list[np.ndarray] = []
 
-    def reset(
-        self, *, seed: int | None = None, options: dict[str, Any] | None = None
-    ) -> tuple[Observation, dict[str, Any]]:
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> Start:
         """Draw start and goal; the effector is at rest."""
         super().reset(seed=seed)
         self._mujoco.mj_resetData(self.model, self.data)
@@ -120,7 +109,7 @@ class SlalomEnv(gymnasium.Env[Observation, np.ndarray]):
         self._trail = [self.data.qpos.copy()]
         return self._observe(), self._info()
 
-    def step(self, action: np.ndarray) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
+    def step(self, action: np.ndarray) -> Step:
         """Draw the effector towards `action` [2] (m, absolute) for 0.1 s."""
         self.data.ctrl[:] = np.clip(action, -self._bounds, self._bounds)
         for _ in range(_SUBSTEPS):
@@ -134,8 +123,7 @@ class SlalomEnv(gymnasium.Env[Observation, np.ndarray]):
 
     def render(self) -> np.ndarray:
         """Draw the plane from above, +y up, with the way so far: uint8 [384, 192, 3]."""
-        if self.render_mode is None:
-            raise FlowleapError("make the environment with render_mode='rgb_array' to render it")
+        self._require_rendering()
         image = np.full((384, 192, 3), 255.0)
         _disc(image, self.goal, GOAL_RADIUS, (150, 214, 160))
         for y in POSTS:
@@ -144,6 +132,9 @@ class SlalomEnv(gymnasium.Env[Observation, np.ndarray]):
             _disc(image, point, 0.004, (160, 190, 235))
         _disc(image, self._trail[-1], EFFECTOR_RADIUS, (200, 50, 40) if self._touched else (40, 90, 200))
         return image.round().astype(np.uint8)
+
+    def close(self) -> None:
+        """Nothing is open."""
 
     def _note_passing(self, before: float, x: float, y: float) -> None:
         """Note on which side the posts between `before` and `y` were passed; going back undoes it."""
@@ -167,8 +158,8 @@ class SlalomEnv(gymnasium.Env[Observation, np.ndarray]):
 class SlalomExpert:
     """Follows the axis and swings round each post on the side that its route says.
 
-    The target is a point of the path a little further along y than the effector: a function of where the
-    effector is and of the route, so that demonstrations with noise on the executed action show how to return.
+    The target, a point of the path a little further along y than the effector, is a function of where that
+    is and of the route: demonstrations with noise on the executed action show how to return.
     """
 
     def __init__(self, route: int) -> None:
@@ -201,16 +192,11 @@ def make(name: str) -> Task:
         name=f"probe/{name}",
         make_env=SlalomEnv,
         spec=Spec(
-            observations={key: ObsKey((n,)) for key, n in _SHAPES.items()},
+            observations=_OBSERVATIONS,
             action_dim=2,
             control_hz=CONTROL_HZ,
             action_convention="absolute",
-            source={
-                "task": f"probe/{name}",
-                "env_id": name,
-                "kwargs": {},
-                "versions": package_versions("mujoco", "gymnasium"),
-            },
+            source=origin(f"probe/{name}", name, ("mujoco", "gymnasium")),
         ),
         max_steps=MAX_STEPS,
         seed_note=_SEED_NOTE,

@@ -13,10 +13,11 @@ from flowleap.envs.registry import make_task
 from flowleap.envs.report import episode_rows, format_line, summary
 from flowleap.envs.rollout import rollout
 from flowleap.envs.tasks import adroit
+from flowleap.policy.core.versions import package_versions
 
 pytest.importorskip("pettingzoo", reason="needs pip install 'flowleap[robotics]'")
 pytest.importorskip("mujoco", reason="needs pip install 'flowleap[robotics]'")
-if not adroit.package_versions("gymnasium-robotics")["gymnasium-robotics"]:
+if not package_versions("gymnasium-robotics")["gymnasium-robotics"]:
     pytest.skip("needs pip install 'flowleap[robotics]'", allow_module_level=True)
 
 NAMES = ["adroit/door", "fetch/push", "fetch/pick_and_place"]
