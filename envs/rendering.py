@@ -6,6 +6,7 @@ broken driver may crash or hang rather than raise.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes.util
 import importlib
 import os
@@ -41,6 +42,10 @@ def choose_gl() -> str:
     Raises:
         FlowleapError: none renders; the message says how to get one.
     """
+    # Mesa's software renderer and triton (which comes with torch on Linux) each bring an LLVM. If Mesa loads its own
+    # first, the later import of triton, by torch.compile or diffusers, ends in a segmentation fault.
+    with contextlib.suppress(ImportError):
+        importlib.import_module("triton")
     reasons = {}
     for backend in _candidates():
         reasons[backend] = _probe(backend)
