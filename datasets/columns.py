@@ -122,10 +122,8 @@ def to_uint8(images: NDArray, where: str) -> NDArray[np.uint8]:
     with np.errstate(invalid="ignore"):
         cast = images.astype(np.uint8)
     if not np.array_equal(cast, images):
-        raise FlowleapError(
-            f"{where} is an image with values other than whole numbers 0..255 "
-            f"({images.min():g} to {images.max():g}); leave it out with keys=[...]"
-        )
+        values = f"values other than whole numbers 0..255 ({images.min():g} to {images.max():g})"
+        raise FlowleapError(f"{where} is an image with {values}; leave it out with keys=[...]")
     return cast
 
 

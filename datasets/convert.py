@@ -32,14 +32,8 @@ def convert(source: Dataset, plan: Plan, writer: Any) -> None:
     console = Console(stderr=True)
     if writer.n_episodes:
         print(f"going on after {writer.n_episodes} episodes that are converted already", file=sys.stderr)
-    episodes = track(
-        range(writer.n_episodes, source.n_episodes),
-        "converting",
-        console=console,
-        transient=True,
-        disable=not console.is_terminal,
-    )
-    for index in episodes:
+    rest, quiet = range(writer.n_episodes, source.n_episodes), not console.is_terminal
+    for index in track(rest, "converting", console=console, transient=True, disable=quiet):
         columns = plan.transform(source.episode(index, plan.keys))
         for key, obs in plan.spec.observations.items():
             if obs.kind == "rgb":

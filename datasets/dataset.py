@@ -25,7 +25,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
-from types import MappingProxyType, ModuleType, TracebackType
+from types import MappingProxyType, ModuleType
 from typing import Any, Self
 
 import numpy as np
@@ -122,9 +122,8 @@ class Dataset(ABC):
             return self.spec
         lowdim = {key: obs for key, obs in self.spec.observations.items() if obs.kind == "lowdim"}
         if not lowdim:
-            raise FlowleapError(
-                f"dataset '{self.path}' holds images only: `flowleap convert source={self.path} out=NAME.zarr` first"
-            )
+            remedy = f"`flowleap convert source={self.path} out=NAME.zarr` first"
+            raise FlowleapError(f"dataset '{self.path}' holds images only: {remedy}")
         return replace(self.spec, observations=lowdim)
 
     def columns(self, keys: Sequence[str] | None = None, cache_bytes: int = CACHE_BYTES) -> Columns:
@@ -206,23 +205,19 @@ class Dataset(ABC):
         keys = list(self.fields) if keys is None else list(keys)
         for key in keys:
             if key not in self.fields:
-                known = ", ".join(self.fields)
-                raise FlowleapError(
-                    f"'{self.path}' has no column '{key}', only {known}{suggest(key, self.fields)}"
-                )
+                known = f"{', '.join(self.fields)}{suggest(key, self.fields)}"
+                raise FlowleapError(f"'{self.path}' has no column '{key}', only {known}")
         try:
             columns = self._read(index, keys)
         except MALFORMED as error:  # what a reader did not foresee in a file of others
-            raise FlowleapError(
-                f"'{self.path}', {self.label(index)} is damaged ({type(error).__name__}: {error})"
-            ) from error
+            reason = f"{type(error).__name__}: {error}"
+            raise FlowleapError(f"'{self.path}', {self.label(index)} is damaged ({reason})") from error
         length = len(columns[keys[0]])
         for key in keys:
             values, shape = columns[key], self.fields[key].shape
             if values.shape[1:] != shape:
-                raise self.error(
-                    index, key, f"has shape {values.shape[1:]} a frame, {shape} in the episodes before"
-                )
+                problem = f"has shape {values.shape[1:]} a frame, {shape} in the episodes before"
+                raise self.error(index, key, problem)
             if len(values) != length:
                 raise self.error(index, key, f"has {len(values)} frames, '{keys[0]}' has {length}")
             columns[key] = self._in_dtype(index, key, values)
@@ -237,9 +232,8 @@ class Dataset(ABC):
             return values
         rounded = values.dtype.kind in "iu" and dtype.kind == "f" and values.dtype.itemsize >= dtype.itemsize
         if rounded or not np.can_cast(values.dtype, dtype, "safe"):  # numpy calls int64 to float64 safe
-            raise self.error(
-                index, key, f"has dtype {values.dtype}, {dtype} in the episodes before: write one"
-            )
+            problem = f"has dtype {values.dtype}, {dtype} in the episodes before: write one"
+            raise self.error(index, key, problem)
         return values.astype(dtype)
 
     def error(self, index: int, key: str, problem: str) -> FlowleapError:
@@ -250,16 +244,13 @@ class Dataset(ABC):
         """A text that changes when the files change: path, and count, bytes and last change of the files."""
         files = [p for p in self.path.rglob("*") if p.is_file()] if self.path.is_dir() else [self.path]
         stats = [file.stat() for file in files]
-        latest = max((s.st_mtime_ns for s in stats), default=0)
-        size = sum(s.st_size for s in stats)
+        size, latest = sum(s.st_size for s in stats), max((s.st_mtime_ns for s in stats), default=0)
         return json.dumps([os.path.abspath(self.path), len(files), size, latest])
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.close()
 
 
@@ -353,7 +344,6 @@ def open_dataset(
             raise
         raise FlowleapError(f"'{path}': {error}") from error
     except MALFORMED as error:  # what a reader did not foresee in a file of others
-        raise FlowleapError(
-            f"'{path}' was taken for {name}, and cannot be understood ({type(error).__name__}: {error})"
-        ) from error
+        reason = f"{type(error).__name__}: {error}"
+        raise FlowleapError(f"'{path}' was taken for {name}, and cannot be understood ({reason})") from error
     return dataset

@@ -63,18 +63,15 @@ def download(
                 break
             except _Broken as error:
                 if wait is None:
-                    raise FlowleapError(
-                        f"{error}; the same command goes on where this one stopped"
-                    ) from error
+                    more = "the same command goes on where this one stopped"
+                    raise FlowleapError(f"{error}; {more}") from error
                 time.sleep(wait)
         with part.open("rb") as stream:
             sha256 = hashlib.file_digest(stream, "sha256").hexdigest()
         if web.sha256 not in (None, sha256):
             _forget(part)
-            raise FlowleapError(
-                f"{web.url} has SHA-256 {sha256}, expected {web.sha256}: it was damaged on its way, or is another "
-                "file now; nothing was kept"
-            )
+            reason = "it was damaged on its way, or is another file now; nothing was kept"
+            raise FlowleapError(f"{web.url} has SHA-256 {sha256}, expected {web.sha256}: {reason}")
         published = "the SHA-256 that its publisher names"
         facts = {
             "url": web.url,
@@ -112,9 +109,8 @@ def _transfer(file: WebFile, part: Path, progress: Progress | None) -> dict[str,
             length = headers.get("Content-Length", "")
             total = here + int(length) if length.isdigit() else None
             tag = headers.get("ETag", "")
-            _tag(part).write_text(
-                tag if tag and not tag.startswith("W/") else headers.get("Last-Modified", "")
-            )
+            strong = tag and not tag.startswith("W/")
+            _tag(part).write_text(tag if strong else headers.get("Last-Modified", ""))
             with part.open("ab" if resumed else "wb") as out:
                 while block := answer.read(_BLOCK):
                     out.write(block)
@@ -163,18 +159,18 @@ def _on_the_hub(file: HubFile) -> WebFile:
     try:
         # Public files need no login, so none is sent.
         entries = huggingface_hub.HfApi(token=False).get_paths_info(file.repository, [file.path], **place)
-    except huggingface_hub.errors.HfHubHTTPError as error:
-        first = (str(error).splitlines() or [type(error).__name__])[0]
-        raise FlowleapError(f"{where} cannot be fetched: {first}") from error
     except Exception as error:  # each transport below the Hub's client has its own exceptions
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise FlowleapError(_unreachable("the Hugging Face Hub", reason)) from error
+        first = (str(error).splitlines() or [type(error).__name__])[0]
+        if isinstance(error, huggingface_hub.errors.HfHubHTTPError):
+            raise FlowleapError(f"{where} cannot be fetched: {first}") from error
+        raise FlowleapError(_unreachable("the Hugging Face Hub", first)) from error
     if len(entries) != 1:
         raise FlowleapError(f"{where} does not exist at revision {file.revision}")
-    lfs = getattr(entries[0], "lfs", None)
-    return WebFile(
-        huggingface_hub.hf_hub_url(file.repository, file.path, **place), None if lfs is None else lfs.sha256
+    url, lfs = (
+        huggingface_hub.hf_hub_url(file.repository, file.path, **place),
+        getattr(entries[0], "lfs", None),
     )
+    return WebFile(url, None if lfs is None else lfs.sha256)
 
 
 def unpack(archive: Path, folder: Path) -> Path:
@@ -197,9 +193,8 @@ def unpack(archive: Path, folder: Path) -> Path:
                 file.extract(member, temporary)  # compares each file's CRC-32
     except (zipfile.BadZipFile, zipfile.LargeZipFile, EOFError, NotImplementedError) as error:
         archive.unlink(missing_ok=True)
-        raise FlowleapError(
-            f"'{archive}' is no whole zip file ({error}); it was removed, download it again"
-        ) from error
+        remedy = "it was removed, download it again"
+        raise FlowleapError(f"'{archive}' is no whole zip file ({error}); {remedy}") from error
     except OSError as error:
         raise FlowleapError(f"cannot unpack into '{folder}': {error.strerror or error}") from error
     archive.unlink()

@@ -1,61 +1,40 @@
 """Rotations of recorded actions: axis-angle, matrix, and the 6-D representation of Zhou et al. (arXiv 1812.07035).
 
 Axis-angle jumps where a rotation passes pi, which a network fits badly; the first two rows of the rotation matrix,
-flattened, are continuous. Everything is vectorised over leading axes and computed in float64.
+flattened, are continuous. Everything works over leading axes, in float64.
 """
 
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Literal, cast
+from typing import Any, Literal, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
-from flowleap.policy.core.errors import FlowleapError
+from flowleap.policy.core.errors import FlowleapError, optional_import
 from flowleap.policy.core.spec import Spec
 
 Representation = Literal["axis_angle", "6d"]
 _ARM = {"axis_angle": 7, "6d": 10}  # position (3), rotation (3 or 6), gripper (1)
 _SIZE = {"axis_angle": 3, "6d": 6}
-_SMALL = 1e-6  # below this angle (rad), series replace quotients of vanishing numbers
+_SMALL = 1e-6  # rows of a 6-D rotation that are shorter, once orthogonal, have no direction
+
+
+def _scipy() -> Any:
+    return optional_import("scipy.spatial.transform", extra="formats").Rotation
 
 
 def matrix_from_axis_angle(vector: NDArray) -> NDArray[np.float64]:
-    """Rodrigues' formula, [..., 3] (rad) -> [..., 3, 3]."""
-    vector = np.asarray(vector, np.float64)
-    angle = np.linalg.norm(vector, axis=-1)[..., None, None]
-    x, y, z = np.moveaxis(vector, -1, 0)
-    zero = np.zeros_like(x)
-    cross = np.stack([zero, -z, y, z, zero, -x, -y, x, zero], axis=-1).reshape(*vector.shape[:-1], 3, 3)
-    small = angle < _SMALL
-    safe = np.where(small, 1.0, angle)
-    first = np.where(small, 1 - angle**2 / 6, np.sin(safe) / safe)
-    second = np.where(small, 0.5 - angle**2 / 24, (1 - np.cos(safe)) / safe**2)
-    return np.eye(3) + first * cross + second * (cross @ cross)
+    """[..., 3] (rad) -> [..., 3, 3]."""
+    matrices: NDArray[np.float64] = _scipy().from_rotvec(np.reshape(vector, (-1, 3))).as_matrix()
+    return matrices.reshape(*np.shape(vector), 3)
 
 
 def axis_angle_from_matrix(matrix: NDArray) -> NDArray[np.float64]:
-    """[..., 3, 3] -> [..., 3] (rad, length at most pi), through the quaternion whose largest part is divided by."""
-    m = np.asarray(matrix, np.float64)
-    trace = np.trace(m, axis1=-2, axis2=-1)
-    diagonal = np.diagonal(m, axis1=-2, axis2=-1)
-    # Rows of 4 q q^T, q = (w, x, y, z): each is proportional to q, the one with the largest diagonal well conditioned.
-    outer = np.empty((*m.shape[:-2], 4, 4))
-    outer[..., 0, 0] = 1 + trace
-    for i in range(3):
-        j, k = (i + 1) % 3, (i + 2) % 3
-        outer[..., i + 1, i + 1] = 1 + 2 * diagonal[..., i] - trace
-        outer[..., 0, i + 1] = outer[..., i + 1, 0] = m[..., k, j] - m[..., j, k]
-        outer[..., i + 1, j + 1] = outer[..., j + 1, i + 1] = m[..., i, j] + m[..., j, i]
-    best = np.argmax(np.diagonal(outer, axis1=-2, axis2=-1), axis=-1)
-    q = np.take_along_axis(outer, best[..., None, None], axis=-2)[..., 0, :]
-    q = q / np.linalg.norm(q, axis=-1, keepdims=True)
-    q = np.where(q[..., :1] < 0, -q, q)
-    sine = np.linalg.norm(q[..., 1:], axis=-1, keepdims=True)
-    angle = 2 * np.arctan2(sine, q[..., :1])
-    small = sine < _SMALL
-    return q[..., 1:] * np.where(small, 2.0, angle / np.where(small, 1.0, sine))
+    """[..., 3, 3] -> [..., 3] (rad, length at most pi)."""
+    vectors: NDArray[np.float64] = _scipy().from_matrix(np.reshape(matrix, (-1, 3, 3))).as_rotvec()
+    return vectors.reshape(np.shape(matrix)[:-1])
 
 
 def six_from_matrix(matrix: NDArray) -> NDArray[np.float64]:
@@ -129,8 +108,7 @@ class Rotations:
                 f"rotation={target} needs actions of {_ARM[source]} numbers an arm (position 3, rotation "
                 f"{_SIZE[source]}, gripper 1), these have {spec.action_dim}"
             )
-        self._source: Representation = source
-        self._target: Representation = cast(Representation, target)
+        self._source, self._target = cast(Representation, source), cast(Representation, target)
         self.spec = replace(spec, action_dim=arms * _ARM[target], source={**spec.source, "rotation": target})
 
     def __call__(self, actions: NDArray) -> NDArray:

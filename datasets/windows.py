@@ -44,18 +44,12 @@ class Windows:
     """
 
     def __init__(
-        self,
-        columns: Columns,
-        episode_ends: ArrayLike,
-        spec: Spec,
-        image_frames: int | None = None,
+        self, columns: Columns, episode_ends: ArrayLike, spec: Spec, image_frames: int | None = None
     ) -> None:
         ends = np.asarray(episode_ends, dtype=np.int64)
         if ends.ndim != 1 or len(ends) == 0 or np.any(np.diff(ends, prepend=0) < 1):
             raise FlowleapError("episode_ends must be a non-empty list of increasing frame counts")
-        self.spec = spec
-        self.episode_ends = ends
-        self.n_frames = int(ends[-1])
+        self.spec, self.episode_ends, self.n_frames = spec, ends, int(ends[-1])
         self._check(columns)
 
         lengths = np.diff(ends, prepend=0)
@@ -103,11 +97,12 @@ class Windows:
 
     def describe_images(self) -> dict[str, str]:
         """Image key -> how large the column is and where it is, for people."""
-        described: dict[str, str] = {}
-        for key, column in self._rgb.items():
-            whole = f"{np.prod(column.shape) / 2**20:.0f} MB uint8 in memory"
-            described[key] = whole if isinstance(column, np.ndarray) else column.describe()
-        return described
+        return {
+            key: f"{column.nbytes / 2**20:.0f} MB uint8 in memory"
+            if isinstance(column, np.ndarray)
+            else column.describe()
+            for key, column in self._rgb.items()
+        }
 
     def _check(self, columns: Columns) -> None:
         """Raise unless every column that the Spec names is there with its shape, kind and length."""
@@ -117,17 +112,14 @@ class Windows:
             if key not in columns:
                 raise SpecMismatch(f"no column '{key}' among {sorted(columns)}{suggest(key, columns)}")
             column = columns[key]
+            name = f"column '{key}'"
             if column.shape[1:] != shape:
-                raise SpecMismatch(
-                    f"column '{key}' has shape {column.shape[1:]} a frame, the Spec says {shape}"
-                )
+                raise SpecMismatch(f"{name} has shape {column.shape[1:]} a frame, the Spec says {shape}")
             if len(column) != self.n_frames:
                 raise FlowleapError(
-                    f"column '{key}' has {len(column)} frames, but the episodes end at {self.n_frames}"
+                    f"{name} has {len(column)} frames, but the episodes end at {self.n_frames}"
                 )
             rgb = key != ACTION and self.spec.observations[key].kind == "rgb"
             if rgb and column.dtype != np.uint8:
-                raise SpecMismatch(
-                    f"column '{key}' is rgb and must be uint8, not {column.dtype}; rewrite the dataset with "
-                    "`flowleap convert`"
-                )
+                remedy = "rewrite the dataset with `flowleap convert`"
+                raise SpecMismatch(f"{name} is rgb and must be uint8, not {column.dtype}; {remedy}")

@@ -28,9 +28,7 @@ _STYLE: Any = {
     "xtick.color": _STAND_INS["soft"],
     "ytick.color": _STAND_INS["soft"],
     "grid.color": _STAND_INS["rule"],
-    "axes.prop_cycle": "cycler('color', ["
-    + ",".join(f"'{_STAND_INS[f'c{i}']}'" for i in range(COLOURS))
-    + "])",
+    "axes.prop_cycle": f"cycler('color', {[_STAND_INS[f'c{i}'] for i in range(COLOURS)]})",
 }
 
 
@@ -58,21 +56,13 @@ class Chart:
 
     def svg(self) -> str:
         """Return the chart as an `<svg>` element without references to anything outside of it."""
-        stream = io.StringIO()
+        stream, metadata = io.StringIO(), dict.fromkeys(("Creator", "Date", "Format", "Type"))
         with self._style(_STYLE):
-            self.axes.figure.savefig(
-                stream,
-                format="svg",
-                transparent=True,
-                metadata=dict.fromkeys(("Creator", "Date", "Format", "Type")),
-            )
+            self.axes.figure.savefig(stream, format="svg", transparent=True, metadata=metadata)
         text = stream.getvalue()
-        text = re.sub(
-            r"<metadata>.*?</metadata>|<!--.*?-->|\n", "", text[text.index("<svg") :], flags=re.DOTALL
-        )
-        text = re.sub(
-            r' id="(?!p|m)[^"]*"', "", text
-        )  # those that nothing refers to would be there in every chart
+        text = re.sub(r"(?s)<metadata>.*?</metadata>|<!--.*?-->|\n", "", text[text.index("<svg") :])
+        # Names that nothing refers to would be there in every chart.
+        text = re.sub(r' id="(?!p|m)[^"]*"', "", text)
         for name, colour in _STAND_INS.items():
             text = text.replace(colour, f"var(--{name})")
         return text.replace("<svg", f'<svg class="chart" role="img" aria-label="{escape(self._label)}"', 1)
@@ -102,10 +92,9 @@ def lines(
         chart.axes.axvspan(*shaded, color=_STAND_INS["bar"], alpha=0.2, linewidth=0)
     for values in series:
         finite = np.concatenate(([False], np.isfinite(values), [False]))
-        alone = np.flatnonzero(finite[1:-1] & ~finite[:-2] & ~finite[2:])
-        chart.axes.plot(
-            x, np.where(finite[1:-1], values, np.nan), linewidth=1.2, marker=".", markevery=alone.tolist()
-        )
+        alone = np.flatnonzero(finite[1:-1] & ~finite[:-2] & ~finite[2:]).tolist()
+        shown = np.where(finite[1:-1], values, np.nan)
+        chart.axes.plot(x, shown, linewidth=1.2, marker=".", markevery=alone)
     low, high = y_range
     margin = (high - low) * 0.05 if high > low else 1.0
     chart.axes.set_ylim(low - margin, high + margin)

@@ -13,15 +13,20 @@ from numpy.typing import NDArray
 from flowleap.datasets.columns import ACTION
 from flowleap.datasets.dataset import Dataset
 
-_CLIPPED = (
-    0.05  # share of frames at the very smallest or largest value from which a dimension counts as clipped
-)
+_CLIPPED = 0.05  # share of frames at the smallest or largest value from which a dimension counts as clipped
 _SWITCH = 0.9  # share of frames at either end from which it is a switch (a gripper), which is neither clipped nor jumps
 _JUMP = 0.5  # share of the range within one frame that is a jump ...
 _STEADY = 0.2  # ... unless the episodes' largest steps usually exceed this share of it
 _GAP = 1.5  # frame periods between two time stamps that make a gap
 _RATE = 0.1  # share by which the rate of the time stamps may differ from the Spec's
 _SHOWN = 5
+_CLIPPED_REMEDY = (
+    "widen the limits of the recorder if it cut the commands off; if the robot has this limit, all is well"
+)
+_JUMP_REMEDY = (
+    "look at one (flowleap view ... episode={}): "
+    "an angle that wraps wants its sine and cosine, a lost frame a cut"
+)
 
 
 class Finding(NamedTuple):
@@ -33,10 +38,8 @@ class Finding(NamedTuple):
 
 def grouped(findings: Sequence[Finding]) -> list[tuple[list[str], str]]:
     """Put problems with the same remedy together: (problems, remedy), in the order of their first ones."""
-    groups: dict[str, list[str]] = {}
-    for finding in findings:
-        groups.setdefault(finding.remedy, []).append(finding.problem)
-    return [(problems, remedy) for remedy, problems in groups.items()]
+    remedies = dict.fromkeys(f.remedy for f in findings)
+    return [([f.problem for f in findings if f.remedy == remedy], remedy) for remedy in remedies]
 
 
 class Extremes:
@@ -116,37 +119,31 @@ class Checks:
     def _name(self, episodes: Sequence[int]) -> str:
         """Name episodes in a message, and remember them."""
         self.suspects += episodes[:_SHOWN]
-        return _some([self._source.label(index) for index in episodes])
+        return some([self._source.label(index) for index in episodes])
 
     def _not_finite(self, key: str, count: int, first: int) -> Finding:
+        problem = f"'{key}' has {count} NaN or infinite numbers, the first in {self._name([first])}"
         return Finding(
-            f"'{key}' has {count} NaN or infinite numbers, the first in {self._name([first])}",
-            "training refuses them: repair the values, or leave out these episodes or this key",
+            problem, "training refuses them: repair the values, or leave out these episodes or this key"
         )
 
     def _copies(self, same: list[int]) -> Finding:
-        return Finding(
-            f"the same low-dim data {len(same)} times: {self._name(same)}",
-            "keep one of them: copies weigh more in training, and a split may put them on both sides",
-        )
+        remedy = "keep one of them: copies weigh more in training, and a split may put them on both sides"
+        return Finding(f"the same low-dim data {len(same)} times: {self._name(same)}", remedy)
 
     def _times(self, gaps: list[int]) -> list[Finding]:
         """Gaps between time stamps, and a rate other than the Spec's."""
         found = []
         if gaps:
+            remedy = "frames were lost: split these episodes there, or resample them to a steady rate"
             found.append(
-                Finding(
-                    f"time stamps with gaps in {len(gaps)} episodes: {self._name(gaps)}",
-                    "frames were lost: split these episodes there, or resample them to a steady rate",
-                )
+                Finding(f"time stamps with gaps in {len(gaps)} episodes: {self._name(gaps)}", remedy)
             )
-        stated = self._source.spec.control_hz
-        if stated and self.measured_hz and abs(self.measured_hz / stated - 1) > _RATE:
+        stated, measured = self._source.spec.control_hz, self.measured_hz
+        if stated and measured and abs(measured / stated - 1) > _RATE:
+            problem = f"the time stamps say {measured:.4g} Hz, the Spec says {stated:.4g} Hz"
             found.append(
-                Finding(
-                    f"the time stamps say {self.measured_hz:.4g} Hz, the Spec says {stated:.4g} Hz",
-                    f"correct the Spec: flowleap convert ... control_hz={self.measured_hz:.4g}",
-                )
+                Finding(problem, f"correct the Spec: flowleap convert ... control_hz={measured:.4g}")
             )
         return found
 
@@ -158,25 +155,16 @@ class Checks:
             ends = (extreme.at_low[i] + extreme.at_high[i]) / frames
             if not span > 0 or ends > _SWITCH:
                 continue
+            name = f"action dimension {i}"
             for count, value in ((extreme.at_low[i], extreme.low[i]), (extreme.at_high[i], extreme.high[i])):
                 if count > 1 and count / frames > _CLIPPED:
-                    found.append(
-                        Finding(
-                            f"action dimension {i} is clipped: {value:.4g} in {100 * count / frames:.0f} % of frames",
-                            "widen the limits of the recorder if it cut the commands off; if the robot has this "
-                            "limit, all is well",
-                        )
-                    )
+                    problem = f"{name} is clipped: {value:.4g} in {100 * count / frames:.0f} % of frames"
+                    found.append(Finding(problem, _CLIPPED_REMEDY))
             jumping = np.flatnonzero(steps[:, i] > _JUMP * span)
             if len(jumping) and np.median(steps[:, i]) < _STEADY * span:
                 named = self._name(jumping.tolist())
-                found.append(
-                    Finding(
-                        f"action dimension {i} jumps by more than half its range in {len(jumping)} episodes: {named}",
-                        f"look at one (flowleap view ... episode={jumping[0]}): an angle that wraps wants its sine "
-                        "and cosine, a lost frame a cut",
-                    )
-                )
+                problem = f"{name} jumps by more than half its range in {len(jumping)} episodes: {named}"
+                found.append(Finding(problem, _JUMP_REMEDY.format(jumping[0])))
         return found
 
 
@@ -185,12 +173,10 @@ def _constants(extremes: dict[str, Extremes]) -> list[Finding]:
     for key, extreme in extremes.items():
         constant = np.flatnonzero(extreme.low == extreme.high)
         if len(constant):
-            which = "" if len(extreme.low) == 1 else f" in dimensions {_some([str(i) for i in constant], 8)}"
-            remedy = (
-                "the policy will repeat this number; record again if the joint was meant to move"
-                if key == ACTION
-                else "it tells the policy nothing; check its sensor, or leave the key out (flowleap convert keys=[...])"
-            )
+            which = "" if len(extreme.low) == 1 else f" in dimensions {some([str(i) for i in constant], 8)}"
+            remedy = "it tells the policy nothing; check its sensor, or leave the key out (flowleap convert keys=[...])"
+            if key == ACTION:
+                remedy = "the policy will repeat this number; record again if the joint was meant to move"
             found.append(Finding(f"'{key}' is constant{which}", remedy))
     return found
 
@@ -203,5 +189,6 @@ def _has_gap(times: NDArray | None) -> bool:
     return bool(np.any(periods > _GAP * np.median(periods)) or np.any(periods <= 0))
 
 
-def _some(names: list[str], shown: int = _SHOWN) -> str:
+def some(names: Sequence[str], shown: int = _SHOWN) -> str:
+    """The first few names, for a message."""
     return ", ".join(names[:shown]) + (", ..." if len(names) > shown else "")

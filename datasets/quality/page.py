@@ -54,13 +54,8 @@ def render(format_name: str, source: Dataset, checks: Checks, profile: Profile) 
     """Return the page as text."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    options: dict[str, Any] = {"undefined": StrictUndefined, "trim_blocks": True, "lstrip_blocks": True}
+    environment = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=True, **options)
     findings = [*checks.findings, *profile.findings]
     lengths, hz = checks.lengths, source.spec.control_hz or checks.measured_hz
     cameras = [key for key, s in profile.columns.items() if s.column.kind == "rgb"]
@@ -78,11 +73,9 @@ def render(format_name: str, source: Dataset, checks: Checks, profile: Profile) 
         "details": _details(source),
         "refused": source.refused,
         "lengths": _lengths(lengths),
-        "length_facts": [
-            ("shortest", lengths.min()),
-            ("median", f"{np.median(lengths):g}"),
-            ("longest", lengths.max()),
-        ],
+        "length_facts": dict(
+            shortest=lengths.min(), median=f"{np.median(lengths):g}", longest=lengths.max()
+        ).items(),
         "network": _network(source, profile),
         "padded": [f"{100 * share:.1f}" for share in profile.padded()],
         "window": profile.spec,
@@ -125,10 +118,9 @@ def _lengths(lengths: NDArray) -> Any:
     """Histogram of the episode lengths."""
     low, high = int(lengths.min()), int(lengths.max())
     bins = int(min(32, max(high - low, 1)))
-    counts, edges = np.histogram(lengths, bins=bins, range=(low, high if high > low else low + 1))
-    return _safe(
-        charts.histogram(counts, float(edges[0]), float(edges[-1]), "frames an episode", "episode lengths")
-    )
+    end = max(high, low + 1)
+    counts, _ = np.histogram(lengths, bins=bins, range=(low, end))
+    return _safe(charts.histogram(counts, low, end, "frames an episode", "episode lengths"))
 
 
 def _network(source: Dataset, profile: Profile) -> list[dict[str, Any]]:
@@ -149,16 +141,9 @@ def _network(source: Dataset, profile: Profile) -> list[dict[str, Any]]:
         else:
             svg = charts.dots(list(values), (-1, 1), "dimension", f"{key}, as the network gets it")
             legend = [f"{-i} frame{'s' if i < -1 else ''} back" if i < 0 else "current frame" for i in x]
-        parts.append(
-            {
-                "key": key,
-                "shape": [len(values), *profile.columns[key].column.shape],
-                "svg": _safe(svg),
-                "legend": legend if len(legend) <= charts.COLOURS else [],
-                "mean": span(mean),
-                "std": span(std),
-            }
-        )
+        part = {"key": key, "shape": [len(values), *profile.columns[key].column.shape], "svg": _safe(svg)}
+        part["legend"] = legend if len(legend) <= charts.COLOURS else []
+        parts.append(part | {"mean": span(mean), "std": span(std)})
     return parts
 
 
@@ -178,13 +163,10 @@ def _column(source: Dataset, profile: Profile, key: str, hz: float) -> dict[str,
     episodes = profile.shown if len(profile.columns) <= _PLOTTED_KEYS else [profile.median]
     drawn = [int(i) for i in np.flatnonzero(np.isfinite(s.low))[: charts.COLOURS]]
     scaled = _apart(s, drawn)
+    role = "observation" if key in source.spec.observations else "extra column"
     return {
         "key": key,
-        "role": "action"
-        if key == ACTION
-        else "observation"
-        if key in source.spec.observations
-        else "extra column",
+        "role": "action" if key == ACTION else role,
         "shape": list(s.column.shape),
         "dtype": s.column.dtype,
         "not_finite": s.not_finite,
@@ -204,10 +186,8 @@ def _apart(s: Statistics, drawn: list[int]) -> bool:
     moving = spans[spans > 0]
     if len(moving) < 2:
         return False
-    return bool(
-        moving.max() > _APART * moving.min()
-        or s.high[drawn].max() - s.low[drawn].min() > _APART * moving.min()
-    )
+    widest = max(moving.max(), s.high[drawn].max() - s.low[drawn].min())
+    return bool(widest > _APART * moving.min())
 
 
 def _episode(
@@ -241,18 +221,12 @@ def _legend(size: int) -> list[str]:
 
 def _strips(source: Dataset, profile: Profile, key: str) -> list[dict[str, Any]]:
     """A few frames of a few episodes."""
-    return [
-        {
-            "title": source.label(index),
-            "images": [
-                {"frame": int(frame), "data": _image(image)}
-                for frame, image in zip(
-                    profile.places(index, _STRIP), profile.frames(index, key, _STRIP), strict=True
-                )
-            ],
-        }
-        for index in profile.shown[:3]
-    ]
+    strips = []
+    for index in profile.shown[:3]:
+        shown = zip(profile.places(index, _STRIP), profile.frames(index, key, _STRIP), strict=True)
+        images = [{"frame": int(frame), "data": _image(image)} for frame, image in shown]
+        strips.append({"title": source.label(index), "images": images})
+    return strips
 
 
 def _image(image: NDArray) -> str:

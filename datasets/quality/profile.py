@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from flowleap.datasets.columns import ACTION
 from flowleap.datasets.dataset import Dataset
-from flowleap.datasets.quality.checks import Checks, Finding
+from flowleap.datasets.quality.checks import Checks, Finding, some
 from flowleap.datasets.windows import Windows
 from flowleap.policy.core.spec import ObsKey, Spec
 
@@ -25,6 +25,7 @@ _IMAGE_FRAMES = 64
 _CORE = 0.99  # share of the frames ...
 _SQUEEZED = 0.1  # ... that lie within this share of the range, where ...
 _STRAY = 3  # ... at most so many frames reach its ends: then outliers set the range
+_OUTLIERS = "a few outliers set the range, so all else is normalised to nearly one number:"
 
 
 @dataclass
@@ -85,9 +86,8 @@ class Profile:
         shown = [order[0], order[len(order) // 2], order[-1], *checks.suspects[:1]]
         self.median = int(shown[1])
         self.shown = list(dict.fromkeys([self.median, *(int(i) for i in shown)]))
-        chosen = np.linspace(
-            0, source.n_episodes - 1, min(image_episodes or source.n_episodes, source.n_episodes)
-        )
+        n = source.n_episodes
+        chosen = np.linspace(0, n - 1, min(image_episodes or n, n))
         self.image_episodes = sorted({int(i) for i in chosen.round()})
         self._frozen: dict[str, list[int]] = {}
         lowdim = self._lowdim()
@@ -116,12 +116,8 @@ class Profile:
         for key, e in extremes.items():
             n = np.maximum(counts[key], 1)
             mean, std = sums[key] / n, np.sqrt(np.maximum(squares[key] / n - (sums[key] / n) ** 2, 0))
-            found[key] = Statistics(
-                self._source.fields[key],
-                *(e.low, e.high, mean + centre[key], std),
-                self._checks.not_finite[key],
-                bins[key],
-            )
+            column, bad = self._source.fields[key], self._checks.not_finite[key]
+            found[key] = Statistics(column, e.low, e.high, mean + centre[key], std, bad, bins[key])
         return found
 
     def _images(self, key: str) -> Statistics:
@@ -143,10 +139,8 @@ class Profile:
                 sums += pixels.sum(axis=0)
                 squares += np.square(pixels).sum(axis=0)
                 count += len(pixels)
-        mean = sums / max(count, 1)
-        return Statistics(
-            column, low, high, mean, np.sqrt(np.maximum(squares / max(count, 1) - mean**2, 0)), not_finite
-        )
+        mean, square = sums / max(count, 1), squares / max(count, 1)
+        return Statistics(column, low, high, mean, np.sqrt(np.maximum(square - mean**2, 0)), not_finite)
 
     def frames(self, index: int, key: str, most: int) -> NDArray:
         """Read up to `most` frames of an episode, spread evenly from the first to the last."""
@@ -159,9 +153,8 @@ class Profile:
 
     def _spec(self, window: tuple[int, int, int]) -> Spec | None:
         """The low-dim keys that have finite values; None if there are none, or the actions have none."""
-        usable = {
-            key for key, s in self.columns.items() if s.column.kind == "lowdim" and np.isfinite(s.low).all()
-        }
+        lowdim = {key: s for key, s in self.columns.items() if s.column.kind == "lowdim"}
+        usable = {key for key, s in lowdim.items() if np.isfinite(s.low).all()}
         observations = {k: o for k, o in self._source.spec.observations.items() if k in usable}
         if not observations or ACTION not in usable:
             return None
@@ -195,12 +188,9 @@ class Profile:
         """Share of windows that repeat a first observation, and of those that repeat a last action."""
         if self.spec is None:
             return 0.0, 0.0
-        frames = self.lengths.sum()
-        early, late = self.spec.n_obs_steps - 1, self.spec.horizon - 1
-        return (
-            float(np.minimum(self.lengths, early).sum() / frames),
-            float(np.minimum(self.lengths, late).sum() / frames),
-        )
+        steps = (self.spec.n_obs_steps - 1, self.spec.horizon - 1)
+        early, late = (float(np.minimum(self.lengths, n).sum() / self.lengths.sum()) for n in steps)
+        return early, late
 
     def _network_keys(self) -> list[str]:
         return [] if self.spec is None else [*self.spec.observations, ACTION]
@@ -213,18 +203,15 @@ class Profile:
         normalizer = Normalizer(self.spec)
         statistics = {key: self.columns[key] for key in self._network_keys()}
         # The ranges are all that the min-max fit takes from a column.
-        normalizer.fit(
-            {k: np.stack([s.low, s.high]).reshape(2, *s.column.shape) for k, s in statistics.items()}
-        )
+        ranges = {k: np.stack([s.low, s.high]).reshape(2, *s.column.shape) for k, s in statistics.items()}
+        normalizer.fit(ranges)
         return normalizer
 
     def _normalize(self, key: str, values: NDArray) -> NDArray:
         import torch
 
-        normal: NDArray = self._normalizer.normalize(
-            key, torch.as_tensor(values, dtype=torch.float64)
-        ).numpy()
-        return normal
+        normal = self._normalizer.normalize(key, torch.as_tensor(values, dtype=torch.float64))
+        return np.asarray(normal)
 
     def _outliers(self) -> list[Finding]:
         """Dimensions whose range is set by a few frames far from all others."""
@@ -234,47 +221,32 @@ class Profile:
             for dim, counts in enumerate(statistics.histogram):
                 if counts.sum() < 2 / (1 - _CORE):  # one frame would be more than the tail
                     continue
-                stray = (
-                    ends.at_high[dim] if counts[: BINS // 2].sum() > counts.sum() / 2 else ends.at_low[dim]
-                )
+                low = counts[: BINS // 2].sum() > counts.sum() / 2
+                stray = ends.at_high[dim] if low else ends.at_low[dim]
                 if stray <= _STRAY and _core(counts) < _SQUEEZED * BINS:
-                    found.append(
-                        Finding(
-                            f"'{key}' dimension {dim}: {100 * _CORE:.0f} % of the frames lie in "
-                            f"{100 * _core(counts) / BINS:.0f} % of the range {statistics.low[dim]:.4g} to "
-                            f"{statistics.high[dim]:.4g}",
-                            "a few outliers set the range, so all else is normalised to nearly one number: repair "
-                            f"them, or train with normalizer.{'action' if key == ACTION else 'obs'}=gaussian",
-                        )
-                    )
+                    core = f"{100 * _CORE:.0f} % of the frames lie in {100 * _core(counts) / BINS:.0f} %"
+                    ends_at = f"{statistics.low[dim]:.4g} to {statistics.high[dim]:.4g}"
+                    option = f"normalizer.{'action' if key == ACTION else 'obs'}=gaussian"
+                    problem = f"'{key}' dimension {dim}: {core} of the range {ends_at}"
+                    found.append(Finding(problem, f"{_OUTLIERS} repair them, or train with {option}"))
         return found
 
     def _cameras(self) -> list[Finding]:
         found = []
         for key, episodes in self._frozen.items():
-            where = ", ".join(self._source.label(i) for i in episodes[:5]) + (", ..." if episodes[5:] else "")
-            found.append(
-                Finding(
-                    f"camera '{key}' shows one and the same image in {len(episodes)} of "
-                    f"{len(self.image_episodes)} episodes: {where}",
-                    "the camera hung: leave these episodes or the key out",
-                )
-            )
-        for key, statistics in self.columns.items():
-            if statistics.column.kind == "rgb" and statistics.high.max() <= 1.0 and statistics.high.max() > 0:
-                found.append(
-                    Finding(
-                        f"camera '{key}' holds numbers from 0 to 1",
-                        "images are 0 to 255: multiply by 255 and store uint8",
-                    )
-                )
-            if statistics.column.kind == "rgb" and statistics.not_finite:
-                found.append(
-                    Finding(
-                        f"camera '{key}' has {statistics.not_finite} pixels that are NaN or infinite",
-                        "training refuses them: leave these episodes or the key out",
-                    )
-                )
+            where = some([self._source.label(i) for i in episodes])
+            share = f"{len(episodes)} of {len(self.image_episodes)} episodes: {where}"
+            problem = f"camera '{key}' shows one and the same image in {share}"
+            found.append(Finding(problem, "the camera hung: leave these episodes or the key out"))
+        for key, s in self.columns.items():
+            if s.column.kind != "rgb":
+                continue
+            if 0 < s.high.max() <= 1:
+                remedy = "images are 0 to 255: multiply by 255 and store uint8"
+                found.append(Finding(f"camera '{key}' holds numbers from 0 to 1", remedy))
+            if s.not_finite:
+                problem = f"camera '{key}' has {s.not_finite} pixels that are NaN or infinite"
+                found.append(Finding(problem, "training refuses them: leave these episodes or the key out"))
         return found
 
 

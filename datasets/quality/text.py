@@ -13,7 +13,7 @@ from flowleap.datasets.columns import ACTION
 from flowleap.datasets.dataset import Dataset
 from flowleap.datasets.quality.checks import Checks, Finding, grouped
 from flowleap.datasets.quality.page import span
-from flowleap.datasets.quality.profile import Profile, Statistics
+from flowleap.datasets.quality.profile import Profile
 
 _FLAT = 0.05  # normalised deviation below which a dimension looks all but constant to the network
 
@@ -49,8 +49,11 @@ def _describe(console: Console, source: Dataset, checks: Checks) -> None:
 def _columns(console: Console, source: Dataset, profile: Profile) -> None:
     """Print the table of columns."""
     table = Table("key", "frame", "dtype", "min", "max", "mean", "std", "constant", "NaN/inf", box=None)
-    for key, statistics in profile.columns.items():
-        table.add_row(*_row(key, statistics))
+    for key, s in profile.columns.items():
+        constant = "-" if s.column.kind == "rgb" else _dimensions(s.constant, len(s.low))
+        numbers = (f"{x:.4g}" for x in (float(np.min(s.low)), float(np.max(s.high)), *s.overall))
+        shape, bad = str(list(s.column.shape)), str(s.not_finite or "-")
+        table.add_row(key, shape, s.column.dtype, *numbers, constant, bad)
     for key, reason in source.refused.items():
         table.add_row(key, reason)
     console.print()
@@ -58,20 +61,6 @@ def _columns(console: Console, source: Dataset, profile: Profile) -> None:
     read = len(profile.image_episodes)
     if read < source.n_episodes and any(s.column.kind == "rgb" for s in profile.columns.values()):
         console.print(f"  images: {read} of {source.n_episodes} episodes read (image_episodes=0 reads all)")
-
-
-def _row(key: str, statistics: Statistics) -> list[str]:
-    """One line of the table."""
-    constant = _dimensions(statistics.constant, len(statistics.low))
-    numbers = [float(np.min(statistics.low)), float(np.max(statistics.high)), *statistics.overall]
-    return [
-        key,
-        str(list(statistics.column.shape)),
-        statistics.column.dtype,
-        *(f"{number:.4g}" for number in numbers),
-        "-" if statistics.column.kind == "rgb" else constant,
-        str(statistics.not_finite or "-"),
-    ]
 
 
 def _dimensions(which: Sequence[int], size: int) -> str:
@@ -92,13 +81,8 @@ def _network(console: Console, profile: Profile) -> None:
     for key, (mean, std) in profile.normalized.items():
         steps = spec.horizon if key == ACTION else spec.n_obs_steps
         flat = [int(i) for i in np.flatnonzero(std < _FLAT)]
-        table.add_row(
-            key,
-            str([steps, *profile.columns[key].column.shape]),
-            span(mean),
-            span(std),
-            _dimensions(flat, len(std)),
-        )
+        window = str([steps, *profile.columns[key].column.shape])
+        table.add_row(key, window, span(mean), span(std), _dimensions(flat, len(std)))
     early, late = profile.padded()
     console.print()
     console.print(table)

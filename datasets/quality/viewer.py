@@ -65,9 +65,8 @@ def show(dataset: Dataset, index: int, target: Path | None) -> str:
 def check_target(save: str | None) -> Path | None:
     """Return where to write; raise if that is no place for a recording, or if a viewer has no display."""
     if save is None:
-        if sys.platform.startswith("linux") and not (
-            os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")
-        ):
+        display = os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")
+        if sys.platform.startswith("linux") and not display:
             raise FlowleapError(
                 "there is no display for the viewer: add save=episode.rrd, copy that file to a machine that has "
                 "one, and open it there with `rerun episode.rrd`"
@@ -88,13 +87,10 @@ def _open_viewer(recording: Any) -> None:
     try:
         rerun = optional_import("rerun", extra="viewer")
         rerun.spawn(executable_path=str(beside) if beside.is_file() else None, recording=recording)
-    except (
-        Exception
-    ) as error:  # the viewer is a program of its own, and each way to fail has its own exception
+    except Exception as error:  # the viewer is a program of its own, each way to fail has its own exception
         first = (str(error).splitlines() or [type(error).__name__])[0]
-        raise FlowleapError(
-            f"the Rerun viewer did not open ({first}); save=episode.rrd works without it"
-        ) from error
+        remedy = "save=episode.rrd works without it"
+        raise FlowleapError(f"the Rerun viewer did not open ({first}); {remedy}") from error
 
 
 def _times(dataset: Dataset, index: int, length: int) -> dict[str, NDArray]:

@@ -23,17 +23,11 @@ from omegaconf import OmegaConf
 from flowleap import configs
 from flowleap.policy.core.registry import Parameter, Registry, parameters_of
 
-CONFIG_MODULE = "flowleap.configs"
 CONFIG_DIR = Path(configs.__file__).parent
-VERSION_BASE = "1.3"
 
 # verb -> an option's earlier name -> its name today. Both are understood, also in the configurations of stored runs.
 RENAMED = {
-    "train": {
-        "cameras": "task.kwargs.cameras",
-        "mirror": "data.mirror",
-        "image_cache_mb": "data.image_cache_mb",
-    },
+    "train": {"cameras": "task.kwargs.cameras"} | {k: f"data.{k}" for k in ("mirror", "image_cache_mb")},
     "collect": {"cameras": "task.kwargs.cameras"},
 }
 _REGISTRIES = {  # group -> module and registry; a module is only imported for verbs that have its group
@@ -59,8 +53,7 @@ def choices(part: str) -> dict[str, Choice]:
     """
     if part in _REGISTRIES:
         module, name = _REGISTRIES[part]
-        registry = getattr(importlib.import_module(module), name)
-        return registry_choices(registry)
+        return registry_choices(getattr(importlib.import_module(module), name))
     if part == "task":
         from flowleap.envs.registry import list_tasks
 
@@ -124,9 +117,8 @@ def _store_all(part: str) -> None:
 
 def _store(part: str, name: str, choice: Choice) -> None:
     """Make a choice known to hydra, as a file `<part>/<name>.yaml` would."""
-    node = OmegaConf.create({"name": name} if part in _REGISTRIES else {})
-    if part == "task":
-        node = OmegaConf.create({"name": name, "kwargs": {}})
+    head: dict[str, Any] = {"name": name} if part in _REGISTRIES else {}
+    node = OmegaConf.create({"name": name, "kwargs": {}} if part == "task" else head)
     for key, parameter in choice.parameters.items():
         default = parameter.default
         OmegaConf.update(node, key, list(default) if isinstance(default, tuple) else default)
@@ -143,9 +135,7 @@ def _renamed(verb: str, word: str) -> str:
 def session() -> Iterator[Any]:
     """Hydra with our configuration: the one in use where a verb composes another's, else a new one."""
     running = GlobalHydra.instance().is_initialized()
-    with (
-        nullcontext() if running else hydra.initialize_config_module(CONFIG_MODULE, version_base=VERSION_BASE)
-    ):
+    with nullcontext() if running else hydra.initialize_config_module("flowleap.configs", version_base="1.3"):
         yield GlobalHydra.instance().hydra
 
 

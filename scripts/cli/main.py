@@ -42,7 +42,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     args = list(sys.argv[1:] if argv is None else argv)
     if not args or args[0] in ("-h", "--help") or args == ["help"]:
-        print(_overview())
+        width = max(map(len, VERBS))
+        verbs = [f"  {v.name:<{width}}  {v.summary}\n{'':{width + 6}}{v.example}" for v in VERBS.values()]
+        print(_OVERVIEW.format(verbs="\n".join(verbs)))
         return 0
     if args[0] == "--version":
         print(f"flowleap {version('flowleap')}")
@@ -62,10 +64,9 @@ def run_verb(verb: str, argv: Sequence[str]) -> int:
         with _orderly_termination():
             _dispatch(verb, list(argv))
         return 0
-    except UsageError as error:
-        return _report(error, 2)
     except FlowleapError as error:
-        return _report(error, 1)
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2 if isinstance(error, UsageError) else 1
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
@@ -96,12 +97,12 @@ def _orderly_termination() -> Iterator[None]:
     try:
         previous = signal.signal(signal.SIGTERM, handler)
     except ValueError:  # not the main thread: nobody sends us signals there
-        yield
-        return
+        previous = None
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, previous)
+        if previous is not None:
+            signal.signal(signal.SIGTERM, previous)
 
 
 def _dispatch(verb: str, argv: list[str]) -> None:
@@ -109,8 +110,7 @@ def _dispatch(verb: str, argv: list[str]) -> None:
     if verb in _COMPLETION_FLAGS:
         from flowleap.scripts.cli import completion
 
-        completion.main(argv)
-        return
+        return completion.main(argv)
     if verb not in VERBS:
         known = f"(verbs: {', '.join(VERBS)})"
         if "=" in verb or verb.startswith("-"):
@@ -132,34 +132,29 @@ class _Parser(argparse.ArgumentParser):
         raise UsageError(message)
 
 
-def _flags() -> argparse.ArgumentParser:
-    """The flags of hydra that make sense here (`--experimental-rerun` does not, it unpickles its file), and help."""
+def _split(verb: str, argv: Sequence[str]) -> tuple[list[str], argparse.Namespace]:
+    """Return the overrides and the flags; raise for a flag that is none.
+
+    Flags are help and those of hydra that make sense here (`--experimental-rerun` does not, it unpickles its file).
+    """
     parser = _Parser(add_help=False, allow_abbrev=False)
     parser.add_argument("-h", "--help", action="store_true")
+    parser.add_argument("-p", "--package")
+    parser.add_argument("--resolve", action="store_true")
     one = parser.add_mutually_exclusive_group()
     one.add_argument("-m", "--multirun", action="store_true")
     one.add_argument("-c", "--cfg", choices=("job", "hydra", "all"))
-    one.add_argument(
-        "-i", "--info", choices=("all", "config", "defaults", "defaults-tree", "plugins", "searchpath")
-    )
-    parser.add_argument("-p", "--package")
-    parser.add_argument("--resolve", action="store_true")
-    return parser
-
-
-def _split(verb: str, argv: Sequence[str]) -> tuple[list[str], argparse.Namespace]:
-    """Return the overrides and the flags; raise for a flag that is none."""
-    flags, words = _flags().parse_known_args(argv)
+    info = ("all", "config", "defaults", "defaults-tree", "plugins", "searchpath")
+    one.add_argument("-i", "--info", choices=info)
+    flags, words = parser.parse_known_args(argv)
     for word in words:
         flag, _, value = word.partition("=")
         if flag in _COMPLETION_FLAGS:
             raise UsageError('completion is set up without a verb: eval "$(flowleap -sc install=bash)"')
         if flag.startswith("-"):
             name = flag.lstrip("-").replace("-", "_")
-            raise UsageError(
-                f"unknown flag '{flag}': options are written {name}={value or '...'} "
-                f"(`flowleap {verb} --help` lists them)"
-            )
+            written = f"{name}={value or '...'} (`flowleap {verb} --help` lists them)"
+            raise UsageError(f"unknown flag '{flag}': options are written {written}")
     overrides = [override(verb, word) for word in words]
     key = VERBS[verb].word
     if key and sum(word.startswith(f"{key}=") for word in overrides) > 1:
@@ -171,18 +166,6 @@ def override(verb: str, word: str) -> str:
     """Return a word of the command line as hydra's `key=value`, where the verb takes bare words."""
     key = VERBS[verb].word
     return f"{key}={word}" if key and "=" not in word else word
-
-
-def _report(error: FlowleapError, code: int) -> int:
-    print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-    return code
-
-
-def _overview() -> str:
-    """Return the text of `flowleap --help`."""
-    width = max(map(len, VERBS))
-    verbs = [f"  {v.name:<{width}}  {v.summary}\n{'':{width + 6}}{v.example}" for v in VERBS.values()]
-    return _OVERVIEW.format(verbs="\n".join(verbs))
 
 
 if __name__ == "__main__":

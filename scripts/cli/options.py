@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import re
 import textwrap
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import dropwhile
 from pathlib import Path
 from typing import Any
 
@@ -84,20 +86,17 @@ def describe(parameter: Parameter) -> str:
 
 def _compose(app: Any, verb: str, overrides: Sequence[str]) -> DictConfig:
     """Compose with the overrides; where that fails, with those that can be added one after the other."""
-
-    def compose(words: Sequence[str]) -> DictConfig:
-        # A sweep's configuration tolerates groups that are still to be chosen.
-        config: DictConfig = app.compose_config(verb, list(words), RunMode.MULTIRUN, from_shell=False)
-        return config
-
-    with suppress(CompactHydraException, OmegaConfBaseException):
-        return compose(overrides)
     accepted: list[str] = []
-    for override in overrides:
+    for words in (list(overrides), *([word] for word in overrides), []):
         with suppress(CompactHydraException, OmegaConfBaseException):
-            compose([*accepted, override])
-            accepted.append(override)
-    return compose(accepted)
+            # A sweep's configuration tolerates groups that are still to be chosen.
+            config: DictConfig = app.compose_config(
+                verb, [*accepted, *words], RunMode.MULTIRUN, from_shell=False
+            )
+            accepted += words
+            if accepted == list(overrides):
+                break
+    return config
 
 
 def help_text(verb: str, overrides: Sequence[str] = ()) -> str:
@@ -117,22 +116,16 @@ def help_text(verb: str, overrides: Sequence[str] = ()) -> str:
         width = min(36, max(map(len, shown.values())))
         lines += [f"  {shown[key]:<{width}}  {options.help.get(key, '')}".rstrip() for key in shown]
         lines.append("")
-    lines += [
-        f"`flowleap {verb} --cfg job ...` prints the whole configuration and stops; -m k=a,b runs both."
-    ]
-    return "\n".join(lines)
+    more = f"`flowleap {verb} --cfg job ...` prints the whole configuration and stops; -m k=a,b runs both."
+    return "\n".join([*lines, more])
 
 
 def shorten(names: Sequence[str], limit: int = 12) -> list[str]:
     """Fold long families of nested choices into `family/* (count)`."""
-    families: dict[str, list[str]] = {}
-    for name in names:
-        families.setdefault(name.rpartition("/")[0], []).append(name)
-    folded = [
-        [f"{folder}/* ({len(family)})"] if folder and len(family) > limit else family
-        for folder, family in families.items()
-    ]
-    return [entry for family in folded for entry in family]
+    folders = [name.rpartition("/")[0] for name in names]
+    size = Counter(folders)
+    long = {folder: f"{folder}/* ({n})" for folder, n in size.items() if folder and n > limit}
+    return list(dict.fromkeys(long.get(folder, name) for folder, name in zip(folders, names, strict=True)))
 
 
 def yaml_comments(file: Path) -> dict[str, str]:
@@ -144,7 +137,7 @@ def yaml_comments(file: Path) -> dict[str, str]:
     above: list[str] = []
     stack: list[tuple[int, str]] = []  # (indent, key) of the keys around the line
     lines = file.read_text(encoding="utf-8").splitlines() if file.is_file() else []
-    for line in lines[len(_top_comment(lines)) :]:
+    for line in dropwhile(lambda line: line.startswith("#"), lines):
         if line.lstrip().startswith("#"):
             above.append(line.lstrip("# ").rstrip())
             continue
@@ -156,11 +149,6 @@ def yaml_comments(file: Path) -> dict[str, str]:
                 found[".".join(key for _, key in stack)] = comment
         above = []
     return found
-
-
-def _top_comment(lines: Sequence[str]) -> list[str]:
-    count = next((i for i, line in enumerate(lines) if not line.startswith("#")), len(lines))
-    return list(lines[:count])
 
 
 def _choices(loader: Any, group: str) -> list[str]:

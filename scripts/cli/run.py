@@ -32,13 +32,8 @@ from flowleap.scripts.cli.compose import prepare, session
 from flowleap.scripts.cli.options import load_options
 from flowleap.scripts.cli.verbs import VERBS
 
-_QUIET = (
-    "hydra.run.dir=.",
-    "hydra.output_subdir=null",
-    "hydra.job.chdir=false",
-    "hydra/job_logging=none",
-    "hydra/hydra_logging=none",
-)
+_QUIET = ["hydra.run.dir=.", "hydra.output_subdir=null", "hydra.job.chdir=false"]
+_QUIET += ["hydra/job_logging=none", "hydra/hydra_logging=none"]
 
 
 def sweep_settings(overrides: Sequence[str]) -> list[str]:
@@ -73,9 +68,7 @@ def run(verb: str, overrides: Sequence[str], flags: Namespace) -> None:
     """
     words = prepare(verb, overrides)
     failures: list[Exception] = []
-    multirun: bool = (
-        flags.multirun
-    )  # the job travels to other processes: it holds on to no more than it needs
+    multirun: bool = flags.multirun  # all that the job needs of the flags: it travels to other processes
 
     def job(config: DictConfig) -> None:
         try:

@@ -39,22 +39,11 @@ class Verb:
         return found[1] if found else f"flowleap {self.name}"
 
 
-_SCRIPTS = {
-    "train": "train",
-    "eval": "evaluate",
-    "export": "export",
-    "collect": "collect",
-    "convert": "convert",
-    "inspect": "inspect_dataset",
-    "download": "download",
-    "view": "view",
-    "replay": "replay",
-    "list": "list_choices",
-    "doctor": "doctor",
-    "benchmark": "studies.benchmark",
-    "gradients": "studies.gradients",
-    "toy": "studies.toy",
-    "speed": "studies.speed",
-    "demo": "demo",
+_ORDER = "train eval export collect convert inspect download view replay list doctor benchmark gradients toy speed demo"
+_ELSEWHERE = {"eval": "evaluate", "inspect": "inspect_dataset", "list": "list_choices"} | {
+    study: f"studies.{study}" for study in ("benchmark", "gradients", "toy", "speed")
 }
-VERBS = {name: Verb(name, script, "name" if name == "download" else "") for name, script in _SCRIPTS.items()}
+VERBS = {
+    verb: Verb(verb, _ELSEWHERE.get(verb, verb), "name" if verb == "download" else "")
+    for verb in _ORDER.split()
+}
