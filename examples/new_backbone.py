@@ -1,6 +1,6 @@
 """A new backbone in one file: register it, train it, export it, act without torch.
 
-    python examples/new_backbone.py        (needs the `deploy` extra for the export)
+    python examples/new_backbone.py
 
 `derivative=difference` differentiates the network by calling it twice: any torch operation will do.
 """

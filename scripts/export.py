@@ -31,10 +31,8 @@ def main(cfg: DictConfig) -> Path:
     """Export `cfg.checkpoint`, print parity and latency, and return the exported folder."""
     from flowleap.policy.checkpoint import resolve
     from flowleap.policy.deploy.export import export
-    from flowleap.policy.deploy.runtime import require_deploy
     from flowleap.policy.policy import Policy
 
-    require_deploy("onnx", "onnxscript", "onnxruntime")  # said before any work is done
     policy = Policy.load(cfg.checkpoint, cfg.weights)
     steps = policy.objective.check_steps(cfg.steps)
     out = Path(cfg.out) if cfg.out else _run_dir(resolve(Path(cfg.checkpoint))) / f"export_nfe{steps}"

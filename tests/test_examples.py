@@ -1,4 +1,4 @@
-"""Every program in `examples/` runs to its end, as a user starts it."""
+"""Every program in `examples/` runs to its end, as a user starts it, and prints what it promises."""
 
 from __future__ import annotations
 
@@ -24,5 +24,13 @@ def test_example(example: Path, tmp_path: Path) -> None:
         check=False,
     )
     assert result.returncode == 0, result.stderr
-    assert result.stdout.strip()
+    lines = result.stdout.splitlines()
+    assert lines
     assert not list(tmp_path.iterdir())  # what it writes goes with it
+    if example.stem == "train_on_arrays":
+        *steps, distance, walks = lines
+        assert len(steps) == 4
+        assert float(distance.split()[5]) < 2
+        assert 2 <= int(walks.split()[0]) <= 18  # both sides
+    if example.stem == "new_backbone":
+        assert lines[-1] == "actions: (1, 4, 2)"

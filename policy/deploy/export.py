@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from flowleap.policy.core.errors import FlowleapError
 from flowleap.policy.core.files import write_directory
-from flowleap.policy.core.versions import flowleap_version
+from flowleap.policy.core.versions import flowleap_version, package_versions
 from flowleap.policy.deploy import parity, runtime
 from flowleap.policy.deploy.runtime import ExportedPolicy
 from flowleap.policy.networks.time_embedding import TimeEmbedding
@@ -56,11 +56,9 @@ def export(
         The content of `export.json`.
 
     Raises:
-        FlowleapError: a package of the `deploy` extra is missing, the checkpoint or `steps` is unusable,
-            `out` holds something else, or the graph differs from the policy by more than `tolerance`.
-            Nothing is left behind then, and an earlier export stays.
+        FlowleapError: the checkpoint or `steps` is unusable, `out` holds something else, or the graph differs from
+            the policy by more than `tolerance`. Nothing is left behind then, and an earlier export stays.
     """
-    packages = runtime.require_deploy("onnx", "onnxscript", "onnxruntime")
     out = Path(out)
     if out.exists() and not (out / runtime.MANIFEST).is_file() and (not out.is_dir() or any(out.iterdir())):
         raise FlowleapError(
@@ -87,8 +85,7 @@ def export(
         "opset": OPSET,
         "versions": {
             "flowleap": flowleap_version(),
-            "torch": str(torch.__version__),
-            **{package.__name__: package.__version__ for package in packages},
+            **package_versions("torch", "onnx", "onnxscript", "onnxruntime"),
         },
     }
     kind = "synthetic" if observations is None else "dataset"

@@ -14,12 +14,11 @@ import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
 
-from flowleap.policy.core.errors import FlowleapError, optional_import, require_whole, suggest
+from flowleap.policy.core.errors import FlowleapError, require_whole, suggest
 from flowleap.policy.core.spec import Spec, read_json
 from flowleap.policy.deploy.onnx_file import refuse_external_data
 
@@ -32,11 +31,6 @@ ACTION = "action"
 FINGERPRINT = "flowleap_contract"  # metadata entry of the model: digest of the manifest's contract fields
 CONTRACT = {"spec": dict, "steps": int, "objective": str, "inputs": dict}
 _ONNX_TYPES = {"tensor(float)": np.dtype(np.float32), "tensor(uint8)": np.dtype(np.uint8)}
-
-
-def require_deploy(*modules: str) -> list[ModuleType]:
-    """Import the optional packages of deployment, or raise `FlowleapError` naming the pip extra."""
-    return [optional_import(module, extra="deploy") for module in modules]
 
 
 def graph_inputs(spec: Spec) -> dict[str, tuple[list[int], np.dtype]]:
@@ -154,7 +148,8 @@ def read_manifest(folder: Path) -> dict[str, Any]:
 
 def _open_session(file: Path, sha256: str, threads: int) -> Any:
     """Check the bytes of the model, then hand these very bytes to onnxruntime."""
-    (ort,) = require_deploy("onnxruntime")
+    import onnxruntime
+
     try:
         model = file.read_bytes()
     except OSError as error:
@@ -164,17 +159,17 @@ def _open_session(file: Path, sha256: str, threads: int) -> Any:
             f"{file} is damaged: its sha256 is not the one in {MANIFEST}; copy or export it again"
         )
     refuse_external_data(model, file)  # onnxruntime would follow it to wherever the path leads
-    options = ort.SessionOptions()
+    options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
-    options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
-    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
+    options.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
     options.log_severity_level = 4  # failures come as exceptions
     # A robot's other processes need the cores between two chunks.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     options.add_session_config_entry("session.load_model_format", "ONNX")
     try:
-        return ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+        return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime raises many kinds for models it cannot run
         reason = str(error).splitlines()[0]
         raise FlowleapError(f"{file}: onnxruntime cannot load it ({reason}); export it again") from error
