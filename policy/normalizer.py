@@ -13,8 +13,12 @@ from flowleap.policy.core.errors import FlowleapError
 from flowleap.policy.core.registry import Option
 from flowleap.policy.core.spec import Spec
 
-Mode = Literal["minmax", "gaussian", "identity"]
+Mode = Literal["minmax", "gaussian", "quantile", "identity"]
 ACTION = "action"
+_QUANTILES = (0.01, 0.99)
+_ROUNDING = 1e-6  # spreads below this share of the magnitude are rounding
+_SMALL = 3e-3  # of the key's largest spread: less than this may be a sensor's noise ...
+_WHITE = 0.7  # ... and is if a frame differs from the next by this much of its deviation (white noise: 1.4)
 
 
 class Affine(nn.Module):
@@ -40,7 +44,11 @@ class Affine(nn.Module):
 class Normalizer(nn.Module):
     """Affine maps for every observation key and the action, fitted once on the dataset.
 
-    `minmax` maps to [-1, 1], `gaussian` to zero mean and unit variance.
+    `minmax` maps to [-1, 1], `gaussian` to zero mean and unit variance, `quantile` the middle 98 % to [-1, 1], so
+    that a few spikes do not squeeze all else; where these 98 % are one number, the whole range counts.
+
+    Attributes:
+        noise: key -> flat indices of the dimensions whose spread `fit` took for noise.
     """
 
     def __init__(
@@ -49,8 +57,14 @@ class Normalizer(nn.Module):
         *,
         obs: Annotated[Mode, Option("of observations")] = "minmax",
         action: Annotated[Mode, Option("of actions")] = "minmax",
+        floor: Annotated[
+            float,
+            Option("spreads (half ranges, deviations) below this are noise, in the data's units", 0, 1e9),
+        ] = 1e-4,
     ) -> None:
         super().__init__()
+        self.floor = floor
+        self.noise: dict[str, list[int]] = {}
         shapes = {key: o.shape for key, o in spec.observations.items() if o.kind == "lowdim"}
         shapes[ACTION] = (spec.action_dim,)
         self.modes = {key: action if key == ACTION else obs for key in shapes}
@@ -61,7 +75,13 @@ class Normalizer(nn.Module):
     def config(self) -> dict[str, Any]:
         """Plain data from which the (unfitted) normaliser can be rebuilt."""
         obs = next((mode for key, mode in self.modes.items() if key != ACTION), "identity")
-        return {"obs": obs, "action": self.modes[ACTION]}
+        return {"obs": obs, "action": self.modes[ACTION], "floor": self.floor}
+
+    def range_of(self, key: str) -> tuple[np.ndarray, np.ndarray] | None:
+        """Scale and offset of a key, each [*shape]; None where it is not normalised."""
+        if self.modes[key] == "identity":
+            return None
+        return self._map(key).scale.cpu().numpy(), self._map(key).offset.cpu().numpy()
 
     def _map(self, key: str) -> Affine:
         return self.maps[self.index[key]]  # type: ignore[return-value]
@@ -74,8 +94,10 @@ class Normalizer(nn.Module):
     def fit(self, columns: Mapping[str, np.ndarray]) -> None:
         """Set the statistics from whole columns [N, *shape], one vectorised pass a key.
 
-        Dimensions that hardly vary (range or deviation below 1e-6 of their magnitude) keep unit scale and are
-        only centred: amplifying a constant would turn sensor noise into a signal.
+        A dimension whose spread is noise must not be amplified: a locked joint that is locked elsewhere tomorrow would
+        be a signal of a size never seen. Noise is less than `floor`, less than the rounding of the numbers, or small
+        beside the key's largest spread and without memory from frame to frame. Of observations, such dimensions keep
+        unit scale and are only centred; of actions, their spread counts as `floor`, so that they are repeated exactly.
 
         Raises:
             FlowleapError: a key is missing or holds NaN or infinite values.
@@ -89,12 +111,23 @@ class Normalizer(nn.Module):
             low, high = x.min(0).astype(np.float64), x.max(0).astype(np.float64)
             if not (np.isfinite(low).all() and np.isfinite(high).all()):
                 raise FlowleapError(f"normalizer: key '{key}' holds NaN or infinite values")
-            if mode == "minmax":
-                center, spread = (low + high) / 2, (high - low) / 2
-            else:
+            if mode == "gaussian":
                 center, spread = x.mean(0, dtype=np.float64), x.std(0, dtype=np.float64)
-            magnitude = np.maximum(np.maximum(np.abs(low), np.abs(high)), 1.0)
-            scale = 1.0 / np.where(spread > 1e-6 * magnitude, spread, 1.0)
+            else:
+                center, spread = (low + high) / 2, (high - low) / 2
+            if mode == "quantile":
+                first, last = np.quantile(x, _QUANTILES, axis=0).astype(np.float64)
+                some = last - first > _ROUNDING * np.maximum(np.abs(first), np.abs(last))
+                center, spread = (
+                    np.where(some, (first + last) / 2, center),
+                    np.where(some, (last - first) / 2, spread),
+                )
+            rounding = _ROUNDING * np.maximum(np.maximum(np.abs(low), np.abs(high)), 1.0)
+            noise = (spread <= np.maximum(rounding, self.floor)) | _flickers(x, spread)
+            self.noise[key] = np.flatnonzero(noise).tolist()
+            # Near a large offset, float32 has few digits left for what is less than a hundred times its rounding.
+            least = np.maximum(np.maximum(self.floor, spread), 100 * rounding) if key == ACTION else 1.0
+            scale = 1.0 / np.where(noise, least, spread)
             affine = self._map(key)
             affine.scale.copy_(torch.as_tensor(scale))
             affine.offset.copy_(torch.as_tensor(-center * scale))
@@ -108,3 +141,13 @@ class Normalizer(nn.Module):
     def unnormalize(self, key: str, y: Tensor) -> Tensor:
         """Normalised -> raw units."""
         return self._map(key).inverse(y)
+
+
+def _flickers(x: np.ndarray, spread: np.ndarray) -> np.ndarray:
+    """Which dimensions of [N, *shape] vary little beside the others, and without memory; bool [*shape]."""
+    small = (spread > 0) & (spread < _SMALL * spread.max(initial=0))
+    flat, found = x.reshape(len(x), -1), small.ravel().copy()
+    for dim in np.flatnonzero(found):
+        values = flat[:, dim].astype(np.float64)
+        found[dim] = np.diff(values).std() > _WHITE * values.std()
+    return found.reshape(spread.shape)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from flowleap.policy.checkpoint import read_policy, write_policy
 from flowleap.policy.core.errors import FlowleapError, suggest
+from flowleap.policy.core.inputs import InputCheck
 from flowleap.policy.core.registry import Option, Parameter, check_options, parameters_of
 from flowleap.policy.core.spec import Spec
 from flowleap.policy.flow.draws import Draw
@@ -33,9 +34,9 @@ HEAD_SIGMA = Parameter(
 
 
 def normalizer_modes(config: Any) -> dict[str, Any]:
-    """Check the `normalizer` part of a config: `obs` and `action` modes, both optional."""
+    """Check the `normalizer` part of a config, all of it optional."""
     if not isinstance(config, Mapping):
-        raise FlowleapError(f"normalizer takes the options 'obs' and 'action', got {config!r}")
+        raise FlowleapError(f"normalizer takes the options 'obs', 'action' and 'floor', got {config!r}")
     return check_options("normalizer", parameters_of(Normalizer), config, "normalizer")
 
 
@@ -60,6 +61,8 @@ class Policy(nn.Module):
     Attributes:
         image_frames: how many of the To images, the latest ones, the encoder looks at.
         info: notes for people, stored in checkpoints (task, dataset, step, ...).
+        inputs: what `act` does about observations that are not finite, or far outside of the range of training
+            (`InputCheck.unusual`: warn, stop or ignore).
         checkpoint, weights: the directory it was loaded from and which weights of it, `ema` or `raw`; else None.
 
     Raises:
@@ -83,6 +86,7 @@ class Policy(nn.Module):
         self.weights: str | None = None
         self.objective = Objective(config["objective"])
         self.normalizer = Normalizer(spec, **normalizer_modes(config.get("normalizer", {})))
+        self.inputs = InputCheck(self.normalizer.range_of)
         self.encoder, encoder = build_encoder(config["encoder"], spec)
         self.image_frames: int = getattr(self.encoder, "frames", spec.n_obs_steps)
         cond_dim: int = self.encoder.dim  # type: ignore[assignment]
@@ -163,8 +167,11 @@ class Policy(nn.Module):
             steps: NFE; `None` is the objective's default (1 for iSD).
 
         Raises:
-            FlowleapError: missing or misshapen observation, unsupported `steps`.
+            FlowleapError: an observation is missing, misshapen, NaN or infinite; unsupported `steps`.
         """
+        for key, known in self.spec.observations.items():
+            if known.kind == "lowdim" and key in obs:
+                self.inputs(key, obs[key].detach().float().cpu().numpy())
         training = self.training
         if training:
             self.eval()

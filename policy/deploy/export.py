@@ -75,6 +75,7 @@ def export(
         "steps": steps,
         "objective": policy.objective.name,
         "inputs": {key: f"obs_{i}" for i, key in enumerate(policy.spec.observations)},
+        "ranges": _ranges(policy),
         "task": policy.info.get("task"),
         "checkpoint": {
             "name": policy.checkpoint.name if policy.checkpoint else None,
@@ -106,6 +107,14 @@ def export(
 
     write_directory(out, fill)
     return manifest
+
+
+def _ranges(policy: Policy) -> dict[str, Any]:
+    """The normalisation of each low-dim key as `[scale, offset]`, by which the runtime judges its inputs."""
+    normalizer = policy.normalizer
+    keys = (key for key in normalizer.index if key in policy.spec.observations)
+    known = {key: normalizer.range_of(key) for key in keys}
+    return {key: [part.tolist() for part in pair] for key, pair in known.items() if pair is not None}
 
 
 def trace(policy: Policy, manifest: Mapping[str, Any]) -> bytes:

@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from flowleap.policy.core.errors import FlowleapError, require_whole, suggest
+from flowleap.policy.core.inputs import InputCheck, Range, Unusual
 from flowleap.policy.core.spec import Spec, read_json
 from flowleap.policy.deploy.onnx_file import refuse_external_data
 
@@ -57,27 +58,33 @@ class ExportedPolicy:
         objective: name of the training objective.
         task: `{"name", "kwargs"}` of the task it was trained for, or None.
         manifest: all of `export.json`, the parity and latency reports included.
+        inputs: what is done about observations that are not finite, or far outside of the range of training.
     """
 
-    def __init__(self, manifest: dict[str, Any], spec: Spec, session: Any, seed: int | None) -> None:
+    def __init__(
+        self, manifest: dict[str, Any], spec: Spec, session: Any, seed: int | None, inputs: InputCheck
+    ) -> None:
         self.manifest, self.spec = manifest, spec
         self.steps: int = manifest["steps"]
         self.objective: str = manifest["objective"]
         task = manifest.get("task")
         self.task: dict[str, Any] | None = task if isinstance(task, dict) else None
-        self._session = session
+        self._session, self.inputs = session, inputs
         self._rng = np.random.default_rng(seed)
         self._noise_shape = (spec.horizon, spec.action_dim)
         self._inputs = graph_inputs(spec)
 
     @classmethod
-    def load(cls, folder: str | Path, threads: int = 1, seed: int | None = None) -> ExportedPolicy:
+    def load(
+        cls, folder: str | Path, threads: int = 1, seed: int | None = None, unusual: Unusual = "warn"
+    ) -> ExportedPolicy:
         """Open an exported folder.
 
         Args:
             folder: where `export.json` and `policy.onnx` are.
             threads: CPU threads of onnxruntime; one is fastest for small networks at batch 1.
             seed: of the noise drawn by `act`; `None` draws a fresh one.
+            unusual: `warn` of observations far outside of the range of training, `stop` at them, or `ignore` them.
 
         Raises:
             FlowleapError: onnxruntime is missing, or the folder is missing, damaged, tampered with or of
@@ -94,7 +101,8 @@ class ExportedPolicy:
             )
         session = _open_session(folder / MODEL, manifest["sha256"], threads)
         _check_graph(folder, session, manifest, spec)
-        return cls(manifest, spec, session, seed)
+        inputs = InputCheck(_ranges(folder, manifest, spec).get, unusual)
+        return cls(manifest, spec, session, seed, inputs)
 
     def act(self, obs: Mapping[str, np.ndarray], noise: np.ndarray | None = None) -> np.ndarray:
         """Choose an action chunk.
@@ -107,7 +115,7 @@ class ExportedPolicy:
             [B, Ta, A] float32, real units.
 
         Raises:
-            FlowleapError: a key is missing, or a shape or dtype is not the Spec's.
+            FlowleapError: a key is missing, a shape or dtype is not the Spec's, or a number is NaN or infinite.
         """
         feed: dict[str, np.ndarray] = {}
         batch = 0
@@ -122,6 +130,8 @@ class ExportedPolicy:
                     f"{f' with batch {batch}' if batch else ''}, got {list(array.shape)}"
                     f"{'; add the batch axis with x[None]' if list(array.shape) == shape else ''}"
                 )
+            if array.dtype.kind == "f":
+                self.inputs(key, array)
             feed[self.manifest["inputs"][key]] = array
         if noise is None:
             noise = self._rng.standard_normal((batch, *self._noise_shape), dtype=np.float32)
@@ -173,6 +183,30 @@ def _open_session(file: Path, sha256: str, threads: int) -> Any:
     except Exception as error:  # onnxruntime raises many kinds for models it cannot run
         reason = str(error).splitlines()[0]
         raise FlowleapError(f"{file}: onnxruntime cannot load it ({reason}); export it again") from error
+
+
+def _ranges(folder: Path, manifest: Mapping[str, Any], spec: Spec) -> dict[str, Range]:
+    """The normalisation of each key; none where an older export does not name it."""
+    ranges: dict[str, Range] = {}
+    for key, pair in _object(manifest.get("ranges", {})).items():
+        shape = spec.observations[key].shape if key in spec.observations else None
+        try:
+            scale, offset = (np.asarray(part, np.float32) for part in pair)
+            fits = (
+                scale.shape == offset.shape == shape
+                and np.isfinite([scale, offset]).all()
+                and (scale > 0).all()
+            )
+        except (TypeError, ValueError):
+            fits = False
+        if not fits:
+            raise FlowleapError(f"{folder / MANIFEST}: field 'ranges' does not fit '{key}'; export it again")
+        ranges[key] = (scale, offset)
+    return ranges
+
+
+def _object(value: Any) -> Mapping[str, Any]:
+    return value if isinstance(value, dict) else {}
 
 
 def _check_graph(folder: Path, session: Any, manifest: Mapping[str, Any], spec: Spec) -> None:

@@ -75,7 +75,8 @@ class LowdimEncoder(nn.Module):
 
 def join_lowdim(obs: Mapping[str, Tensor], keys: Sequence[str], noise: float) -> Tensor:
     """All steps of the keys [B, To, *shape] side by side, with Gaussian noise of that deviation; [B, C]."""
-    state = torch.cat([obs[key].flatten(2) for key in keys], dim=-1).flatten(1)
+    parts = [obs[key].unsqueeze(-1).flatten(2) for key in keys]  # a scalar a frame is [B, To]
+    state = torch.cat(parts, dim=-1).flatten(1)
     return state + noise * torch.randn_like(state) if noise else state
 
 

@@ -310,6 +310,46 @@ def test_act_refuses(workspace: Any, key: str, value: Any, words: str) -> None:
     assert "\n" not in str(caught.value)
 
 
+def test_act_refuses_what_is_not_finite_and_warns_of_what_is_far_away(workspace: Any, tmp_path: Path) -> None:
+    _, folder = workspace("mlp", "isd", 1)
+    exported, obs = ExportedPolicy.load(folder), observations(2)
+    key = next(key for key, known in exported.spec.observations.items() if known.kind == "lowdim")
+    for value in (np.nan, np.inf):
+        bad = {k: x.copy() for k, x in obs.items()}
+        bad[key].reshape(-1)[-1] = value
+        with pytest.raises(FlowleapError, match=rf"'{key}' is {value} at index \[1, "):
+            exported.act(bad)
+    degrees = {**obs, key: obs[key] * 57.3 + 57.3}
+    with pytest.warns(UserWarning, match=f"'{key}'.* far outside"):
+        exported.act(degrees)
+    with pytest.raises(FlowleapError, match="far outside"):
+        ExportedPolicy.load(folder, unusual="stop").act(degrees)
+    with pytest.raises(FlowleapError, match="unusual='halt' is none of warn, stop, ignore"):
+        ExportedPolicy.load(folder, unusual="halt")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    "ranges", [{"nothing": [[1.0], [0.0]]}, {"KEY": [1, 2]}, {"KEY": None}, {"KEY": "ab"}]
+)
+def test_ranges_that_do_not_fit(folder: Path, ranges: dict[str, Any]) -> None:
+    key = next(iter(ExportedPolicy.load(folder).manifest["ranges"]))
+    edit(folder, ranges={key if name == "KEY" else name: pair for name, pair in ranges.items()})
+    refused(folder, "ranges", key if "KEY" in ranges else "nothing")
+
+
+def test_a_large_offset_does_not_block_the_export(tmp_path: Path) -> None:
+    """Actions of 2000 +- 0.5: float32 has steps of 1.2e-4 there, a tenth of a thousandth of the range."""
+    spec = Spec({"state": ObsKey((2,))}, action_dim=1, horizon=4, n_action_steps=2)
+    policy = Policy(spec, {"objective": "isd", "backbone": {"name": "mlp", "width": 16}, "encoder": "lowdim"})
+    rng = np.random.default_rng(0)
+    state = rng.normal(size=(300, 2)).astype(np.float32)
+    policy.normalizer.fit(
+        {"state": state, "action": 2000 + rng.uniform(-0.5, 0.5, (300, 1)).astype(np.float32)}
+    )
+    report = export(policy, tmp_path / "out", tolerance=1e-6)
+    assert report["parity"]["max_relative"] < 1e-6
+
+
 def test_act_refuses_noise_of_another_shape(workspace: Any) -> None:
     exported = ExportedPolicy.load(workspace("mlp", "isd", 1)[1])
     for z in (noise(2), noise(3)[:, :3], noise(3)[0]):

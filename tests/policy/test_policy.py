@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -148,6 +149,100 @@ def test_normalizer_minmax_and_gaussian() -> None:
             else:
                 assert torch.allclose(free.mean(0), torch.tensor(0.0), atol=1e-4)
                 assert torch.allclose(free.std(0, correction=0), torch.tensor(1.0), atol=1e-4)
+
+
+def fit(
+    column: np.ndarray, mode: str = "minmax", key: str = "state", **options: Any
+) -> tuple[Normalizer, np.ndarray]:
+    """Fit a normaliser on one column [N, D], of observations or of actions; return it and the scale [D]."""
+    column = np.asarray(column, np.float32)
+    other = np.zeros((len(column), 1), np.float32)
+    spec = Spec(
+        {"state": ObsKey((column.shape[1] if key == "state" else 1,))},
+        column.shape[1] if key == "action" else 1,
+    )
+    normalizer = Normalizer(spec, obs=mode, action=mode, **options)  # type: ignore[arg-type]
+    normalizer.fit({"state": other, "action": other} | {key: column})
+    scale, _ = normalizer.range_of(key) or (np.ones(1), None)
+    return normalizer, scale
+
+
+NOISE = {
+    "a locked joint whose encoder flickers": lambda t, rng: 0.7 + 1.5e-3 * rng.integers(0, 2, len(t)),
+    "a sensor's noise": lambda t, rng: 0.3 + 2e-5 * rng.normal(size=len(t)),
+    "a constant with rounding": lambda t, rng: (0.1 * t + 0.7) - 0.1 * t,
+    "rounding of a large number": lambda t, rng: 1e6 + 0.06 * rng.integers(0, 2, len(t)),
+}
+SIGNAL = {
+    "a small but steady motion": lambda t, rng: 1e-3 * np.sin(t / 40),
+    "a gripper": lambda t, rng: (t // 50 % 2).astype(float),
+    "a force": lambda t, rng: 200 * np.sin(t / 30),
+}
+
+
+@pytest.mark.parametrize("mode", ["minmax", "gaussian", "quantile"])
+def test_noise_is_not_amplified_and_small_signals_are(mode: str) -> None:
+    t, rng = np.arange(2000), np.random.default_rng(0)
+    moving = np.sin(t / 50)
+    for name, make in NOISE.items():
+        normalizer, scale = fit(np.stack([moving, make(t, rng)], 1), mode)
+        assert scale[1] == 1, name
+        assert normalizer.noise == {"state": [1], "action": [0]}, name
+        moved = torch.tensor([[0.0, float(make(t, rng)[0]) + 0.05]])  # locked elsewhere tomorrow
+        assert abs(float(normalizer.normalize("state", moved)[0, 1])) < 0.13, name
+    for name, make in SIGNAL.items():
+        normalizer, _ = fit(np.stack([moving, make(t, rng)], 1), mode)
+        y = normalizer.normalize(
+            "state", torch.tensor(np.stack([moving, make(t, rng)], 1), dtype=torch.float32)
+        )
+        assert 0.5 < float(y[:, 1].std()) < 1.5, name
+        assert normalizer.noise["state"] == [], name
+    assert fit(np.stack([moving, 2e-5 * np.sin(t / 40)], 1), mode, floor=0.0)[0].noise["state"] == []
+
+
+def test_an_action_that_hardly_moves_is_repeated_exactly() -> None:
+    t, rng = np.arange(2000), np.random.default_rng(0)
+    normalizer, scale = fit(np.stack([np.sin(t / 50), 0.7 + 2e-5 * rng.normal(size=2000)], 1), key="action")
+    assert scale[1] == pytest.approx(1e4, rel=1e-3)
+    off = normalizer.unnormalize(
+        "action", torch.tensor([[0.0, 1.0]])
+    )  # the network errs by as much as the range
+    assert float(off[0, 1]) == pytest.approx(0.7, abs=3e-4)
+
+
+def test_quantiles_ignore_spikes_and_survive_switches() -> None:
+    t = np.arange(5000)
+    spiky = np.sin(t / 50)
+    spiky[[100, 3000]] = 1e4
+    switch = np.zeros(5000)
+    switch[::200] = 1.0  # 99.5 % at one end
+    _, scale = fit(np.stack([spiky, switch], 1), "quantile")
+    assert scale == pytest.approx([1.0, 2.0], rel=0.01)
+    assert fit(spiky[:, None], "minmax")[1][0] < 1e-3
+
+
+def test_what_is_not_finite_or_far_away_is_not_acted_on() -> None:
+    policy = make_policy()
+    policy.normalizer.fit(columns())
+    obs = {key: x.clone() for key, x in observations(2).items()}
+    for value, word in ((np.nan, "nan"), (np.inf, "inf"), (-np.inf, "-inf")):
+        bad = {key: x.clone() for key, x in obs.items()}
+        bad["block"][1, 0, 0, 1] = value
+        with pytest.raises(FlowleapError, match=rf"'block' is {word} at index \[1, 0, 0, 1\] of"):
+            policy.act(bad)
+    scale, offset = policy.normalizer.range_of("block") or (np.ones(1), np.ones(1))
+    far = {key: x.clone() for key, x in obs.items()}
+    far["block"][0, 1, 0, 0] = float((4 - offset[0, 0]) / scale[0, 0])
+    with pytest.warns(UserWarning, match="'block' dimension 0, 0 is .* far outside of the .* of training"):
+        first = policy.act(far)
+    with warnings.catch_warnings(action="error"):
+        assert policy.act(far).shape == first.shape  # said once
+        policy.inputs.unusual = "ignore"
+        policy.act(far)
+    policy.inputs.unusual = "stop"
+    policy.act(obs)
+    with pytest.raises(FlowleapError, match="far outside"):
+        policy.act(far)
 
 
 def test_normalizer_mistakes() -> None:
