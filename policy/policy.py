@@ -188,7 +188,7 @@ class Policy(nn.Module):
         shape = (len(flow_map.cond), self.spec.horizon, self.spec.action_dim)
         if noise is None:
             noise = torch.randn(shape, device=flow_map.cond.device)
-        elif not torch.jit.is_tracing() and tuple(noise.shape) != shape:
+        elif tuple(noise.shape) not in (shape, (shape[0], self.objective.draws(steps), *shape[1:])):
             raise FlowleapError(f"noise: expected {list(shape)} = [batch, H, A], got {list(noise.shape)}")
         grid = time_grid(steps, device=noise.device)
         return self.normalizer.unnormalize(ACTION, self.objective.sample(flow_map, noise, grid))

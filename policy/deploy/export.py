@@ -1,6 +1,6 @@
 """Export: a policy becomes one ONNX graph, normaliser + encoder + head at a fixed NFE + unnormaliser.
 
-    OUT/policy.onnx   inputs `noise` [B,H,A] and one per observation key, output `action` [B,Ta,A], real units
+    OUT/policy.onnx   inputs `noise` [B,H,A] (DDPM: [B,100,H,A]) and one per observation key, output `action` [B,Ta,A], real units
     OUT/export.json   format version, Spec, NFE, input names, versions, digest, parity and latency reports
 
 The folder appears only when the graph, run by `runtime.ExportedPolicy`, repeats the eager policy.
@@ -73,6 +73,7 @@ def export(
         "format_version": runtime.FORMAT_VERSION,
         "spec": policy.spec.to_dict(),
         "steps": steps,
+        "draws": policy.objective.draws(steps),
         "objective": policy.objective.name,
         "inputs": {key: f"obs_{i}" for i, key in enumerate(policy.spec.observations)},
         "ranges": _ranges(policy),
@@ -126,7 +127,7 @@ def trace(policy: Policy, manifest: Mapping[str, Any]) -> bytes:
         )
     spec = policy.spec
     graph = _Graph(copy.deepcopy(policy), manifest["steps"]).eval().requires_grad_(False)
-    example = _example(policy, batch=2)  # 2: torch takes sizes 0 and 1 for constants
+    example = _example(policy, manifest["draws"], batch=2)  # 2: torch takes sizes 0 and 1 for constants
     fold_times(graph.policy, manifest["steps"], example)
     batch = torch.export.Dim("batch")
     dynamic = {runtime.NOISE: {0: batch}, "obs": tuple({0: batch} for _ in spec.observations)}
@@ -205,8 +206,8 @@ def fold_times(policy: Policy, steps: int, example: tuple[Tensor, ...]) -> None:
         policy.set_submodule(name, FixedTimes(torch.cat(seen)))
 
 
-def _example(policy: Policy, batch: int) -> tuple[Tensor, ...]:
-    noise = torch.zeros(batch, policy.spec.horizon, policy.spec.action_dim)
+def _example(policy: Policy, draws: int, batch: int) -> tuple[Tensor, ...]:
+    noise = torch.zeros(batch, *runtime.noise_shape(policy.spec, draws))
     inputs = runtime.graph_inputs(policy.spec).values()
     return noise, *(torch.zeros(batch, *shape, dtype=getattr(torch, dtype.name)) for shape, dtype in inputs)
 

@@ -18,8 +18,9 @@ from typing import Any
 
 import numpy as np
 
-from flowleap.policy.core.errors import FlowleapError, require_whole, suggest
+from flowleap.policy.core.errors import FlowleapError, require_int, require_whole, suggest
 from flowleap.policy.core.inputs import InputCheck, Range, Unusual
+from flowleap.policy.core.noise import ancestral_noise
 from flowleap.policy.core.spec import Spec, read_json
 from flowleap.policy.deploy.onnx_file import refuse_external_data
 
@@ -41,6 +42,11 @@ def graph_inputs(spec: Spec) -> dict[str, tuple[list[int], np.dtype]]:
         key: ([spec.n_obs_steps, *obs.shape], images if obs.kind == "rgb" else others)
         for key, obs in spec.observations.items()
     }
+
+
+def noise_shape(spec: Spec, draws: int) -> list[int]:
+    """Shape of a sample's noise in the graph: [H, A], or [draws, H, A] where the sampler draws on its way."""
+    return [*([draws] if draws > 1 else []), spec.horizon, spec.action_dim]
 
 
 def fingerprint(manifest: Mapping[str, Any]) -> str:
@@ -72,6 +78,7 @@ class ExportedPolicy:
         self._session, self.inputs = session, inputs
         self._rng = np.random.default_rng(seed)
         self._noise_shape = (spec.horizon, spec.action_dim)
+        self._draws: int = manifest.get("draws", 1)
         self._inputs = graph_inputs(spec)
 
     @classmethod
@@ -140,7 +147,7 @@ class ExportedPolicy:
             raise FlowleapError(
                 f"noise: expected {[batch, *self._noise_shape]} = [batch, H, A], got {list(noise.shape)}"
             )
-        feed[NOISE] = noise
+        feed[NOISE] = noise if self._draws == 1 else ancestral_noise(noise, self._draws)
         return self._session.run([ACTION], feed)[0]
 
 
@@ -218,7 +225,8 @@ def _check_graph(folder: Path, session: Any, manifest: Mapping[str, Any], spec: 
             f"{other}: {', '.join(CONTRACT)} are not the ones it was exported with; export it again"
         )
     wanted = {manifest["inputs"][key]: shape_and_dtype for key, shape_and_dtype in graph_inputs(spec).items()}
-    wanted[NOISE] = ([spec.horizon, spec.action_dim], np.dtype(np.float32))
+    draws = require_int(f"{folder / MANIFEST}: field 'draws'", manifest.get("draws", 1), 1, 1000)
+    wanted[NOISE] = (noise_shape(spec, draws), np.dtype(np.float32))
     found = {x.name: (list(x.shape[1:]), _ONNX_TYPES.get(x.type)) for x in session.get_inputs()}
     if found != wanted:
         raise FlowleapError(f"{other}: its inputs are {found}, expected {wanted}; export it again")

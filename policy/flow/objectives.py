@@ -50,7 +50,7 @@ class Sampling:
     """How an objective's network is sampled, and at which NFE.
 
     `guided`: whether the objective regresses on the velocity, so that guidance has a meaning. `options`: the options
-    of the objective that its sampler takes too.
+    of the objective that its sampler takes too. `ancestral_at`: the NFE at which the sampler draws noise on its way.
     """
 
     sampler: Sampler
@@ -59,6 +59,7 @@ class Sampling:
     max_steps: int | None = None
     guided: bool = True
     options: tuple[str, ...] = ()
+    ancestral_at: int | None = None
 
 
 # Options of single objectives; their defaults stand in the signatures.
@@ -291,9 +292,7 @@ def mip(u: FlowMap, batch: FlowBatch, *, tau: Tau = 0.1, balance: Balance = True
 
 @objective(
     "ddpm",
-    Sampling(
-        samplers.diffusion_sampler, NOISE_LEVELS, 1, NOISE_LEVELS, guided=False, options=("prediction",)
-    ),
+    Sampling(samplers.diffusion_sampler, NOISE_LEVELS, 1, NOISE_LEVELS, False, ("prediction",), NOISE_LEVELS),
     p=0.0,
 )
 def ddpm(u: FlowMap, batch: FlowBatch, *, prediction: Predicted = "epsilon") -> Terms:
@@ -360,6 +359,10 @@ class Objective:
         """Normalised action chunks [B,H,A] from noise [B,H,A] over a time grid, NFE = len(grid) - 1."""
         own = {name: self.options[name] for name in self.sampling.options}
         return self.sampling.sampler(flow_map, noise, grid, **own)
+
+    def draws(self, steps: int) -> int:
+        """How many noises [H,A] a chunk takes at an NFE: all of a stochastic sampler, else the first alone."""
+        return steps if steps == self.sampling.ancestral_at else 1
 
     def check_steps(self, steps: int | None) -> int:
         """Return the NFE to use (`None`: the objective's default); raise `FlowleapError` where unsupported."""

@@ -6,7 +6,6 @@ deterministic: one noise x, one action chunk (so that evaluations are paired and
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Callable
 from functools import cache
 from itertools import pairwise
@@ -15,6 +14,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from flowleap.policy.core.noise import ancestral_noise
 from flowleap.policy.flow.flow_map import FlowMap
 
 Sampler = Callable[..., Tensor]  # (flow map, noise x, time grid, options of its own)
@@ -76,22 +76,67 @@ def noise_schedule(kind: Literal["ddpm", "ddim"], prediction: Prediction) -> Any
     return scheduler(num_train_timesteps=NOISE_LEVELS, prediction_type=prediction, **cosine)
 
 
+@torch.compiler.assume_constant_result
+def _diffusion_steps(steps: int, prediction: Prediction) -> list[tuple[float, ...]]:
+    """What each step of DDPM (100 steps) or DDIM does, as numbers, so that it can be exported.
+
+    Returns:
+        For each step its time, and the factors of x and of the network's output in the clean chunk; then those of the
+        clean chunk, of x, of the output and of the ancestral noise in the next x.
+    """
+    ancestral = steps == NOISE_LEVELS
+    scheduler = noise_schedule("ddpm" if ancestral else "ddim", prediction)
+    scheduler.set_timesteps(steps)
+    kept = [
+        1.0,
+        *scheduler.alphas_cumprod.double().tolist(),
+    ]  # of level -1, the clean chunk, and of all others
+    levels = scheduler.timesteps.tolist()
+    rows = []
+    for level, following in pairwise([*levels, -1]):
+        now, then = kept[level + 1], kept[following + 1]
+        signal, noise = now**0.5, (1 - now) ** 0.5
+        clean = {
+            "epsilon": (1 / signal, -noise / signal),
+            "sample": (0.0, 1.0),
+            "v_prediction": (signal, -noise),
+        }
+        epsilon = {
+            "epsilon": (0.0, 1.0),
+            "sample": (1 / noise, -signal / noise),
+            "v_prediction": (noise, signal),
+        }
+        if ancestral:  # equation 7 of arXiv 2006.11239
+            step = now / then
+            mean = (then**0.5 * (1 - step) / (1 - now), step**0.5 * (1 - then) / (1 - now), 0.0)
+            update = (*mean, ((1 - then) / (1 - now) * (1 - step)) ** 0.5)
+        else:  # equation 12 of arXiv 2010.02502, eta = 0
+            update = (then**0.5, *((1 - then) ** 0.5 * factor for factor in epsilon[prediction]), 0.0)
+        rows.append(((level + 1) / NOISE_LEVELS, *clean[prediction], *update))
+    return rows
+
+
 def diffusion_sampler(
     flow_map: FlowMap, x: Tensor, grid: Tensor, prediction: Prediction = "epsilon"
 ) -> Tensor:
     """DDPM at 100 steps (ancestral), DDIM below; NFE = len(grid) - 1.
 
-    The ancestral noise is seeded with x, sample by sample: one x, one chunk, whatever else is in the batch.
+    The ancestral noise follows from x, sample by sample: one x, one chunk, whatever else is in the batch. It may be
+    given, x being [B,100,H,A] then (see `ancestral_noise`).
     """
     steps = len(grid) - 1
-    ancestral = steps == NOISE_LEVELS
-    scheduler = noise_schedule("ddpm" if ancestral else "ddim", prediction)
-    scheduler.set_timesteps(steps)
-    noise: dict[str, Any] = {}
-    if ancestral:
-        seeds = [zlib.crc32(sample.cpu().numpy().tobytes()) for sample in x]
-        noise["generator"] = [torch.Generator().manual_seed(seed) for seed in seeds]
-    for level in scheduler.timesteps.tolist():
-        time = torch.full_like(x[:, 0, 0], (level + 1) / NOISE_LEVELS)
-        x = scheduler.step(flow_map.network(x, time, time), level, x, **noise).prev_sample
+    levels: list[Tensor] = []
+    if steps == NOISE_LEVELS:
+        if x.ndim == 3:
+            x = torch.from_numpy(ancestral_noise(x.cpu().numpy(), steps)).to(x)
+        x, *levels = x.unbind(1)
+    for i, (level, clean_x, clean_out, of_clean, of_x, of_out, of_noise) in enumerate(
+        _diffusion_steps(steps, prediction)
+    ):
+        time = torch.full_like(x[:, 0, 0], level)
+        out = flow_map.network(x, time, time)
+        clean = (clean_x * x + clean_out * out).clamp(-1, 1)
+        x = of_clean * clean + of_x * x + of_out * out
+        if i < len(levels):
+            x = x + of_noise * levels[i]
     return x

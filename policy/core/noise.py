@@ -1,0 +1,20 @@
+"""The noise that stochastic samplers draw on their way: a function of the noise that they begin with."""
+
+from __future__ import annotations
+
+import zlib
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+def ancestral_noise(noise: NDArray, draws: int) -> NDArray[np.float32]:
+    """Noise [B, H, A] and what is drawn after it, together [B, draws, H, A].
+
+    Each sample seeds its own: one noise, one action chunk, in torch and in the exported graph alike.
+    """
+    noise = np.ascontiguousarray(noise, np.float32)
+    seeds = (zlib.crc32(sample.tobytes()) for sample in noise)
+    shape = (draws - 1, *noise.shape[1:])
+    drawn = [np.random.default_rng(seed).standard_normal(shape, dtype=np.float32) for seed in seeds]
+    return np.concatenate([noise[:, None], np.reshape(drawn, (len(noise), *shape))], axis=1)
