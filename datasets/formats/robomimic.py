@@ -15,24 +15,21 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from flowleap.datasets.columns import ACTION, Episode, flat_names, infer_key, require_memory
-from flowleap.datasets.dataset import Dataset
-from flowleap.datasets.formats.hdf5 import open_hdf5, require_own, text
-from flowleap.datasets.formats.robomimic_writer import ACTIONS, MASKS, NOTE, is_hdf5
+from flowleap.datasets.formats.base import explain
+from flowleap.datasets.formats.hdf5 import Hdf5Source
+from flowleap.datasets.formats.robomimic_writer import ACTIONS, MASKS, NOTE
 from flowleap.datasets.formats.robomimic_writer import RobomimicWriter as Writer
-from flowleap.policy.core.errors import FlowleapError, optional_import, suggest
-from flowleap.policy.core.spec import ActionConvention, ObsKey, Spec
+from flowleap.datasets.formats.robomimic_writer import is_hdf5 as detect
+from flowleap.policy.core.errors import FlowleapError, suggest
+from flowleap.policy.core.spec import ActionConvention, ObsKey
 
 __all__ = ["Reader", "Writer", "action_convention", "detect"]
 
 
-def detect(path: Path) -> bool:
-    """A file with the signature, or at least a suffix, of HDF5."""
-    return is_hdf5(path)
-
-
-class Reader(Dataset):
+class Reader(Hdf5Source):
     """A robomimic file; the shapes are those of the first demonstration.
 
     Args:
@@ -42,27 +39,25 @@ class Reader(Dataset):
     """
 
     def __init__(self, path: Path, filter: str | None = None, actions: str = ACTIONS) -> None:
-        self._h5 = optional_import("h5py", extra="formats")
-        self.path = path
-        self._file = open_hdf5(path)
+        super().__init__(path, path)
         data = self._file.get("data")
         if not isinstance(data, self._h5.Group):
             raise FlowleapError(
                 f"'{path}' has no group 'data', only {sorted(self._file)}: not a robomimic file"
             )
-        try:
-            require_own(data.id, self._file.id)
-        except FlowleapError as error:
-            raise FlowleapError(f"'{path}': data {error}") from error
+        with explain(f"'{path}': data cannot be read", FlowleapError):
+            self._require_own(data.id)
         _limit_cache(self._file)
         self._data = data
         self._types: dict[str, tuple[Any, np.dtype]] = {}  # column -> HDF5 type and dtype that were met last
         self._demos = self._select(filter)
         self.n_episodes = len(self._demos)
-        own = self._own() if actions == ACTIONS else None
-        self._noted = own is not None
-        if own is not None:
-            self.spec, self.extra, self.attrs = own
+        self._noted = actions == ACTIONS and NOTE in self._file
+        if self._noted:
+            where = f"'{path}', {NOTE}"
+            with explain(f"{where} is damaged", ValueError, TypeError, AttributeError):
+                note = json.loads(self._file[NOTE][()].tobytes())
+            self.take_note(note, where)
             paths = {key: f"obs/{key}" if key in self.spec.observations else key for key in self.fields}
         else:
             paths = self._names(0, actions)
@@ -80,26 +75,17 @@ class Reader(Dataset):
                 f"'{self.path}', {self.label(0)} has no observations in 'obs': extract them from the states with "
                 "robomimic's dataset_states_to_obs.py"
             )
-        action = self._described(ACTION, actions)
-        if len(action.shape) != 1:
-            raise self.error(0, actions, f"has shape {action.shape} a frame, expected one axis")
-        self.extra = {key: column for key, column in found.items() if key not in observations}
-        if action.dtype != "float32":
-            self.extra[ACTION] = action
+        extra = {key: column for key, column in found.items() if key not in observations}
         env_args = self._env_args()
         rate = _env_kwargs(env_args).get("control_freq")
-        self.spec = Spec(
-            observations,
-            action_dim=action.shape[0],
-            control_hz=float(rate) if isinstance(rate, int | float) and 0 < rate < np.inf else 0.0,
-            action_convention="absolute" if actions.endswith("_abs") else action_convention(env_args),
-            source={"dataset": self.path.name, "env_args": env_args},
-        )
-        self.attrs = {}
+        hz = float(rate) if isinstance(rate, int | float) and 0 < rate < np.inf else 0.0
+        convention = "absolute" if actions.endswith("_abs") else action_convention(env_args)
+        facts = {"control_hz": hz, "action_convention": convention, "source": {"env_args": env_args}}
+        self.describe(observations, self._described(ACTION, actions), extra, **facts)
 
     def _described(self, key: str, path: str) -> ObsKey:
         dataset = self._group(0).get(path)
-        if not isinstance(dataset, self._h5.Dataset) or dataset.dtype.kind not in "biuf" or dataset.ndim < 1:
+        if not self._numeric(dataset):
             raise self.error(0, key, f"is no numeric dataset ({path})")
         return infer_key(dataset.shape[1:], dataset.dtype)
 
@@ -110,9 +96,8 @@ class Reader(Dataset):
         else:
             masks = self._filters()
             if filter not in masks:
-                raise FlowleapError(
-                    f"'{self.path}' has no filter '{filter}', only {sorted(masks)}{suggest(filter, masks)}"
-                )
+                known = f"{sorted(masks)}{suggest(filter, masks)}"
+                raise FlowleapError(f"'{self.path}' has no filter '{filter}', only {known}")
             demos = masks[filter]
             for name in demos:
                 if name not in self._data:
@@ -123,10 +108,8 @@ class Reader(Dataset):
 
     def _masks(self) -> dict[str, Any]:
         number = {name: i for i, name in enumerate(self._demos)}
-        found = {
-            name: sorted(number[demo] for demo in demos if demo in number)
-            for name, demos in self._filters().items()
-        }
+        filters = self._filters()
+        found = {name: sorted(number[d] for d in demos if d in number) for name, demos in filters.items()}
         return {MASKS: found} if found else {}
 
     def _filters(self) -> dict[str, list[str]]:
@@ -142,43 +125,23 @@ class Reader(Dataset):
             found[name] = list(dict.fromkeys(self._text(demo, f"mask/{name}") for demo in node[()]))
         return found
 
-    def _text(self, name: Any, where: str) -> str:
-        try:
-            return text(name)
-        except FlowleapError as error:
-            raise FlowleapError(f"'{self.path}': {where} {error}") from error
-
     def _names(self, index: int, actions: str) -> dict[str, str]:
         """Column -> path below the demonstration, of all numeric datasets but the actions."""
         found: list[str] = []
 
         def visit(name: str, node: Any) -> None:
-            numeric = isinstance(node, self._h5.Dataset) and node.dtype.kind in "biuf" and node.ndim >= 1
             name = self._text(name, self.label(index))
-            if numeric and name != actions and not name.startswith("next_obs/"):
+            if self._numeric(node) and name != actions and not name.startswith("next_obs/"):
                 found.append(name)
 
         self._group(index).visititems(visit)
         found.sort(key=lambda name: (not name.startswith("obs/"), name))
         return flat_names(found, ["obs/"])
 
-    def _own(self) -> tuple[Spec, dict[str, ObsKey], dict[str, Any]] | None:
-        """What `Writer` noted about the columns."""
-        if NOTE not in self._file:
-            return None
-        where = f"'{self.path}', {NOTE}"
-        try:
-            note = json.loads(self._file[NOTE][()].tobytes())
-            extra = {key: ObsKey(tuple(shape), dtype) for key, (shape, dtype) in note["extra"].items()}
-            return Spec.from_dict(note["spec"], where), extra, dict(note["attrs"])
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise FlowleapError(f"{where} is damaged: {error}") from error
-
     def _env_args(self) -> dict[str, Any]:
-        try:
+        wrong = f"'{self.path}': attribute env_args of data is no JSON"
+        with explain(wrong, ValueError, TypeError, RecursionError):
             env_args = json.loads(self._data.attrs.get("env_args", "{}"))
-        except (ValueError, TypeError, RecursionError) as error:
-            raise FlowleapError(f"'{self.path}': attribute env_args of data is no JSON ({error})") from error
         return env_args if isinstance(env_args, dict) else {}
 
     def _group(self, index: int) -> Any:
@@ -188,46 +151,40 @@ class Reader(Dataset):
         return self._data[name]
 
     def _read(self, index: int, keys: Sequence[str]) -> Episode:
-        """Read some columns of one demonstration.
-
-        The low-level interface of h5py is three times as fast as `group[path][()]` for the small datasets here.
-        """
-        h5 = self._h5
-        try:
-            group = h5.h5g.open(self._data.id, self._demos[index].encode())
-        except (KeyError, ValueError) as error:
-            raise FlowleapError(f"'{self.path}': data/{self._demos[index]} is no group ({error})") from error
+        """Read some columns of one demonstration."""
+        name = self._demos[index]
+        with explain(f"'{self.path}': data/{name} is no group", KeyError, ValueError):
+            group = self._h5.h5g.open(self._data.id, name.encode())
         columns: Episode = {}
         for key in keys:
-            path = self._paths[key]
-            try:
-                dataset = h5.h5d.open(group, path.encode())
-            except (KeyError, ValueError, TypeError) as error:
-                raise self.error(index, key, f"is missing (no dataset {path})") from error
-            try:
-                require_own(dataset, self._file.id)
-            except FlowleapError as error:
-                raise self.error(index, key, str(error)) from error
-            try:
-                kind = dataset.get_type()
-                known = self._types.get(key)
-                if known is None or not known[0].equal(kind):
-                    known = self._types[key] = kind, dataset.dtype
-                dtype, shape = known[1], dataset.shape
-                if dtype.kind not in "biuf" or not shape:
-                    raise self.error(index, key, f"has dtype {dtype} and shape {shape}, not numbers a frame")
-                require_memory(
-                    math.prod(shape) * dtype.itemsize, f"'{self.path}', {self.label(index)}: '{key}'"
-                )
-                columns[key] = np.empty(shape, dtype)
-                dataset.read(h5.h5s.ALL, h5.h5s.ALL, columns[key])
-            except (OSError, RuntimeError, ValueError, TypeError) as error:
-                raise self.error(index, key, f"is damaged ({error}); copy the file again") from error
+            with self.naming(index, key):
+                columns[key] = self._values(group, key)
         length = len(columns[keys[0]])
         samples = self._samples(group)
         if samples not in (None, length):
             raise self.error(index, keys[0], f"has {length} frames, but num_samples says {samples}")
         return columns
+
+    def _values(self, group: Any, key: str) -> NDArray:
+        """Read a column of a demonstration.
+
+        The low-level interface of h5py is three times as fast as `group[path][()]` for the small datasets here.
+        """
+        h5, path = self._h5, self._paths[key]
+        with explain(f"is missing: no dataset {path}", KeyError, ValueError, TypeError):
+            dataset = h5.h5d.open(group, path.encode())
+        self._require_own(dataset)
+        kind, shape = dataset.get_type(), dataset.shape
+        known = self._types.get(key)
+        if known is None or not known[0].equal(kind):
+            known = self._types[key] = kind, dataset.dtype
+        dtype = known[1]
+        if dtype.kind not in "biuf" or not shape:
+            raise FlowleapError(f"has dtype {dtype} and shape {shape}, not numbers a frame")
+        require_memory(math.prod(shape) * dtype.itemsize, "")
+        values = np.empty(shape, dtype)
+        dataset.read(h5.h5s.ALL, h5.h5s.ALL, values)
+        return values
 
     def _samples(self, group: Any) -> int | str | None:
         """The number of frames that a demonstration states, or what it states instead."""
@@ -257,10 +214,6 @@ class Reader(Dataset):
         """The attribute `model_file` (MJCF), which robosuite's recordings have."""
         model = self._group(index).attrs.get("model_file")
         return None if model is None else self._text(model, f"{self.label(index)}, model_file")
-
-    def close(self) -> None:
-        """Close the file."""
-        self._file.close()
 
 
 def _limit_cache(file: Any) -> None:
