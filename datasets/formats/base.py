@@ -165,7 +165,7 @@ class Writer(ABC):
         try:
             with self._target.errors():
                 try:
-                    if keeps and not self.n_episodes:
+                    if kind is None and not self.n_episodes:
                         raise FlowleapError(f"no episode was added, '{self.path}' is not written")
                     if keeps:
                         self._finish()

@@ -126,14 +126,13 @@ class FlatSource(_NpzSource):
 
     def __init__(self, path: Path) -> None:
         self._zip = _Zip(path)
-        with explain(
-            f"'{path}': {_ENDS} cannot be read", *DAMAGE, FlowleapError, remedy="; copy the file again"
-        ):
+        with explain(f"'{path}': {_ENDS} cannot be read", FlowleapError):
             stored = self._zip.require(_ENDS)
+        with explain(f"'{path}': {_ENDS} is damaged", *DAMAGE, remedy="; copy the file again"):
             ends = stored.rows(0, stored.shape[0]).astype(np.int64)
         if stored.dtype.kind not in "iu" or len(ends) < 1 or np.any(np.diff(ends, prepend=0) < 1):
             raise FlowleapError(f"'{path}': {_ENDS} must be whole numbers that increase from above 0")
-        self._starts, self._ends, self.n_episodes = np.append(0, ends), ends, len(ends)
+        self._bounds, self._ends, self.n_episodes = np.append(0, ends), ends, len(ends)
         arrays = {name: array for name, array in self._zip.arrays.items() if name != _ENDS}
         frames = {name: array for name, array in arrays.items() if array.shape[0] == ends[-1]}
         self._describe(path, self._zip, frames)
@@ -144,7 +143,7 @@ class FlatSource(_NpzSource):
 
     def _read(self, index: int, keys: Sequence[str]) -> Episode:
         """Read some columns of one episode."""
-        first, last = self._starts[index : index + 2].tolist()
+        first, last = self._bounds[index : index + 2].tolist()
         columns: Episode = {}
         for key in keys:
             with self.naming(index, key):
