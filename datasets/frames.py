@@ -45,8 +45,6 @@ class Frames:
         budget: bytes that this column may take in memory. 0 reads every frame from the disk, each time.
 
     Attributes:
-        shape: (N, H, W, 3).
-        dtype: uint8.
         nbytes: bytes of all frames, decoded.
         cached: whether they are all in memory.
 

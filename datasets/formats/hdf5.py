@@ -22,15 +22,10 @@ class Hdf5Source(Source):
         self._file.close()
 
     def _require_own(self, node: Any) -> None:
-        """Raise unless an object, and the data of a dataset, are in the file itself.
+        """Raise unless an object, given as h5py's low-level identifier, and its data are in the file itself.
 
         A link or a dataset can name any file of this machine, whose content would be converted, shown and passed on.
-
-        Args:
-            node: h5py's low-level identifier of a group or dataset.
-
-        Raises:
-            FlowleapError: the message does not name the file.
+        The message does not name the file.
         """
         h5py = self._h5
         elsewhere = h5py.h5f.get_name(node) != h5py.h5f.get_name(self._file.id)

@@ -218,13 +218,9 @@ def _numbered(folder: str, number: int) -> dict[str, Any]:
 def _task_table(pa: Any, tasks: list[str]) -> Any:
     """A table that pandas reads with the texts as its index, which is how lerobot looks them up."""
     index = "__index_level_0__"
-    about = [
-        {"name": name, "field_name": field, "pandas_type": kind, "numpy_type": numpy, "metadata": None}
-        for name, field, kind, numpy in (
-            ("task_index", "task_index", "int64", "int64"),
-            (None, index, "unicode", "object"),
-        )
-    ]
+    fields = ("name", "field_name", "pandas_type", "numpy_type", "metadata")
+    rows = [("task_index", "task_index", "int64", "int64", None), (None, index, "unicode", "object", None)]
+    about = [dict(zip(fields, row, strict=True)) for row in rows]
     pandas = {"index_columns": [index], "column_indexes": [], "columns": about, "pandas_version": "2.0.0"}
     columns = {"task_index": pa.array(range(len(tasks)), pa.int64()), index: pa.array(tasks, pa.string())}
     return pa.table(columns).replace_schema_metadata({"pandas": json.dumps(pandas)})

@@ -44,11 +44,7 @@ class _Array(NamedTuple):
     start: int
     shape: tuple[int, ...]
     dtype: np.dtype
-
-    @property
-    def width(self) -> int:
-        """Bytes of a row."""
-        return self.dtype.itemsize * math.prod(self.shape[1:])
+    width: int  # bytes of a row
 
     def rows(self, first: int, last: int) -> NDArray:
         """Read the rows [first, last)."""
@@ -83,7 +79,7 @@ class _Zip:
         elif fortran and len(shape) > 1:
             self.refused[name] = "is in Fortran order: save np.ascontiguousarray(...)"
         elif shape:
-            array = _Array(stream, stream.tell(), shape, dtype)
+            array = _Array(stream, stream.tell(), shape, dtype, dtype.itemsize * math.prod(shape[1:]))
             if min(shape) < 0 or array.start + shape[0] * array.width != member.file_size:
                 raise ValueError(
                     f"{member.filename} has {member.file_size} bytes, not those of shape {shape}"

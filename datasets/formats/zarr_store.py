@@ -15,8 +15,8 @@ import math
 import os
 import zipfile
 from collections.abc import Iterable, Sequence
-from pathlib import Path, PurePosixPath
-from typing import Any, NamedTuple
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import zarr
@@ -25,14 +25,7 @@ from numpy.typing import NDArray
 
 from flowleap.datasets.columns import ACTION, CACHE_BYTES, Columns, Episode, infer_key, require_memory
 from flowleap.datasets.formats.base import Source, explain
-from flowleap.datasets.formats.zarr_writer import (
-    FORMAT_ATTRIBUTE,
-    FORMAT_VERSION,
-    NO_SEED,
-    SPEC_ATTRIBUTE,
-    EpisodeWriter,
-    is_store,
-)
+from flowleap.datasets.formats.zarr_writer import FORMAT, NO_SEED, SPEC_ATTRIBUTE, EpisodeWriter, is_store
 from flowleap.datasets.frames import Frames, rows_of_chunks
 from flowleap.policy.core.errors import FlowleapError, suggest
 from flowleap.policy.core.spec import ObsKey, Spec
@@ -76,12 +69,15 @@ class EpisodeStore(Source):
     ) -> None:
         self.path = Path(path).expanduser()
         self._fill_missing, self._allow_nan = fill_missing, allow_nan
-        group, self._zipped = _open_group(self.path)
+        group, self._root = _open_group(self.path)
+        self._sizes: dict[str, int] | None = None  # of the files in a zip, before compression
+        if isinstance(self._root, zipfile.Path):
+            self._sizes = {info.filename: info.file_size for info in self._root.root.infolist()}
         attrs = dict(group.attrs)
-        self._format = attrs.pop(FORMAT_ATTRIBUTE, None)
-        if self._format is not None and self._format != FORMAT_VERSION:
-            version = f"format {self._format}, this flowleap reads {FORMAT_VERSION}"
-            raise self._wrong(f" has {version}: upgrade flowleap")
+        attribute, version = FORMAT
+        self._format = attrs.pop(attribute, None)
+        if self._format not in (None, version):
+            raise self._wrong(f" has format {self._format}, this flowleap reads {version}: upgrade flowleap")
         given = attrs.pop(SPEC_ATTRIBUTE, None)
         self.has_spec = given is not None
         if self.has_spec:
@@ -231,11 +227,8 @@ class EpisodeStore(Source):
 
     def _folders(self, name: str) -> list[str]:
         """Names of the folders in a folder; none if it is not there."""
-        if self._zipped is None:
-            folder = self.path / name
-            return sorted(p.name for p in folder.iterdir() if p.is_dir()) if folder.is_dir() else []
-        inside = (PurePosixPath(file).parts for file in self._zipped.sizes)
-        return sorted({parts[1] for parts in inside if parts[0] == name and len(parts) > 2})
+        folder = self._root / name
+        return sorted(p.name for p in folder.iterdir() if p.is_dir()) if folder.is_dir() else []
 
     def _open_columns(self, group: zarr.Group) -> tuple[dict[str, zarr.Array], dict[str, str]]:
         """Open every array of `data/` on its own, so that one odd column does not hide the others."""
@@ -348,8 +341,8 @@ class EpisodeStore(Source):
 
     def _size(self, name: str) -> int | None:
         """Bytes of a file before the zip's compression, None if it is not there."""
-        if self._zipped is not None:
-            return self._zipped.sizes.get(name)
+        if self._sizes is not None:
+            return self._sizes.get(name)
         try:
             return os.stat(f"{self.path}/{name}").st_size
         except (FileNotFoundError, NotADirectoryError):
@@ -357,36 +350,27 @@ class EpisodeStore(Source):
 
     def _blosc_size(self, name: str) -> int:
         """The compressed size that a Blosc chunk states in its 16-byte header."""
-        zipped = self._zipped
-        with (self.path / name).open("rb") if zipped is None else zipped.file.open(name) as stream:
+        with (self._root / name).open("rb") as stream:
             header = stream.read(16)
         return int.from_bytes(header[12:16], "little") if len(header) == 16 else 16
 
 
-class _Zip(NamedTuple):
-    """A store's zip and what is in it: name -> bytes before compression."""
-
-    file: zipfile.ZipFile
-    sizes: dict[str, int]
-
-
-def _open_group(path: Path) -> tuple[zarr.Group, _Zip | None]:
-    """Open a zarr group or say what is there instead."""
+def _open_group(path: Path) -> tuple[zarr.Group, Path | zipfile.Path]:
+    """Open a zarr group, and the folder or zip that it is in, or say what is there instead."""
     if not path.exists():
         siblings = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
         stores = sorted(name for name in siblings if name.endswith(".zarr") and name[0] != ".")
         beside = f"; '{path.parent}' holds {', '.join(stores[:8])}" if stores else ""
         hint = f"{suggest(path.name, siblings)}{beside}"
         raise FlowleapError(f"dataset '{path}' does not exist{hint} ({_LAYOUT})")
-    zipped = None
+    root: Path | zipfile.Path = path
+    store: Any = path
     if path.is_file() and (path.suffix == ".zip" or zipfile.is_zipfile(path)):
         broken = f"dataset '{path}' is not a whole zip file"
         with explain(broken, OSError, zipfile.BadZipFile, remedy="; copy the dataset again"):
-            file = zipfile.ZipFile(path)
-        zipped = _Zip(file, {info.filename: info.file_size for info in file.infolist() if not info.is_dir()})
+            root, store = zipfile.Path(zipfile.ZipFile(path)), zarr.storage.ZipStore(path, mode="r")
     try:
-        store = path if zipped is None else zarr.storage.ZipStore(path, mode="r")
-        return zarr.open_group(store, mode="r", use_consolidated=False), zipped
+        return zarr.open_group(store, mode="r", use_consolidated=False), root
     except Exception as error:  # FileNotFoundError, ContainsArrayError, JSON errors: all mean the same here
         inside = sorted(p.name for p in path.glob("[!.]*.zarr")) if path.is_dir() else []
         hint = f"; it contains {', '.join(inside[:8])}" if inside else ""

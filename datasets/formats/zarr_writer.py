@@ -19,8 +19,7 @@ from flowleap.datasets.formats.zarr_journal import Journal
 from flowleap.policy.core.spec import ObsKey, Spec
 
 SPEC_ATTRIBUTE = "flowleap_spec"
-FORMAT_ATTRIBUTE = "flowleap_format"
-FORMAT_VERSION = 1
+FORMAT = ("flowleap_format", 1)  # an attribute, and the version that is written and read
 NO_SEED = -1  # what `meta/episode_seeds` holds for an episode without a seed
 
 _CHUNK_BYTES = 2 * 2**20
@@ -178,7 +177,7 @@ class EpisodeWriter(Writer):
             meta["episode_seeds"] = np.array(self._seeds, dtype=np.int64)
         for name, values in meta.items():
             self._new_array(f"meta/{name}", data=values, chunks=values.shape)
-        own = {SPEC_ATTRIBUTE: self.spec.to_dict(), FORMAT_ATTRIBUTE: FORMAT_VERSION}
+        own = {SPEC_ATTRIBUTE: self.spec.to_dict(), FORMAT[0]: FORMAT[1]}
         self._group.attrs.update(json.loads(json.dumps({**self.attrs, **own}, default=plain)))
         if self._journal is not None:
             self._journal.remove()
