@@ -60,9 +60,7 @@ class Source(Dataset):
     ) -> None:
         """Set Spec, extra columns and (no) attributes; `facts` are further fields of the Spec."""
         if len(action.shape) != 1:
-            raise FlowleapError(
-                f"'{self.path}': '{ACTION}' has shape {action.shape} a frame, expected one axis"
-            )
+            raise FlowleapError(f"'{self.path}': '{ACTION}' has shape {action.shape} a frame, not one axis")
         self.extra = extra if action.dtype == "float32" else {**extra, ACTION: action}
         facts["source"] = {"dataset": self.path.name, **facts.get("source", {})}
         self.spec, self.attrs = Spec(observations, action_dim=action.shape[0], **facts), {}
@@ -174,8 +172,6 @@ class Writer(ABC):
                 if keeps:
                     self._target.publish()
         finally:
-            self._discard(kind)
-
-    def _discard(self, kind: type[BaseException] | None) -> None:
-        """Remove what was not finished; nothing happens where all was."""
-        self._target.discard()
+            # A job that SIGTERM ends is not given up: the next process goes on with it.
+            if not self._job or kind is None or not issubclass(kind, SystemExit):
+                self._target.discard()

@@ -79,23 +79,18 @@ def index_v3(root: Path, info: dict[str, Any], videos: Sequence[str]) -> tuple[l
         episode, length = _whole(root, row, "episode_index"), _whole(root, row, "length")
         places.append(Place(episode, length, table, start, clips, seed if isinstance(seed, int) else None))
     places = [place._replace(offset=place.offset - first[place.table]) for place in places]
-    return _checked(root, places), _tasks_v3(root)
+    file = root / "meta" / "tasks.parquet"
+    tasks: dict[int, str] = {}
+    for row in _parquet_rows(root, file) if file.is_file() else []:  # pandas has the texts as its index
+        number = _whole(root, row, "task_index")
+        tasks[number] = next((value for value in row.values() if isinstance(value, str)), "")
+    return _checked(root, places), _by_index(tasks)
 
 
 def _numbered(root: Path, row: dict[str, Any], folder: str, template: str, **names: str) -> Path:
     """The file whose numbers a row of meta/episodes gives."""
     numbers = {name: _whole(root, row, f"{folder}/{name}") for name in ("chunk_index", "file_index")}
     return _fill(root, template, **names, **numbers)
-
-
-def _tasks_v3(root: Path) -> list[str]:
-    """Read the tasks: a column `task_index`, and the texts in the index column of a pandas table."""
-    file = root / "meta" / "tasks.parquet"
-    tasks: dict[int, str] = {}
-    for row in _parquet_rows(root, file) if file.is_file() else []:
-        number = _whole(root, row, "task_index")
-        tasks[number] = next((value for value in row.values() if isinstance(value, str)), "")
-    return _by_index(tasks)
 
 
 def _by_index(tasks: dict[int, str]) -> list[str]:

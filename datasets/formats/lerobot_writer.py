@@ -53,9 +53,7 @@ class LeRobotWriter(Writer):
         self._pa = optional_import("pyarrow", extra="formats")
         self._parquet = optional_import("pyarrow.parquet", extra="formats")
         if self.spec.control_hz <= 0:
-            raise FlowleapError(
-                "LeRobotDataset needs the frame rate, which the source does not say: add control_hz"
-            )
+            raise FlowleapError("LeRobotDataset needs the frame rate, which the source lacks: add control_hz")
         self._clips = self._images if self._video else set()
         tasks = self.attrs.get("tasks") or [self.spec.source.get("env") or "unnamed task"]
         self._tasks = [str(task) for task in tasks]
@@ -101,26 +99,19 @@ class LeRobotWriter(Writer):
 
     def _arrow_table(self, columns: Episode, derived: Mapping[str, NDArray]) -> Any:
         """What the tables hold: all columns but those in videos, and those that LeRobot derives, which come last."""
-        table = {
-            self._names[key]: self._cells(key, columns[key]) for key in columns if key not in self._clips
-        }
-        own = {name: cells for name, cells in table.items() if name not in DERIVED}
+        stored = [key for key in columns if key not in self._clips and self._names[key] not in DERIVED]
+        own = {self._names[key]: self._cells(key, columns[key]) for key in stored}
         return self._pa.table(own | {name: self._pa.array(values) for name, values in derived.items()})
 
     def _write(self, columns: Episode, length: int, seed: int | None) -> None:
         frames, number = np.arange(length), self.n_episodes
         tasks = columns.get(_TASK, np.zeros(length, np.int64))
         if tasks.min() < 0 or tasks.max() >= len(self._tasks):
-            raise FlowleapError(
-                f"episode {number}: '{_TASK}' goes up to {tasks.max()}, but there are {len(self._tasks)} tasks"
-            )
-        derived: dict[str, NDArray] = {
-            "timestamp": (frames / self.spec.control_hz).astype(np.float32),
-            "frame_index": frames,
-            "episode_index": np.full(length, number),
-            "index": frames + self.n_frames,
-            _TASK: tasks,
-        }
+            wrong = f"'{_TASK}' goes up to {tasks.max()}, but there are {len(self._tasks)} tasks"
+            raise FlowleapError(f"episode {number}: {wrong}")
+        stamps = (frames / self.spec.control_hz).astype(np.float32)
+        numbers = (stamps, frames, np.full(length, number), frames + self.n_frames, tasks)
+        derived = dict(zip(DERIVED, numbers, strict=True))
         file = self._append(self._arrow_table(columns, derived))
         row = {"episode_index": number, "tasks": [self._tasks[i] for i in np.unique(tasks)], "length": length}
         row |= _numbered("data", file)
@@ -139,20 +130,13 @@ class LeRobotWriter(Writer):
         chunk, file = divmod(self.n_episodes, _CHUNK_FILES)
         place = VIDEO_V3.format(video_key=name, chunk_index=chunk, file_index=file)
         codec = write_frames(self._target.temporary / place, images, rate)
-        about = {
-            "height": height,
-            "width": width,
-            "codec": codec,
-            "pix_fmt": "yuv420p",
-            "is_depth_map": False,
-        }
-        about |= {"fps": rate, "channels": 3}
+        about = {"height": height, "width": width, "codec": codec, "pix_fmt": "yuv420p"}
+        about |= {"is_depth_map": False, "fps": rate, "channels": 3}
         info = {f"video.{field}": value for field, value in about.items()}
         self._features[name]["info"] = info | {"has_audio": False}
         span = {"from_timestamp": 0.0, "to_timestamp": len(images) / rate}
-        return _numbered(f"videos/{name}", self.n_episodes) | {
-            f"videos/{name}/{field}": value for field, value in span.items()
-        }
+        place_in_time = {f"videos/{name}/{field}": value for field, value in span.items()}
+        return _numbered(f"videos/{name}", self.n_episodes) | place_in_time
 
     def _cells(self, key: str, values: NDArray) -> Any:
         """Turn [T, *shape] into an arrow array: numbers, (nested) lists, or images as PNG."""

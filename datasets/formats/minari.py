@@ -110,12 +110,9 @@ class Reader(Hdf5Source):
 
 def _folder(path: Path) -> Path | None:
     """The folder with metadata and data, from any of the paths that name a dataset."""
-    if path.name == _FILE:
-        path = path.parent
-    for folder in (path, path / "data"):
-        if (folder / _FILE).is_file() and (folder / "metadata.json").is_file():
-            return folder
-    return None
+    home = path.parent if path.name == _FILE else path
+    folders = (home, home / "data")
+    return next((f for f in folders if (f / _FILE).is_file() and (f / "metadata.json").is_file()), None)
 
 
 def _decode(frames: NDArray) -> NDArray[np.uint8]:

@@ -80,10 +80,9 @@ class _Zip:
             self.refused[name] = "is in Fortran order: save np.ascontiguousarray(...)"
         elif shape:
             array = _Array(stream, stream.tell(), shape, dtype, dtype.itemsize * math.prod(shape[1:]))
-            if min(shape) < 0 or array.start + shape[0] * array.width != member.file_size:
-                raise ValueError(
-                    f"{member.filename} has {member.file_size} bytes, not those of shape {shape}"
-                )
+            size = member.file_size
+            if min(shape) < 0 or array.start + shape[0] * array.width != size:
+                raise ValueError(f"{member.filename} has {size} bytes, not those of shape {shape}")
             self.arrays[name] = array
 
     def require(self, name: str) -> _Array:

@@ -17,16 +17,25 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from flowleap.datasets.columns import ACTION, Episode, flat_names, infer_key, require_memory
-from flowleap.datasets.formats.base import explain
+from flowleap.datasets.columns import ACTION, Episode, flat_names, infer_key, plain, require_memory
+from flowleap.datasets.formats import base
 from flowleap.datasets.formats.hdf5 import Hdf5Source
-from flowleap.datasets.formats.robomimic_writer import ACTIONS, MASKS, NOTE
-from flowleap.datasets.formats.robomimic_writer import RobomimicWriter as Writer
-from flowleap.datasets.formats.robomimic_writer import is_hdf5 as detect
-from flowleap.policy.core.errors import FlowleapError, suggest
+from flowleap.policy.core.errors import FlowleapError, optional_import, suggest
 from flowleap.policy.core.spec import ActionConvention, ObsKey
 
-__all__ = ["Reader", "Writer", "action_convention", "detect"]
+_ACTIONS = "actions"
+_MASKS = "masks"  # attribute of a store: name of a filter -> indices of its episodes
+_NOTE = "flowleap"  # dataset with JSON as bytes: an HDF5 attribute could not hold more than 64 KiB
+_MAGIC = b"\x89HDF\r\n\x1a\n"
+_GYM = 2  # robomimic's EnvType
+
+
+def detect(path: Path) -> bool:
+    """A file with the signature, or at least a suffix, of HDF5."""
+    if not path.is_file():
+        return False
+    with path.open("rb") as stream:
+        return stream.read(len(_MAGIC)) == _MAGIC or path.suffix in (".hdf5", ".h5")
 
 
 class Reader(Hdf5Source):
@@ -38,33 +47,38 @@ class Reader(Hdf5Source):
         actions: the dataset with the actions, such as `actions_abs`.
     """
 
-    def __init__(self, path: Path, filter: str | None = None, actions: str = ACTIONS) -> None:
+    def __init__(self, path: Path, filter: str | None = None, actions: str = _ACTIONS) -> None:
         super().__init__(path, path)
         data = self._file.get("data")
         if not isinstance(data, self._h5.Group):
-            raise FlowleapError(
-                f"'{path}' has no group 'data', only {sorted(self._file)}: not a robomimic file"
-            )
-        with explain(f"'{path}': data cannot be read", FlowleapError):
+            raise FlowleapError(f"'{path}' has no group 'data', only {sorted(self._file)}: not of robomimic")
+        with base.explain(f"'{path}': data cannot be read", FlowleapError):
             self._require_own(data.id)
-        _limit_cache(self._file)
+        # At most 2 MiB of metadata: HDF5's own 32 MiB are ten times that in memory, and reading never looks back.
+        config = self._file.id.get_mdc_config()
+        config.set_initial_size, config.initial_size = True, 2**20
+        config.min_size, config.max_size = 2**20, 2 * 2**20
+        self._file.id.set_mdc_config(config)
         self._data = data
         self._types: dict[str, tuple[Any, np.dtype]] = {}  # column -> HDF5 type and dtype that were met last
         self._demos = self._select(filter)
         self.n_episodes = len(self._demos)
-        self._noted = actions == ACTIONS and NOTE in self._file
+        self._noted = actions == _ACTIONS and _NOTE in self._file
         if self._noted:
-            where = f"'{path}', {NOTE}"
-            with explain(f"{where} is damaged", ValueError, TypeError, AttributeError):
-                note = json.loads(self._file[NOTE][()].tobytes())
+            where = f"'{path}', {_NOTE}"
+            with base.explain(f"{where} is damaged", ValueError, TypeError, AttributeError):
+                note = json.loads(self._file[_NOTE][()].tobytes())
             self.take_note(note, where)
             paths = {key: f"obs/{key}" if key in self.spec.observations else key for key in self.fields}
         else:
-            paths = self._names(0, actions)
+            paths = self._names(actions)
             self._infer(paths, actions)
         self._paths = paths | {ACTION: actions}
-        if filter is None:
-            self.attrs |= self._masks()
+        masks = self._filters() if filter is None else {}
+        if masks:
+            number = {name: i for i, name in enumerate(self._demos)}
+            found = {name: sorted(number[d] for d in demos if d in number) for name, demos in masks.items()}
+            self.attrs[_MASKS] = found
 
     def _infer(self, names: Mapping[str, str], actions: str) -> None:
         """Describe the columns of a file that others wrote."""
@@ -106,12 +120,6 @@ class Reader(Hdf5Source):
             raise FlowleapError(f"'{self.path}' has no demonstrations in data/")
         return sorted(demos, key=lambda name: (int("".join(re.findall(r"[0-9]+", name)) or 0), name))
 
-    def _masks(self) -> dict[str, Any]:
-        number = {name: i for i, name in enumerate(self._demos)}
-        filters = self._filters()
-        found = {name: sorted(number[d] for d in demos if d in number) for name, demos in filters.items()}
-        return {MASKS: found} if found else {}
-
     def _filters(self) -> dict[str, list[str]]:
         """Filter -> names of its demonstrations, each once."""
         group = self._file.get("mask", {})
@@ -125,22 +133,22 @@ class Reader(Hdf5Source):
             found[name] = list(dict.fromkeys(self._text(demo, f"mask/{name}") for demo in node[()]))
         return found
 
-    def _names(self, index: int, actions: str) -> dict[str, str]:
+    def _names(self, actions: str) -> dict[str, str]:
         """Column -> path below the demonstration, of all numeric datasets but the actions."""
         found: list[str] = []
 
         def visit(name: str, node: Any) -> None:
-            name = self._text(name, self.label(index))
+            name = self._text(name, self.label(0))
             if self._numeric(node) and name != actions and not name.startswith("next_obs/"):
                 found.append(name)
 
-        self._group(index).visititems(visit)
+        self._group(0).visititems(visit)
         found.sort(key=lambda name: (not name.startswith("obs/"), name))
         return flat_names(found, ["obs/"])
 
     def _env_args(self) -> dict[str, Any]:
         wrong = f"'{self.path}': attribute env_args of data is no JSON"
-        with explain(wrong, ValueError, TypeError, RecursionError):
+        with base.explain(wrong, ValueError, TypeError, RecursionError):
             env_args = json.loads(self._data.attrs.get("env_args", "{}"))
         return env_args if isinstance(env_args, dict) else {}
 
@@ -153,7 +161,7 @@ class Reader(Hdf5Source):
     def _read(self, index: int, keys: Sequence[str]) -> Episode:
         """Read some columns of one demonstration."""
         name = self._demos[index]
-        with explain(f"'{self.path}': data/{name} is no group", KeyError, ValueError):
+        with base.explain(f"'{self.path}': data/{name} is no group", KeyError, ValueError):
             group = self._h5.h5g.open(self._data.id, name.encode())
         columns: Episode = {}
         for key in keys:
@@ -171,7 +179,7 @@ class Reader(Hdf5Source):
         The low-level interface of h5py is three times as fast as `group[path][()]` for the small datasets here.
         """
         h5, path = self._h5, self._paths[key]
-        with explain(f"is missing: no dataset {path}", KeyError, ValueError, TypeError):
+        with base.explain(f"is missing: no dataset {path}", KeyError, ValueError, TypeError):
             dataset = h5.h5d.open(group, path.encode())
         self._require_own(dataset)
         kind, shape = dataset.get_type(), dataset.shape
@@ -216,12 +224,48 @@ class Reader(Hdf5Source):
         return None if model is None else self._text(model, f"{self.label(index)}, model_file")
 
 
-def _limit_cache(file: Any) -> None:
-    """Keep at most 2 MiB of metadata: HDF5's own 32 MiB are ten times that in memory, and reading never looks back."""
-    config = file.id.get_mdc_config()
-    config.set_initial_size, config.initial_size = True, 2**20
-    config.min_size, config.max_size = 2**20, 2 * 2**20
-    file.id.set_mdc_config(config)
+class Writer(base.Writer):
+    """Writes a robomimic file; see `base.Writer` for the arguments.
+
+    `spec.source["env_args"]`, if it is there, becomes the file's `env_args`, `attrs["masks"]` (name -> episode
+    indices) become `mask/<name>`, and extra columns lie beside `actions`.
+    """
+
+    kind = "HDF5 file"
+    is_kind = staticmethod(detect)
+
+    def _prepare(self) -> None:
+        self._h5 = optional_import("h5py", extra="formats")
+        for key in self._layout.columns:
+            if key not in self.spec.observations and key in ("obs", "next_obs", _ACTIONS):
+                raise FlowleapError(f"a robomimic file cannot hold a column '{key}' beside the observations")
+
+    def _open(self) -> None:
+        self._file = self._h5.File(self._target.temporary, "w")
+        self._data = self._file.create_group("data")
+
+    def _write(self, columns: Episode, length: int, seed: int | None) -> None:
+        group = self._data.create_group(f"demo_{self.n_episodes}")
+        for key, values in columns.items():
+            name = f"obs/{key}" if key in self.spec.observations else key
+            group.create_dataset(_ACTIONS if key == ACTION else name, data=values)
+        group.attrs["num_samples"] = length
+        if seed is not None:
+            group.attrs["seed"] = seed
+
+    def _finish(self) -> None:
+        self._data.attrs["total"] = self.n_frames
+        default = {"env_name": self.spec.source.get("env", "unknown"), "type": _GYM, "env_kwargs": {}}
+        self._data.attrs["env_args"] = json.dumps(self.spec.source.get("env_args") or default, default=plain)
+        for name, episodes in self.attrs.get(_MASKS, {}).items():
+            demos = np.array([f"demo_{i}" for i in episodes], dtype="S")
+            self._file.create_dataset(f"mask/{name}", data=demos)
+        note = self._note() | {"attrs": {key: value for key, value in self.attrs.items() if key != _MASKS}}
+        text = json.dumps(note, default=plain).encode()
+        self._file.create_dataset(_NOTE, data=np.frombuffer(text, dtype=np.uint8))
+
+    def _close(self) -> None:
+        self._file.close()
 
 
 def action_convention(env_args: Mapping[str, Any]) -> ActionConvention:

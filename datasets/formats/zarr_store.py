@@ -167,9 +167,7 @@ class EpisodeStore(Source):
             cache_bytes -= columns[key].nbytes if columns[key].cached else 0
         return columns
 
-    def read(
-        self, keys: Sequence[str], episodes: slice | None = None, allow_nan: bool = False
-    ) -> dict[str, NDArray]:
+    def read(self, keys: Sequence[str], episodes: slice | None = None, allow_nan: bool = False) -> Episode:
         """Read numeric columns, key -> [frames, *shape], of all episodes or of a contiguous slice of them.
 
         Raises:

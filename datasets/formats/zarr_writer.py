@@ -47,12 +47,8 @@ class EpisodeWriter(Writer):
     episodes that were streamed out (`n_episodes` says how many), and the caller goes on with the one after them.
 
     Args:
-        path: the new store; by custom it ends in `.zarr`.
         keep_interrupted: False gives an interrupted store no name: all episodes or none.
-        job: names the work, so that a killed process can be continued.
-
-    Raises:
-        FlowleapError: see `Writer`; or the same job is running already.
+        job: names the work, so that a killed process can be continued; no two may be at the same one.
     """
 
     kind = "zarr store"
@@ -115,11 +111,6 @@ class EpisodeWriter(Writer):
     def _close(self) -> None:
         if self._journal is not None:
             self._journal.close()
-
-    def _discard(self, kind: type[BaseException] | None) -> None:
-        terminated = kind is not None and issubclass(kind, SystemExit)  # by SIGTERM: nobody said to give up
-        if not terminated or self._journal is None:
-            super()._discard(kind)
 
     def _create(self) -> None:
         """Begin an empty store."""
