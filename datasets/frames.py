@@ -106,9 +106,7 @@ class Frames:
 class Mirrored:
     """Frames, and after them their mirror images, which are made when they are read; see `Frames` for the rest.
 
-    Args:
-        frames: N images.
-        mirror: uint8 [n, H, W, 3] -> the same shape.
+    `mirror` turns uint8 [n, H, W, 3] into the same shape.
     """
 
     dtype = np.dtype(np.uint8)

@@ -19,11 +19,7 @@ def read_frames(
 ) -> NDArray[np.uint8]:
     """Decode the frames shown at `times`, [T] increasing seconds from the beginning: uint8 rgb [T, *shape].
 
-    Args:
-        file: the video.
-        times: see above.
-        fps: frames per second, which sets how far a frame may be from its time.
-        shape: (height, width, 3).
+    `fps`, frames per second, sets how far a frame may be from its time; `shape` is (height, width, 3).
 
     Raises:
         FlowleapError: the file is damaged, has frames of another size, or none at one of the times. The message does
