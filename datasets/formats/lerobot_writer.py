@@ -110,7 +110,13 @@ class LeRobotWriter(Writer):
             wrong = f"'{_TASK}' goes up to {tasks.max()}, but there are {len(self._tasks)} tasks"
             raise FlowleapError(f"episode {number}: {wrong}")
         stamps = (frames / self.spec.control_hz).astype(np.float32)
-        numbers = (stamps, frames, np.full(length, number), frames + self.n_frames, tasks)
+        numbers: tuple[NDArray, ...] = (
+            stamps,
+            frames,
+            np.full(length, number),
+            frames + self.n_frames,
+            tasks,
+        )
         derived = dict(zip(DERIVED, numbers, strict=True))
         file = self._append(self._arrow_table(columns, derived))
         row = {"episode_index": number, "tasks": [self._tasks[i] for i in np.unique(tasks)], "length": length}
