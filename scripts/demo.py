@@ -110,7 +110,7 @@ def _draw(cfg: DictConfig, data: Path, run: Path, out: Path) -> None:
     spec, task = policy.spec, make_task(cfg.task.name, **cfg.task.kwargs)
     dataset = load_columns(task, open_dataset(data))
     windows = dataset.windows(spec.n_obs_steps, spec.horizon, spec.n_action_steps)
-    plots.training_curve(run / "metrics.jsonl", out / "training.png")
+    plots.training_curve(run, out / "training.png")
     plots.action_chunks(policy, windows, out / "chunks.png")
 
 
