@@ -72,20 +72,12 @@ def _dataset(final: Path) -> Path:
 
 
 @contextmanager
-def _bar(name: str) -> Iterator[Progress | None]:
+def _bar(name: str) -> Iterator[Progress]:
     """A progress bar on a terminal; nothing elsewhere."""
     console = Console(stderr=True)
-    if not console.is_terminal:
-        yield None
-        return
-    columns = (
-        "{task.description}",
-        BarColumn(),
-        DownloadColumn(),
-        TransferSpeedColumn(),
-        TimeRemainingColumn(),
-    )
-    with Bar(*columns, console=console, transient=True) as bar:
+    parts = (BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
+    quiet = not console.is_terminal
+    with Bar("{task.description}", *parts, console=console, transient=True, disable=quiet) as bar:
         task = bar.add_task(name, total=None)
         yield lambda here, total: bar.update(task, completed=here, total=total)
 
