@@ -32,7 +32,8 @@ def main(cfg: DictConfig) -> dict[str, Any]:
     _check(cfg)
     task = make_task(cfg.task.name, **cfg.task.kwargs)
     n_envs = min(cfg.n_envs or os.cpu_count() or 1, cfg.episodes)
-    kept, attempts, noise = 0, int(cfg.episodes * cfg.max_attempts_factor), (cfg.action_noise, cfg.hold_steps)
+    attempts = int(cfg.episodes * cfg.max_attempts_factor)
+    kept = 0
     try:
         with progress_bar(0, cfg.episodes, f"collect {task.name}", enabled=True) as advance:
 
@@ -41,8 +42,8 @@ def main(cfg: DictConfig) -> dict[str, Any]:
                 kept = successes
                 advance(successes, f"expert {successes}/{attempts}")
 
-            options = (cfg.seed, n_envs, *noise, attempts, cfg.overwrite, on_progress)
-            attrs = collect(task, cfg.out, cfg.episodes, *options)
+            options = (cfg.action_noise, cfg.hold_steps, attempts, cfg.overwrite, on_progress)
+            attrs = collect(task, cfg.out, cfg.episodes, cfg.seed, n_envs, *options)
     except (KeyboardInterrupt, SystemExit):  # Ctrl-C, SIGTERM
         if kept:
             say(f"{cfg.out}: {kept} episodes are kept")

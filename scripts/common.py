@@ -25,11 +25,11 @@ def say(text: str) -> None:
     Console(soft_wrap=True, highlight=False).print(text, markup=False)
 
 
-def show_table(head: Iterable[str], rows: Iterable[Iterable[str]], title: str | None = None) -> None:
+def show_table(head: Iterable[str], rows: Iterable[Iterable[Any]], title: str | None = None) -> None:
     """Print a table."""
     table = Table(*head, title=title)
     for row in rows:
-        table.add_row(*row)
+        table.add_row(*map(str, row))
     Console().print(table)
 
 
@@ -64,11 +64,11 @@ def logged(run_dir: Path, key: str) -> list[dict[str, float]]:
     return [row for row in map(json.loads, lines) if key in row]
 
 
-def timed(work: Callable[[], Any], times: int = 1) -> tuple[Any, float, float]:
-    """Do `work` so many times; return its last result, and the seconds of wall clock and of CPU of all."""
+def timed(work: Callable[..., Any], *args: Any, times: int = 1) -> tuple[Any, float, float]:
+    """Do `work(*args)` so many times; return its last result, and the seconds of wall clock and of CPU of all."""
     wall, cpu = time.perf_counter(), time.process_time()
     for _ in range(times):
-        result = work()
+        result = work(*args)
     return result, time.perf_counter() - wall, time.process_time() - cpu
 
 

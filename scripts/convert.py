@@ -34,16 +34,13 @@ def main(cfg: DictConfig) -> None:
     options = {"filter": cfg.filter, "actions": cfg.actions, "fill_missing": cfg.fill_missing or None}
     with open_dataset(cfg.source, cfg.format, **options) as source:
         plan = with_rotations(_plan(source, cfg), cfg.rotation)
-        spec = plan.spec
-        if cfg.control_hz:
-            spec = replace(spec, control_hz=float(cfg.control_hz))
-        if cfg.action_convention:
-            spec = replace(spec, action_convention=cfg.action_convention)
+        asked = {"control_hz": float(cfg.control_hz or 0), "action_convention": cfg.action_convention}
+        spec = replace(plan.spec, **{key: value for key, value in asked.items() if value})
         settings: dict[str, Any] = {}
         if to == "zarr":
-            asked = plain(cfg)
-            asked.pop("overwrite")
-            settings = {"keep_interrupted": False, "job": json.dumps([source.fingerprint(), asked])}
+            given = plain(cfg)
+            given.pop("overwrite")
+            settings = {"keep_interrupted": False, "job": json.dumps([source.fingerprint(), given])}
         elif to == "lerobot":
             settings = {"video": cfg.video}
         make = format_module(to).Writer

@@ -19,14 +19,13 @@ from rich.console import Console
 from flowleap.datasets.dataset import open_dataset
 from flowleap.envs.registry import make_task
 from flowleap.envs.report import format_line
-from flowleap.envs.task import Task
 from flowleap.envs.task_data import load_columns
 from flowleap.policy.core.errors import FlowleapError
 from flowleap.policy.core.files import write_results
 from flowleap.scripts import collect, evaluate, export, train
 from flowleap.scripts.cli.main import run_verb
 from flowleap.scripts.cli.run import compose
-from flowleap.scripts.common import say
+from flowleap.scripts.common import say, timed
 from flowleap.scripts.studies import plots
 
 MARKER = ".flowleap-demo"  # only a folder that an earlier demo made is replaced
@@ -37,6 +36,8 @@ SEVERAL_WAYS = ("backbone.max_frequency=30", "n_action_steps=16")
 
 def main(cfg: DictConfig) -> dict[str, Any]:
     """Run the demo into `cfg.out`; return what results.json holds."""
+    from flowleap.policy.policy import Policy
+
     console, start = Console(), time.perf_counter()
     out = _fresh_folder(Path(cfg.out))
     task = make_task(cfg.task.name, **cfg.task.kwargs)
@@ -46,10 +47,10 @@ def main(cfg: DictConfig) -> dict[str, Any]:
     seconds: dict[str, float] = {}
 
     def stage(name: str, verb: Any, *overrides: str) -> Any:
-        console.rule(f"[bold]flowleap {name.split()[0]}[/] {' '.join(overrides)}", align="left")
-        begin = time.perf_counter()
-        result = verb.main(compose(name.split()[0], overrides))
-        seconds[name] = round(time.perf_counter() - begin, 1)
+        word = name.split()[0]
+        console.rule(f"[bold]flowleap {word}[/] {' '.join(overrides)}", align="left")
+        result, wall, _ = timed(lambda: verb.main(compose(word, overrides)))
+        seconds[name] = round(wall, 1)
         return result
 
     named, seed = f"task={cfg.task.name}", f"seed={cfg.seed}"
@@ -66,7 +67,11 @@ def main(cfg: DictConfig) -> dict[str, Any]:
     in_torch = roll_out("eval", "torch", f"checkpoint={run}", "steps=1", "videos=1")
     exported = stage("export", export, f"checkpoint={run}", "steps=1", f"out={out}/export")
     of_export = roll_out("eval (export)", "export", f"checkpoint={exported}", "videos=0")
-    _draw(task, data, run, out)
+    policy = Policy.load(run)
+    spec, dataset = policy.spec, load_columns(task, open_dataset(data))
+    windows = dataset.windows(spec.n_obs_steps, spec.horizon, spec.n_action_steps)
+    plots.training_curve(run, out / "training.png")
+    plots.action_chunks(policy, windows, out / "chunks.png")
     seconds["total"] = round(time.perf_counter() - start, 1)
     results: dict[str, Any] = {
         "command": "flowleap demo",
@@ -94,17 +99,6 @@ def _fresh_folder(out: Path) -> Path:
     out.mkdir(parents=True)
     (out / MARKER).touch()
     return out
-
-
-def _draw(task: Task, data: Path, run: Path, out: Path) -> None:
-    from flowleap.policy.policy import Policy
-
-    policy = Policy.load(run)
-    spec = policy.spec
-    dataset = load_columns(task, open_dataset(data))
-    windows = dataset.windows(spec.n_obs_steps, spec.horizon, spec.n_action_steps)
-    plots.training_curve(run, out / "training.png")
-    plots.action_chunks(policy, windows, out / "chunks.png")
 
 
 def _report(cfg: DictConfig, results: dict[str, Any]) -> str:

@@ -77,9 +77,7 @@ def packages() -> Iterator[Check]:
     core = of("")
     yield from map(core_package, core)
     for extra in metadata.metadata("flowleap").get_all("Provides-Extra") or []:
-        yield from (
-            optional_package(requirement, extra) for requirement in of(extra) if requirement not in core
-        )
+        yield from (optional_package(r, extra) for r in of(extra) if r not in core)
 
 
 def core_package(requirement: Requirement) -> Check:

@@ -37,12 +37,11 @@ def main(cfg: DictConfig) -> dict[str, Any]:
     seeds = range(cfg.seed, cfg.seed + cfg.episodes)
     n_envs = cfg.n_envs or os.cpu_count() or 1
     with progress_bar(0, len(seeds), f"eval {task.name}", enabled=True) as advance:
-        done = successes = 0
+        done: list[bool] = []
 
         def on_progress(episode: Any) -> None:
-            nonlocal done, successes
-            done, successes = done + 1, successes + episode.success
-            advance(done, f"success {successes}/{done}")
+            done.append(episode.success)
+            advance(len(done), f"success {sum(done)}/{len(done)}")
 
         result = rollout(task, actor.act, actor.spec, seeds, n_envs, cfg.batched, on_progress)
     report = summary(result, task)

@@ -71,15 +71,13 @@ def _print_report(report: Mapping[str, Any]) -> None:
         f"parity with eager torch at NFE {report['steps']}, {parity['windows']} {parity['observations']} "
         f"observations, tolerance {parity['tolerance']:g}:"
     )
-    rows = []
-    for case in parity["cases"]:
-        errors = (f"{case[key]:.2e}" for key in ("max_abs", "max_relative"))
-        rows.append((str(case["batch"]), str(case["draws"]), *errors))
-    show_table(("batch", "draws", "max abs error", "relative to the action range"), rows)
-    times = [
-        f"{name} {latency[name]['p50_ms']:.3f} / {latency[name]['p95_ms']:.3f}"
-        for name in ("onnxruntime", "eager")
+    rows = [
+        (case["batch"], case["draws"], f"{case['max_abs']:.2e}", f"{case['max_relative']:.2e}")
+        for case in parity["cases"]
     ]
+    show_table(("batch", "draws", "max abs error", "relative to the action range"), rows)
+    line = "{} {p50_ms:.3f} / {p95_ms:.3f}"
+    times = [line.format(name, **latency[name]) for name in ("onnxruntime", "eager")]
     ratio = f"{latency['speedup']:.1f}x at p50"
     say(f"latency, batch 1, one thread, p50 / p95 ms: {', '.join(times)} ({ratio})")
 

@@ -56,10 +56,8 @@ def main(cfg: DictConfig) -> dict[str, Any]:
     }
     for line in format_replay(report):
         say(line)
-    if not any(versions):
-        say("  the dataset does not say which versions recorded it")
-    else:
-        say(f"  versions: {'; '.join(changed) or 'those of the recording'}")
+    known = f"versions: {'; '.join(changed) or 'those of the recording'}"
+    say(f"  {known if any(versions) else 'the dataset does not say which versions recorded it'}")
     out = cfg.out or f"runs/replay/{task.name.replace('/', '_')}.json"
     say(f"results: {write_results(Path(out), results)}")
     return results

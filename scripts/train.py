@@ -144,24 +144,19 @@ def _resume_config(cfg: DictConfig) -> tuple[DictConfig, Path]:
                 f"{override!r} cannot change when a run is resumed; only trainer.* and eval.* can"
             )
     try:
-        stored = _upgraded(OmegaConf.load(file))
+        stored: Any = OmegaConf.load(file)
+        for old, new in RENAMED["train"].items():  # whichever version stored it
+            value = stored.pop(old, None)
+            if value is not None:
+                OmegaConf.update(stored, new, value)
+        for name, default in asdict(WINDOW).items():
+            if stored.get(name) is None:  # it was the task's
+                stored[name] = OmegaConf.select(stored, f"task.{name}") or default
         merged = OmegaConf.merge(stored, OmegaConf.from_dotlist(overrides), {"resume": str(run_dir)})
     except Exception as error:
         raise FlowleapError(f"{file}: not readable ({error}); the run cannot be resumed") from error
     assert isinstance(merged, DictConfig)
     return merged, run_dir
-
-
-def _upgraded(stored: Any) -> Any:
-    """A run's configuration in today's spelling, whichever version stored it."""
-    for old, new in RENAMED["train"].items():
-        value = stored.pop(old, None)
-        if value is not None:
-            OmegaConf.update(stored, new, value)
-    for name, default in asdict(WINDOW).items():
-        if stored.get(name) is None:  # it was the task's
-            stored[name] = OmegaConf.select(stored, f"task.{name}") or default
-    return stored
 
 
 def print_plan(trainer: Any, spec: Spec, info: Mapping[str, Any]) -> None:

@@ -24,9 +24,9 @@ import tempfile
 import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from omegaconf import DictConfig
 
@@ -42,14 +42,12 @@ TIMING = "train_seconds.json"
 STEP_COST = "step_seconds.json"
 COMMAND = (sys.executable, "-m", "flowleap.scripts.cli.main")
 TRAINING = ("trainer.threads=1", "trainer.device=cpu", "trainer.progress=false")
-EVALUATION = ("n_envs=1", "videos=0")
 
 _running: set[subprocess.Popen[bytes]] = set()  # by `run_flowleap`, in any thread
 _stopping = threading.Event()
 
 
-@dataclass(frozen=True)
-class Row:
+class Row(NamedTuple):
     """One training run and the NFEs it is evaluated at; `budget` is `steps` or `time`."""
 
     objective: str
@@ -69,11 +67,14 @@ def main(cfg: DictConfig) -> dict[str, Any]:
     _stopping.clear()
     with ThreadPoolExecutor(cfg.parallel) as pool:
         try:
-            parts = list(pool.map(lambda row: _run(cfg, row), rows))
+            records = [record for own in pool.map(lambda row: _run(cfg, row), rows) for record in own]
         except (KeyboardInterrupt, SystemExit):
-            _stop(pool)
+            # End the processes that are running, and start no more; the threads that wait for them end with them.
+            pool.shutdown(wait=False, cancel_futures=True)
+            _stopping.set()
+            for process in list(_running):
+                process.terminate()
             raise
-    records = [record for part in parts for record in part]
     results: dict[str, Any] = {"command": command("benchmark"), "config": plain(cfg), "metric": metric}
     for budget in cfg.budget:
         own = [record for record in records if record["budget"] == budget]
@@ -91,27 +92,17 @@ def main(cfg: DictConfig) -> dict[str, Any]:
     return results
 
 
-def _stop(pool: ThreadPoolExecutor) -> None:
-    """End the processes that are running, and start no more; the threads that wait for them end with them."""
-    pool.shutdown(wait=False, cancel_futures=True)
-    _stopping.set()
-    for process in list(_running):
-        process.terminate()
-
-
 def _rows(cfg: DictConfig) -> list[Row]:
     """All rows, seed by seed, so that a benchmark cut short has compared everything on fewer seeds."""
     rows = []
-    for seed in cfg.seeds:
-        for budget in cfg.budget:
-            for objective in cfg.objectives:
-                words = _train_words(cfg, objective, seed)
-                name = objective.replace("-", "_") + ("" if budget == "steps" else "_equal_time")
-                if budget == "time":
-                    steps = f"trainer.steps={_equal_time_steps(cfg, objective, words)}"
-                    words = (*(word for word in words if not word.startswith("trainer.steps=")), steps)
-                nfes = tuple(cfg.nfe.get(objective, cfg.nfe.get(objective.partition("-")[0], [1])))
-                rows.append(Row(objective, seed, nfes, words, Path(cfg.out) / f"{name}_seed{seed}", budget))
+    for seed, budget, objective in product(cfg.seeds, cfg.budget, cfg.objectives):
+        words = _train_words(cfg, objective, seed)
+        name = objective.replace("-", "_") + ("" if budget == "steps" else "_equal_time")
+        if budget == "time":
+            steps = f"trainer.steps={_equal_time_steps(cfg, objective, words)}"
+            words = (*(word for word in words if not word.startswith("trainer.steps=")), steps)
+        nfes = tuple(cfg.nfe.get(objective, cfg.nfe.get(objective.partition("-")[0], [1])))
+        rows.append(Row(objective, seed, nfes, words, Path(cfg.out) / f"{name}_seed{seed}", budget))
     return rows
 
 
@@ -159,37 +150,41 @@ def _run(cfg: DictConfig, row: Row) -> list[dict[str, Any]]:
     evaluations = logged(row.run_dir, "eval/score")  # during training, with `trainer.eval_every`
     records = []
     for nfe in row.nfes:
+        ta = "null" if cfg.n_action_steps is None else cfg.n_action_steps
         name = f"nfe{nfe}_ta{cfg.n_action_steps or 'task'}_{cfg.eval_seed}x{cfg.episodes}.json"
-        file = row.run_dir / "eval" / name
-        if not file.exists():
-            ta = "null" if cfg.n_action_steps is None else cfg.n_action_steps
-            which = (f"checkpoint={row.run_dir}", f"steps={nfe}", f"n_action_steps={ta}")
-            episodes = (f"episodes={cfg.episodes}", f"seed={cfg.eval_seed}", *EVALUATION)
-            run_flowleap("eval", *which, *episodes, f"out={file}")
-        result = json.loads(file.read_text())
-        records.append(
-            {
-                "objective": row.objective,
-                "budget": row.budget,
-                "nfe": nfe,
-                "seed": row.seed,
-                "train_steps": result["actor"]["training"]["step"],
-                "train_minutes": round(json.loads(timing.read_text()) / 60, 2),
-                "parameters": result["actor"]["parameters"],
-                "summary": result["summary"],
-                "curve": [{"step": e["step"], "score": e["eval/score"]} for e in evaluations],
-                "rows": result["rows"],
-            }
-        )
+        words = (f"steps={nfe}", f"n_action_steps={ta}")
+        result = evaluate(cfg, row.run_dir, row.run_dir / "eval" / name, *words)
+        record = {
+            "objective": row.objective,
+            "budget": row.budget,
+            "nfe": nfe,
+            "seed": row.seed,
+            "train_steps": result["actor"]["training"]["step"],
+            "train_minutes": round(json.loads(timing.read_text()) / 60, 2),
+            "parameters": result["actor"]["parameters"],
+            "summary": result["summary"],
+            "curve": [{"step": e["step"], "score": e["eval/score"]} for e in evaluations],
+            "rows": result["rows"],
+        }
+        records.append(record)
     return records
+
+
+def evaluate(cfg: DictConfig, run_dir: Path, out: Path, *words: str) -> dict[str, Any]:
+    """The results of `flowleap eval` for a run, from `out` if they are there already."""
+    if not out.exists():
+        episodes = (f"episodes={cfg.episodes}", f"seed={cfg.eval_seed}", "n_envs=1", "videos=0")
+        run_flowleap("eval", f"checkpoint={run_dir}", *words, *episodes, f"out={out}")
+    results: dict[str, Any] = json.loads(out.read_text())
+    return results
 
 
 def run_flowleap(verb: str, *words: str) -> float:
     """Run a verb in a process of its own on one CPU thread; return its CPU seconds. Its error line becomes ours."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+    line = [*COMMAND, verb, *words]
     with tempfile.TemporaryFile("w+") as errors:
-        output: dict[str, Any] = {"stdout": subprocess.DEVNULL, "stderr": errors}
-        process = subprocess.Popen([*COMMAND, verb, *words], env=environment, **output)
+        process = subprocess.Popen(line, env=environment, stdout=subprocess.DEVNULL, stderr=errors)
         _running.add(process)
         try:
             if _stopping.is_set():

@@ -22,7 +22,8 @@ def aggregate(records: Sequence[Record], episodes: int, metric: str) -> list[dic
     """
     table = []
     for (objective, nfe), group in _groups(records).items():
-        values, success = _scores(group, metric), rate([e["success"] for run in group for e in run["rows"]])
+        values, pooled = _scores(group, metric), [episode for run in group for episode in run["rows"]]
+        success, outcomes = rate([e["success"] for e in pooled]), group[0]["summary"].get("outcomes", {})
         per_seed = values.mean(1)
         interval = success["interval"] if metric == "success" else bootstrap_mean(values.mean(0))
         row = {
@@ -36,10 +37,7 @@ def aggregate(records: Sequence[Record], episodes: int, metric: str) -> list[dic
             "seed_sd": float(per_seed.std(ddof=1)) if len(group) > 1 else None,
             "mean_max_reward": float(_scores(group, "max_reward").mean()),
             "success": success,
-            "outcomes": {
-                name: rate([e["outcomes"][name] for run in group for e in run["rows"]])
-                for name in group[0]["summary"].get("outcomes", {})
-            },
+            "outcomes": {name: rate([e["outcomes"][name] for e in pooled]) for name in outcomes},
             "train_steps": [e["train_steps"] for e in group],
             "train_minutes": [e["train_minutes"] for e in group],
             "latency_ms_p50": float(np.median([e["summary"]["latency_ms"]["p50"] for e in group])),

@@ -9,7 +9,6 @@ from __future__ import annotations
 import shutil
 import tempfile
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -100,5 +99,5 @@ def plain_loop(source: Path, out: Path) -> None:
 
 
 def _measured(job: Callable[[Path, Path], None], source: Path, out: Path) -> dict[str, float]:
-    _, wall, cpu = timed(partial(job, source, out))
+    _, wall, cpu = timed(job, source, out)
     return {"cpu": cpu, "wall": wall, "peak_mb": peak_megabytes()}

@@ -11,7 +11,6 @@ Writes `<results>/<name>.json` and a plot.
 
 from __future__ import annotations
 
-import json
 import shlex
 import shutil
 import sys
@@ -26,7 +25,7 @@ from flowleap.policy.core.errors import FlowleapError, suggest
 from flowleap.policy.core.files import write_results
 from flowleap.scripts.cli.main import run_verb
 from flowleap.scripts.common import command, logged, plain, say, show_table
-from flowleap.scripts.studies.benchmark import EVALUATION, TRAINING, run_flowleap
+from flowleap.scripts.studies.benchmark import TRAINING, evaluate, run_flowleap
 from flowleap.scripts.studies.plots import gradient_norms
 
 LOG_EVERY = 10
@@ -39,14 +38,9 @@ def main(cfg: DictConfig) -> dict[str, Any]:
         if name not in cfg.cases:
             raise FlowleapError(f"only: no case {name!r} among {list(cfg.cases)}{suggest(name, cfg.cases)}")
 
-    def run(name: str) -> tuple[dict[str, Any], list[dict[str, float]]]:
-        case, rows = _case(cfg, cfg.cases[name], Path(cfg.out) / name)
-        score = "" if case["score"] is None else f", score {case['score']:.3f}"
-        say(f"{name}: median {case['median']:.3g}, largest {case['largest']:.3g}, {case['ended']}{score}")
-        return case, rows
-
     with ThreadPoolExecutor(cfg.parallel) as pool:
-        outcomes = dict(zip(names, pool.map(run, names), strict=True))
+        done = pool.map(lambda name: _case(cfg, cfg.cases[name], Path(cfg.out) / name), names)
+        outcomes = dict(zip(names, done, strict=True))
     cases = {name: case for name, (case, _) in outcomes.items()}
     results = {"command": command("gradients"), "config": plain(cfg), "cases": cases}
     path = write_results(Path(cfg.results) / f"{cfg.name}.json", results)
@@ -56,7 +50,7 @@ def main(cfg: DictConfig) -> dict[str, Any]:
     for name, case in cases.items():
         score = "-" if case["score"] is None else f"{case['score']:.2f}"
         norms = (f"{case[key]:.3g}" for key in ("median", "q95", "largest"))
-        table.append((str(name), *norms, case["ended"], score))
+        table.append((name, *norms, case["ended"], score))
     show_table(("case", "median norm", "95 %", "largest", "ended", "score at NFE 1"), table)
     say(f"results: {path}, {picture}")
     return results
@@ -77,11 +71,7 @@ def _case(cfg: DictConfig, words: str, run_dir: Path) -> tuple[dict[str, Any], l
             ended = "NaN"
         rows = logged(run_dir, "grad_norm")
     if ended == "whole" and cfg.episodes:
-        out = run_dir / "eval.json"
-        episodes = [f"episodes={cfg.episodes}", f"seed={cfg.eval_seed}", "steps=1", *EVALUATION]
-        if not out.exists():
-            run_flowleap("eval", f"checkpoint={run_dir}", *episodes, f"out={out}")
-        score = json.loads(out.read_text())["summary"]["headline"]["value"]
+        score = evaluate(cfg, run_dir, run_dir / "eval.json", "steps=1")["summary"]["headline"]["value"]
     norms = np.array([row["grad_norm"] for row in rows])
     case = {
         "overrides": words,
@@ -93,6 +83,8 @@ def _case(cfg: DictConfig, words: str, run_dir: Path) -> tuple[dict[str, Any], l
         "score": score,
         "episodes": cfg.episodes,
     }
+    reached = "" if score is None else f", score {score:.3f}"
+    say(f"{run_dir.name}: median {case['median']:.3g}, largest {case['largest']:.3g}, {ended}{reached}")
     return case, rows
 
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Callable
 from dataclasses import asdict
-from functools import partial
 from itertools import chain, repeat
 from typing import Any
 
@@ -82,7 +81,7 @@ def training(cfg: DictConfig, cache_bytes: int) -> dict[str, float]:
         trainer.train_step(*trainer.batch())  # allocation
         for _ in range(cfg.repeats):
             batch, *waiting = timed(trainer.batch)
-            _, *working = timed(partial(trainer.train_step, *batch))
+            _, *working = timed(trainer.train_step, *batch)
             seconds.append((waiting, working))
     (wait, wait_cpu), (work, work_cpu) = np.median(seconds, axis=0).tolist()
     indices = ShuffledIndices(len(windows), cfg.batch_size, 0)

@@ -10,22 +10,19 @@ import numpy as np
 
 from flowleap.scripts.common import logged
 
+Rows = Sequence[Mapping[str, Any]]
+
 
 def _figure(rows: int, columns: int, width: float, height: float) -> tuple[Any, Any]:
-    import matplotlib
+    from matplotlib.figure import Figure  # unlike pyplot, needs no display and no closing
 
-    matplotlib.use("Agg")  # no display needed
-    import matplotlib.pyplot as plt
-
-    return plt.subplots(rows, columns, figsize=(width, height), squeeze=False, layout="constrained")
+    figure = Figure(figsize=(width, height), layout="constrained")
+    return figure, figure.subplots(rows, columns, squeeze=False)
 
 
 def _save(figure: Any, path: Path) -> Path:
-    import matplotlib.pyplot as plt
-
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=120)
-    plt.close(figure)
     return path
 
 
@@ -91,9 +88,7 @@ def toy_samples(
     return _save(figure, out)
 
 
-def score_curves(
-    rows: Sequence[Mapping[str, Any]], runs: Sequence[Mapping[str, Any]], metric: str, out: Path, title: str
-) -> Path:
+def score_curves(rows: Rows, runs: Rows, metric: str, out: Path, title: str) -> Path:
     """Draw score against NFE and score against training time, one line or point an objective.
 
     `rows` are the `table` of a benchmark, `runs` its `runs`: where they have evaluations during training (`curve`),
@@ -129,12 +124,12 @@ def score_curves(
     return _save(figure, out)
 
 
-def gradient_norms(curves: Mapping[str, Sequence[Mapping[str, float]]], out: Path) -> Path:
+def gradient_norms(curves: Mapping[str, Rows], out: Path) -> Path:
     """Draw gradient norms over training (rows with `step` and `grad_norm`), logarithmic.
 
     A case named `objective-condition` is drawn in the panel of its condition; without one, in the first.
     """
-    panels: dict[str, list[tuple[str, Sequence[Mapping[str, float]]]]] = {}
+    panels: dict[str, list[tuple[str, Rows]]] = {}
     for name, rows in curves.items():
         objective, _, condition = name.partition("-")
         panels.setdefault(condition.replace("_", " ") or "as it is", []).append((objective, rows))

@@ -16,7 +16,6 @@ import statistics
 import sys
 import tempfile
 from dataclasses import asdict
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -52,8 +51,8 @@ def main(cfg: DictConfig) -> dict[str, Any]:
         raise UsageError(f"what={cfg.what} is none of {', '.join(measures)}")
     results = {"command": command("speed"), **measures[cfg.what](cfg)}
     if cfg.results:
-        name = {"convert": "convert_speed", "images": "image_speed"}.get(
-            cfg.what, f"speed_{cfg.backbone.name}"
+        name = (
+            f"speed_{cfg.backbone.name}" if cfg.what == "training" else f"{cfg.what.removesuffix('s')}_speed"
         )
         say(f"results: {write_results(Path(cfg.results) / f'{name}.json', results)}")
     return results
@@ -63,30 +62,39 @@ def measure(cfg: DictConfig) -> dict[str, Any]:
     """Time training steps and the loader, print the table, return the numbers."""
     import torch
 
+    from flowleap.policy.policy import Policy
     from flowleap.policy.training.batches import ShuffledIndices
+    from flowleap.policy.training.trainer import Trainer, TrainerConfig
 
     torch.set_num_threads(cfg.threads)
     spec = make_task(cfg.task.name).spec.with_window(**asdict(WINDOW))
     windows = _random_windows(spec, cfg.frames)
+    parts = {"backbone": plain(cfg.backbone), "encoder": {"name": "lowdim"}}
+    options = TrainerConfig(batch_size=cfg.batch_size, device="cpu", progress=False, threads=cfg.threads)
+    trainers: dict[str, Trainer] = {}
     seconds: dict[str, list[float]] = {name: [] for name in CASES}
+
+    def step(trainer: Trainer) -> None:
+        trainer.train_step(*trainer.batch())
+
     with tempfile.TemporaryDirectory() as folder:
-        trainers = {name: _trainer(cfg, objective, windows, folder) for name, objective in CASES.items()}
+        for name, objective in CASES.items():
+            policy = Policy(spec, {"objective": objective, **parts})
+            trainers[name] = Trainer(policy, windows, options, folder)
         for _ in range(1 + cfg.repeats):  # in turn, so that a slow moment of the machine hits all alike
             for name, trainer in trainers.items():
-                seconds[name].append(timed(partial(_step, trainer))[1])
+                seconds[name].append(timed(step, trainer)[1])
     medians = {name: statistics.median(own[1:]) for name, own in seconds.items()}  # the first one allocates
-    parameters = sum(p.numel() for p in trainers[BASELINE].policy.net.parameters())
+    parameters = sum(p.numel() for p in policy.net.parameters())
     indices = ShuffledIndices(len(windows), cfg.batch_size, 0)
     windows.gather(indices.next())
-    _, wall, _ = timed(lambda: windows.gather(indices.next()), LOADER_BATCHES)
+    _, wall, _ = timed(lambda: windows.gather(indices.next()), times=LOADER_BATCHES)
     loader = LOADER_BATCHES * cfg.batch_size / wall
     share = cfg.batch_size / loader / medians["isd"]
     ratios = {name: value / medians[BASELINE] for name, value in medians.items()}
-    show_table(
-        ("objective", "ms a training step", "over flow matching"),
-        [(name, f"{1e3 * value:.1f}", f"{ratios[name]:.2f}x") for name, value in medians.items()],
-        f"{parameters:,} parameters, batch {cfg.batch_size}",
-    )
+    rows = [(name, f"{1e3 * value:.1f}", f"{ratios[name]:.2f}x") for name, value in medians.items()]
+    title = f"{parameters:,} parameters, batch {cfg.batch_size}"
+    show_table(("objective", "ms a training step", "over flow matching"), rows, title)
     say(f"loader: {loader:,.0f} samples/s, {100 * share:.2f} % of an iSD step")
     return {
         "config": plain(cfg),
@@ -103,19 +111,6 @@ def _random_windows(spec: Spec, frames: int) -> Windows:
     shapes = {**{key: obs.shape for key, obs in spec.observations.items()}, "action": (spec.action_dim,)}
     columns = {key: rng.normal(size=(frames, *shape)).astype(np.float32) for key, shape in shapes.items()}
     return Windows(columns, np.linspace(0, frames, 201).astype(np.int64)[1:], spec)
-
-
-def _trainer(cfg: DictConfig, objective: dict[str, Any], windows: Windows, folder: str) -> Any:
-    from flowleap.policy.policy import Policy
-    from flowleap.policy.training.trainer import Trainer, TrainerConfig
-
-    parts = {"objective": objective, "backbone": plain(cfg.backbone), "encoder": {"name": "lowdim"}}
-    options = TrainerConfig(batch_size=cfg.batch_size, device="cpu", progress=False, threads=cfg.threads)
-    return Trainer(Policy(windows.spec, parts), windows, options, folder)
-
-
-def _step(trainer: Any) -> None:
-    trainer.train_step(*trainer.batch())
 
 
 if __name__ == "__main__":

@@ -85,7 +85,7 @@ def main(cfg: DictConfig) -> dict[str, Any]:
     path = write_results(out.with_suffix(".json"), results)
     head = ("NFE", "sliced Wasserstein", "entropy share", "on a mode")
     keys = ("sliced_wasserstein", "entropy_share", "on_a_mode")
-    table = [(str(row["nfe"]), *(f"{row[key]:.3f}" for key in keys)) for row in rows]
+    table = [(row["nfe"], *(f"{row[key]:.3f}" for key in keys)) for row in rows]
     show_table(head, table, f"{objective.name}, {seconds:.0f} s")
     say(f"wrote {picture}")
     say(f"wrote {path}")
