@@ -32,7 +32,7 @@ def main(cfg: DictConfig) -> dict[str, Any]:
     _check(cfg)
     task = make_task(cfg.task.name, **cfg.task.kwargs)
     n_envs = min(cfg.n_envs or os.cpu_count() or 1, cfg.episodes)
-    attempts = int(cfg.episodes * cfg.max_attempts_factor)
+    most = int(cfg.episodes * cfg.max_attempts_factor)
     kept = 0
     try:
         with progress_bar(0, cfg.episodes, f"collect {task.name}", enabled=True) as advance:
@@ -42,7 +42,7 @@ def main(cfg: DictConfig) -> dict[str, Any]:
                 kept = successes
                 advance(successes, f"expert {successes}/{attempts}")
 
-            options = (cfg.action_noise, cfg.hold_steps, attempts, cfg.overwrite, on_progress)
+            options = (cfg.action_noise, cfg.hold_steps, most, cfg.overwrite, on_progress)
             attrs = collect(task, cfg.out, cfg.episodes, cfg.seed, n_envs, *options)
     except (KeyboardInterrupt, SystemExit):  # Ctrl-C, SIGTERM
         if kept:
