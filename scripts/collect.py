@@ -69,4 +69,4 @@ def _check(cfg: DictConfig) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(run_verb("collect", sys.argv[1:]))
+    sys.exit(run_verb("collect"))

@@ -74,4 +74,4 @@ def _plan(source: Dataset, cfg: DictConfig) -> Plan:
 
 
 if __name__ == "__main__":
-    sys.exit(run_verb("convert", sys.argv[1:]))
+    sys.exit(run_verb("convert"))

@@ -135,4 +135,4 @@ Time: {times}.
 
 
 if __name__ == "__main__":
-    sys.exit(run_verb("demo", sys.argv[1:]))
+    sys.exit(run_verb("demo"))

@@ -155,4 +155,4 @@ def storage(run_dir: Path) -> Iterator[Check]:
 
 
 if __name__ == "__main__":
-    sys.exit(run_verb("doctor", sys.argv[1:]))
+    sys.exit(run_verb("doctor"))

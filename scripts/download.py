@@ -72,4 +72,4 @@ def _dataset(final: Path) -> Path:
 
 
 if __name__ == "__main__":
-    sys.exit(run_verb("download", sys.argv[1:]))
+    sys.exit(run_verb("download"))

@@ -74,4 +74,4 @@ def main(cfg: DictConfig) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    sys.exit(run_verb("eval", sys.argv[1:]))
+    sys.exit(run_verb("eval"))

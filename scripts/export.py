@@ -81,4 +81,4 @@ def _print_report(report: Mapping[str, Any]) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(run_verb("export", sys.argv[1:]))
+    sys.exit(run_verb("export"))

@@ -59,4 +59,4 @@ def describe_group(group: str) -> dict[str, str]:
 
 
 if __name__ == "__main__":
-    sys.exit(run_verb("list", sys.argv[1:]))
+    sys.exit(run_verb("list"))

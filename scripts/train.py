@@ -187,4 +187,4 @@ def print_plan(trainer: Any, spec: Spec, info: Mapping[str, Any]) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(run_verb("train", sys.argv[1:]))
+    sys.exit(run_verb("train"))

@@ -205,4 +205,4 @@ def run_flowleap(verb: str, *words: str) -> float:
 
 
 if __name__ == "__main__":
-    sys.exit(run_verb("benchmark", sys.argv[1:]))
+    sys.exit(run_verb("benchmark"))

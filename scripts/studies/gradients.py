@@ -89,4 +89,4 @@ def _case(cfg: DictConfig, words: str, run_dir: Path) -> tuple[dict[str, Any], l
 
 
 if __name__ == "__main__":
-    sys.exit(run_verb("gradients", sys.argv[1:]))
+    sys.exit(run_verb("gradients"))

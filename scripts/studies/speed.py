@@ -114,4 +114,4 @@ def _random_windows(spec: Spec, frames: int) -> Windows:
 
 
 if __name__ == "__main__":
-    sys.exit(run_verb("speed", sys.argv[1:]))
+    sys.exit(run_verb("speed"))

@@ -116,4 +116,4 @@ def _sample(centres: np.ndarray, n: int, rng: np.random.Generator) -> np.ndarray
 
 
 if __name__ == "__main__":
-    sys.exit(run_verb("toy", sys.argv[1:]))
+    sys.exit(run_verb("toy"))
