@@ -16,8 +16,8 @@ from numpy.typing import ArrayLike
 
 from flowleap.datasets.columns import ACTION, Episode, Layout
 from flowleap.datasets.dataset import Dataset
-from flowleap.datasets.target import Target
 from flowleap.policy.core.errors import FlowleapError
+from flowleap.policy.core.files import atomic, remove, temporary_name
 from flowleap.policy.core.spec import ObsKey, Spec
 
 DAMAGE = (OSError, RuntimeError, ValueError, TypeError, EOFError, zipfile.BadZipFile, zlib.error)
@@ -106,8 +106,9 @@ class Writer(ABC):
         self._layout = Layout(spec, extra)
         self._images = {key for key, obs in spec.observations.items() if obs.kind == "rgb"}
         self._prepare()
-        self._target = Target(path, overwrite, self.kind, self.is_kind, self._job)
-        self.path = self._target.path
+        self.path, self._overwrite = Path(path).expanduser(), overwrite
+        self._check_name()
+        self._temporary = temporary_name(self.path, self._job)  # where a killed process left the same job
         self.n_episodes = self.n_frames = 0
 
     @staticmethod
@@ -138,6 +139,25 @@ class Writer(ABC):
         """Whether the work is given its name after such an exception."""
         return kind is None
 
+    def _check_name(self) -> None:
+        """Raise unless `path` is free, or may be replaced."""
+        if not self.path.name:
+            raise FlowleapError(f"'{self.path}' is no name for a dataset; use something like data/pusht.zarr")
+        if not self.path.exists():
+            return
+        if not self._overwrite:
+            raise FlowleapError(f"'{self.path}' exists already; choose another name or say overwrite=true")
+        if not self.is_kind(self.path):
+            raise FlowleapError(f"'{self.path}' is not a {self.kind}: it will not be overwritten")
+
+    @contextmanager
+    def _errors(self) -> Iterator[None]:
+        """Turn what the file system refuses into an error that names the dataset."""
+        try:
+            yield
+        except OSError as error:
+            raise FlowleapError(f"cannot write dataset '{self.path}': {error.strerror or error}") from error
+
     def _note(self) -> dict[str, Any]:
         """What a store knows and another format has no place for; `Source.take_note` reads it."""
         extra = {key: [list(column.shape), column.dtype] for key, column in self._extra.items()}
@@ -147,13 +167,13 @@ class Writer(ABC):
         """Append one episode: key -> [T, *shape], equal T >= 1 for every key of the Spec and `action`."""
         columns = self._layout.fit(episode, f"episode {self.n_episodes}")
         length = len(columns[ACTION])
-        with self._target.errors():
+        with self._errors():
             self._write(columns, length, seed)
         self.n_episodes += 1
         self.n_frames += length
 
     def __enter__(self) -> Self:
-        with self._target.errors():
+        with self._errors():
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self._open()
         return self
@@ -161,7 +181,7 @@ class Writer(ABC):
     def __exit__(self, kind: type[BaseException] | None, *details: object) -> None:
         keeps = self._keeps(kind)
         try:
-            with self._target.errors():
+            with self._errors():
                 try:
                     if kind is None and not self.n_episodes:
                         raise FlowleapError(f"no episode was added, '{self.path}' is not written")
@@ -170,8 +190,10 @@ class Writer(ABC):
                 finally:
                     self._close()
                 if keeps:
-                    self._target.publish()
+                    self._check_name()
+                    with atomic(self.path, self._temporary):
+                        pass
         finally:
             # A job that SIGTERM ends is not given up: the next process goes on with it.
             if not self._job or kind is None or not issubclass(kind, SystemExit):
-                self._target.discard()
+                remove(self._temporary)

@@ -95,7 +95,7 @@ class LeRobotWriter(Writer):
         empty = {key: np.empty((0, *shape), dtype) for key, (shape, dtype) in self._layout.columns.items()}
         derived = dict.fromkeys(DERIVED, np.empty(0, np.int64)) | {"timestamp": np.empty(0, np.float32)}
         self._schema = self._arrow_table(empty, derived).schema
-        (self._target.temporary / "meta" / "episodes" / "chunk-000").mkdir(parents=True)
+        (self._temporary / "meta" / "episodes" / "chunk-000").mkdir(parents=True)
 
     def _arrow_table(self, columns: Episode, derived: Mapping[str, NDArray]) -> Any:
         """What the tables hold: all columns but those in videos, and those that LeRobot derives, which come last."""
@@ -135,7 +135,7 @@ class LeRobotWriter(Writer):
         rate, (height, width) = self.spec.control_hz, images.shape[1:3]
         chunk, file = divmod(self.n_episodes, _CHUNK_FILES)
         place = VIDEO_V3.format(video_key=name, chunk_index=chunk, file_index=file)
-        codec = write_frames(self._target.temporary / place, images, rate)
+        codec = write_frames(self._temporary / place, images, rate)
         about = {"height": height, "width": width, "codec": codec, "pix_fmt": "yuv420p"}
         about |= {"is_depth_map": False, "fps": rate, "channels": 3}
         info = {f"video.{field}": value for field, value in about.items()}
@@ -171,7 +171,7 @@ class LeRobotWriter(Writer):
             self._close()
             self._file += 1
             chunk, file = divmod(self._file, _CHUNK_FILES)
-            place = self._target.temporary / DATA_V3.format(chunk_index=chunk, file_index=file)
+            place = self._temporary / DATA_V3.format(chunk_index=chunk, file_index=file)
             place.parent.mkdir(parents=True, exist_ok=True)
             self._table = self._parquet.ParquetWriter(place, self._schema, compression="snappy")
             self._room = _TABLE_BYTES
@@ -184,7 +184,7 @@ class LeRobotWriter(Writer):
             self._table.close()
 
     def _finish(self) -> None:
-        meta, rate = self._target.temporary / "meta", self.spec.control_hz
+        meta, rate = self._temporary / "meta", self.spec.control_hz
         robot = self.attrs.get("lerobot", {}).get("robot_type") or self.spec.source.get("robot")
         info = {"codebase_version": "v3.0", "robot_type": robot, "total_episodes": self.n_episodes}
         info |= {"total_frames": self.n_frames, "total_tasks": len(self._tasks), "chunks_size": _CHUNK_FILES}

@@ -241,7 +241,7 @@ class Writer(base.Writer):
                 raise FlowleapError(f"a robomimic file cannot hold a column '{key}' beside the observations")
 
     def _open(self) -> None:
-        self._file = self._h5.File(self._target.temporary, "w")
+        self._file = self._h5.File(self._temporary, "w")
         self._data = self._file.create_group("data")
 
     def _write(self, columns: Episode, length: int, seed: int | None) -> None:

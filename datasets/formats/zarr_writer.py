@@ -66,7 +66,7 @@ class EpisodeWriter(Writer):
     ) -> None:
         self._job, self._keep_interrupted = job, keep_interrupted
         super().__init__(path, spec, attrs, overwrite, extra)
-        self._journal = Journal(self._target.temporary / "journal.jsonl", job) if job else None
+        self._journal = Journal(self._temporary / "journal.jsonl", job) if job else None
         self._lengths: list[int] = []  # of the episodes already streamed out
         self._seeds: list[int] = []
         self._streamed = 0  # frames
@@ -117,7 +117,7 @@ class EpisodeWriter(Writer):
         if self._journal is not None:
             self._journal.restart()
         self._lengths, self._seeds, self._streamed = [], [], 0
-        self._group = zarr.open_group(self._target.temporary, mode="a", zarr_format=3)
+        self._group = zarr.open_group(self._temporary, mode="a", zarr_format=3)
         self._group.require_group("data")
         self._group.require_group("meta")
         for key, (shape, dtype) in self._layout.columns.items():
@@ -135,7 +135,7 @@ class EpisodeWriter(Writer):
     def _reopen(self) -> bool:
         """Open what a killed process left, cut to the episodes of the journal; False where it does not fit."""
         try:
-            self._group = zarr.open_group(self._target.temporary, mode="r+", zarr_format=3)
+            self._group = zarr.open_group(self._temporary, mode="r+", zarr_format=3)
             for key, (shape, dtype) in self._layout.columns.items():
                 array = self._group[f"data/{key}"]
                 assert isinstance(array, zarr.Array)
