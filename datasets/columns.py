@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import psutil
 from numpy.typing import ArrayLike, NDArray
 
 from flowleap.policy.core.errors import FlowleapError, suggest
@@ -169,13 +169,5 @@ def require_memory(nbytes: int, where: str) -> None:
 
 
 def free_memory() -> int:
-    """Bytes of memory that are free or hold caches, a very large number where the system does not say."""
-    try:
-        with open("/proc/meminfo", encoding="ascii") as stream:
-            fields = dict(line.split(":", 1) for line in stream)
-        return int(fields["MemAvailable"].split()[0]) * 1024
-    except (OSError, KeyError, ValueError):
-        try:
-            return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-        except (AttributeError, OSError, ValueError):
-            return 2**62
+    """Bytes of memory that are free or hold caches."""
+    return int(psutil.virtual_memory().available)

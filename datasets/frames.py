@@ -7,7 +7,8 @@ memory; any other is read frame by frame, with no more in memory than the batch.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,11 +16,24 @@ from numpy.typing import NDArray
 from flowleap.datasets.columns import CACHE_BYTES, free_memory, to_uint8
 from flowleap.policy.core.errors import FlowleapError
 
-if TYPE_CHECKING:
-    from flowleap.datasets.formats.zarr_store import EpisodeStore
-
 _BLOCK_BYTES = 2**20
 _SLOW_CHUNK_FRAMES = 16  # reading single frames out of longer chunks would decode more than it uses
+
+
+class ImageStore(Protocol):
+    """What `Frames` asks of a store: the zarr array of a column, and the ways to check and to read it."""
+
+    path: Path
+
+    def array(self, key: str) -> Any: ...
+    def check_files(self, key: str) -> None: ...
+    def read_rows(self, key: str, start: int, stop: int) -> NDArray: ...
+    def read_frames(self, key: str, frames: NDArray[np.int64]) -> NDArray: ...
+
+
+def rows_of_chunks(array: Any) -> int:
+    """Frames that are stored together."""
+    return (array.shards or array.chunks)[0]
 
 
 class Frames:
@@ -31,8 +45,6 @@ class Frames:
         budget: bytes that this column may take in memory. 0 reads every frame from the disk, each time.
 
     Attributes:
-        shape: (N, H, W, 3).
-        dtype: uint8.
         nbytes: bytes of all frames, decoded.
         cached: whether they are all in memory.
 
@@ -43,19 +55,19 @@ class Frames:
 
     dtype = np.dtype(np.uint8)
 
-    def __init__(self, store: EpisodeStore, key: str, budget: int = CACHE_BYTES) -> None:
+    def __init__(self, store: ImageStore, key: str, budget: int = CACHE_BYTES) -> None:
         self.key, self._store = key, store
-        self.shape = (store.n_frames, *store.shape(key))
+        array = store.array(key)
+        self.shape: tuple[int, ...] = array.shape
         self.nbytes = int(np.prod(self.shape))
         self.cached = self.nbytes <= min(budget, free_memory() // 2)
         if self.cached:
             self._memory = self._load()
             return
-        array = store.array(key)
-        rows = (array.shards or array.chunks)[0]
-        if store.dtype(key) != np.uint8 or rows > _SLOW_CHUNK_FRAMES:
+        rows = rows_of_chunks(array)
+        if array.dtype != np.uint8 or rows > _SLOW_CHUNK_FRAMES:
             raise FlowleapError(
-                f"dataset '{store.path}': image column '{key}' ({store.dtype(key)}, {rows} frames a chunk) takes "
+                f"dataset '{store.path}': image column '{key}' ({array.dtype}, {rows} frames a chunk) takes "
                 f"{self.nbytes / 2**20:.0f} MB as uint8, more than the image cache may hold (data.image_cache_mb), and "
                 f"cannot be read frame by frame: `flowleap convert source={store.path} out=NAME.zarr` once"
             )
@@ -81,8 +93,8 @@ class Frames:
         """Read everything, in blocks: the stored form is never whole in memory."""
         memory = np.empty(self.shape, np.uint8)
         array = self._store.array(self.key)
-        width = max(1, self._store.dtype(self.key).itemsize * self.nbytes // max(1, len(self)))
-        chunk = (array.shards or array.chunks)[0]
+        width = max(1, array.dtype.itemsize * self.nbytes // max(1, len(self)))
+        chunk = rows_of_chunks(array)
         step = max(1, _BLOCK_BYTES // width // chunk) * chunk
         for start in range(0, len(self), step):
             stop = min(start + step, len(self))
@@ -94,9 +106,7 @@ class Frames:
 class Mirrored:
     """Frames, and after them their mirror images, which are made when they are read; see `Frames` for the rest.
 
-    Args:
-        frames: N images.
-        mirror: uint8 [n, H, W, 3] -> the same shape.
+    `mirror` turns uint8 [n, H, W, 3] into the same shape.
     """
 
     dtype = np.dtype(np.uint8)

@@ -13,7 +13,6 @@ import sys
 from typing import Any
 
 from omegaconf import DictConfig
-from rich.console import Console
 
 from flowleap.envs.collect import collect
 from flowleap.envs.registry import make_task
@@ -21,6 +20,7 @@ from flowleap.envs.statistics import wilson
 from flowleap.policy.core.errors import FlowleapError
 from flowleap.policy.training.metrics import progress_bar
 from flowleap.scripts.cli.main import run_verb
+from flowleap.scripts.common import say
 
 
 def main(cfg: DictConfig) -> dict[str, Any]:
@@ -32,7 +32,8 @@ def main(cfg: DictConfig) -> dict[str, Any]:
     _check(cfg)
     task = make_task(cfg.task.name, **cfg.task.kwargs)
     n_envs = min(cfg.n_envs or os.cpu_count() or 1, cfg.episodes)
-    console, kept = Console(highlight=False, soft_wrap=True), 0
+    most = int(cfg.episodes * cfg.max_attempts_factor)
+    kept = 0
     try:
         with progress_bar(0, cfg.episodes, f"collect {task.name}", enabled=True) as advance:
 
@@ -41,24 +42,14 @@ def main(cfg: DictConfig) -> dict[str, Any]:
                 kept = successes
                 advance(successes, f"expert {successes}/{attempts}")
 
-            attrs = collect(
-                task,
-                cfg.out,
-                cfg.episodes,
-                cfg.seed,
-                n_envs,
-                cfg.action_noise,
-                cfg.hold_steps,
-                int(cfg.episodes * cfg.max_attempts_factor),
-                cfg.overwrite,
-                on_progress,
-            )
+            options = (cfg.action_noise, cfg.hold_steps, most, cfg.overwrite, on_progress)
+            attrs = collect(task, cfg.out, cfg.episodes, cfg.seed, n_envs, *options)
     except (KeyboardInterrupt, SystemExit):  # Ctrl-C, SIGTERM
         if kept:
-            console.print(f"{cfg.out}: {kept} episodes are kept")
+            say(f"{cfg.out}: {kept} episodes are kept")
         raise
     low, high = wilson(attrs["successes"], attrs["attempts"])
-    console.print(
+    say(
         f"{cfg.out}: {attrs['successes']} episodes, {attrs['frames']} frames of {task.name}; the expert "
         f"succeeded in {attrs['successes']} of {attrs['attempts']} attempts [{low:.3f}, {high:.3f}] "
         f"(seeds {cfg.seed}..{cfg.seed + attrs['attempts'] - 1})"
@@ -67,13 +58,8 @@ def main(cfg: DictConfig) -> dict[str, Any]:
 
 
 def _check(cfg: DictConfig) -> None:
-    for key, least in {
-        "episodes": 1,
-        "seed": 0,
-        "hold_steps": 0,
-        "action_noise": 0,
-        "max_attempts_factor": 1,
-    }.items():
+    lowest = {"episodes": 1, "seed": 0, "hold_steps": 0, "action_noise": 0, "max_attempts_factor": 1}
+    for key, least in lowest.items():
         value = cfg[key]
         whole = key not in ("action_noise", "max_attempts_factor")
         if isinstance(value, bool) or not isinstance(value, int if whole else int | float) or value < least:
@@ -83,4 +69,4 @@ def _check(cfg: DictConfig) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(run_verb("collect", sys.argv[1:]))
+    sys.exit(run_verb("collect"))

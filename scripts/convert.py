@@ -16,14 +16,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from flowleap.datasets.columns import ACTION
 from flowleap.datasets.convert import Plan, convert, plan_keys, with_rotations
 from flowleap.datasets.dataset import Dataset, format_module, open_dataset, writable_formats
-from flowleap.envs.registry import make_task
 from flowleap.policy.core.errors import FlowleapError, UsageError, suggest
 from flowleap.scripts.cli.main import run_verb
+from flowleap.scripts.common import plain, task_of
 
 _SUFFIXES = {".hdf5": "robomimic", ".h5": "robomimic"}
 
@@ -34,23 +34,17 @@ def main(cfg: DictConfig) -> None:
     options = {"filter": cfg.filter, "actions": cfg.actions, "fill_missing": cfg.fill_missing or None}
     with open_dataset(cfg.source, cfg.format, **options) as source:
         plan = with_rotations(_plan(source, cfg), cfg.rotation)
-        spec = plan.spec
-        if cfg.control_hz:
-            spec = replace(spec, control_hz=float(cfg.control_hz))
-        if cfg.action_convention:
-            spec = replace(spec, action_convention=cfg.action_convention)
+        asked = {"control_hz": float(cfg.control_hz or 0), "action_convention": cfg.action_convention}
+        spec = replace(plan.spec, **{key: value for key, value in asked.items() if value})
         settings: dict[str, Any] = {}
         if to == "zarr":
-            asked = OmegaConf.to_container(cfg, resolve=True)
-            assert isinstance(asked, dict)
-            asked.pop("overwrite")
-            settings = {"keep_interrupted": False, "job": json.dumps([source.fingerprint(), asked])}
+            given = plain(cfg)
+            given.pop("overwrite")
+            settings = {"keep_interrupted": False, "job": json.dumps([source.fingerprint(), given])}
         elif to == "lerobot":
             settings = {"video": cfg.video}
-        writer = format_module(to).Writer(
-            cfg.out, spec, source.attrs, cfg.overwrite, extra=plan.extra, **settings
-        )
-        with writer:
+        make = format_module(to).Writer
+        with make(cfg.out, spec, source.attrs, cfg.overwrite, extra=plan.extra, **settings) as writer:
             convert(source, plan, writer)
     print(f"{writer.path}: {writer.n_episodes} episodes, {writer.n_frames} frames")
     print(spec.summary())
@@ -69,18 +63,15 @@ def _target_format(cfg: DictConfig) -> str:
 
 def _plan(source: Dataset, cfg: DictConfig) -> Plan:
     """Return what to do with the columns, before rotations."""
-    if cfg.task:
-        if cfg["keys"] is not None:
-            raise FlowleapError(
-                "say task=... or keys=[...], not both: the task decides which columns are read"
-            )
-        task = make_task(cfg.task.name, **cfg.task.get("kwargs", {}))
-        if task.recording.translate is not None:
-            keys = [key for key in task.recording.keys if key != ACTION]
-            return Plan([*keys, ACTION], task.recording.translate, task.spec, {})
-        return Plan([*task.spec.observations, ACTION], dict, task.spec, {})
-    return plan_keys(source, cfg["keys"])
+    task = task_of(cfg.task)
+    if task is None:
+        return plan_keys(source, cfg["keys"])
+    if cfg["keys"] is not None:
+        raise FlowleapError("say task=... or keys=[...], not both: the task decides which columns are read")
+    translate, read = task.recording.translate, task.recording.keys
+    keys = task.spec.observations if translate is None else [key for key in read if key != ACTION]
+    return Plan([*keys, ACTION], translate or dict, task.spec, {})
 
 
 if __name__ == "__main__":
-    sys.exit(run_verb("convert", sys.argv[1:]))
+    sys.exit(run_verb("convert"))

@@ -25,12 +25,7 @@ from rich.table import Table
 from flowleap.policy.core.errors import FlowleapError
 from flowleap.scripts.cli.main import run_verb
 
-_MODULES = {
-    "hydra-core": "hydra",
-    "gym-pusht": "gym_pusht",
-    "imageio-ffmpeg": "imageio_ffmpeg",
-    "pillow": "PIL",
-}
+_IMPORTED_AS = {"hydra-core": "hydra", "pillow": "PIL"}  # where it is not the package's name
 
 
 class Check(NamedTuple):
@@ -47,15 +42,8 @@ def main(cfg: DictConfig) -> None:
     console = Console(highlight=False)
     console.width = max(console.width, 110)
     table = Table("", "found", "remedy", box=None, title="flowleap doctor", title_justify="left")
-    broken = []
-    sections = [
-        machine(),
-        packages(),
-        torch_devices(),
-        rendering() if cfg.gl else (),
-        storage(Path(cfg.run_dir)),
-    ]
-    for section in sections:
+    broken, graphics = [], rendering() if cfg.gl else ()
+    for section in (machine(), packages(), torch_devices(), graphics, storage(Path(cfg.run_dir))):
         for check in section:
             colour = "red" if check.broken else "yellow" if check.remedy else "green"
             table.add_row(escape(check.name), f"[{colour}]{escape(check.found)}[/]", escape(check.remedy))
@@ -64,9 +52,8 @@ def main(cfg: DictConfig) -> None:
         table.add_section()
     console.print(table)
     if broken:
-        raise FlowleapError(
-            f"broken core packages: {', '.join(broken)}; pip install --force-reinstall flowleap"
-        )
+        names = ", ".join(broken)
+        raise FlowleapError(f"broken core packages: {names}; pip install --force-reinstall flowleap")
     console.print("\nflowleap can train and evaluate here.")
 
 
@@ -75,53 +62,50 @@ def machine() -> Iterator[Check]:
     yield Check("flowleap", metadata.version("flowleap"))
     yield Check("python", f"{platform.python_version()} ({sys.executable})")
     yield Check("platform", platform.platform())
-    yield Check("cores", f"{usable_cores()} usable of {os.cpu_count()}")
-
-
-def usable_cores() -> int:
-    """Cores this process may run on, where the system tells."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    yield Check("cores", f"{usable} usable of {os.cpu_count()}")
 
 
 def packages() -> Iterator[Check]:
     """Every requirement of the flowleap distribution: core packages are imported, optional ones looked up."""
-    extras = metadata.metadata("flowleap").get_all("Provides-Extra") or []
     requirements = [Requirement(text) for text in metadata.requires("flowleap") or []]
     requirements = [r for r in requirements if r.name != "flowleap"]  # extras that stand for others
-    for extra in (None, *extras):
-        for requirement in requirements:
-            marker = requirement.marker
-            core = marker is None or marker.evaluate({"extra": ""})
-            if extra is None and core:
-                yield core_package(requirement)
-            elif extra is not None and not core and marker is not None and marker.evaluate({"extra": extra}):
-                yield optional_package(requirement, extra)
+
+    def of(extra: str) -> list[Requirement]:
+        return [r for r in requirements if r.marker is None or r.marker.evaluate({"extra": extra})]
+
+    core = of("")
+    yield from map(core_package, core)
+    for extra in metadata.metadata("flowleap").get_all("Provides-Extra") or []:
+        yield from (optional_package(r, extra) for r in of(extra) if r not in core)
 
 
 def core_package(requirement: Requirement) -> Check:
     """Import a package that flowleap cannot do without and compare its version."""
-    name = requirement.name
+    name, remedy = requirement.name, f"pip install '{requirement}'"
     try:
-        importlib.import_module(_MODULES.get(name, name))
+        importlib.import_module(_IMPORTED_AS.get(name, name))
         version = metadata.version(name)
     except Exception as error:  # a broken binary package raises anything
         first = (str(error).splitlines() or [""])[0]
-        return Check(name, f"{type(error).__name__}: {first}", f"pip install '{requirement}'", broken=True)
-    if not requirement.specifier.contains(version, prereleases=True):
-        return Check(name, f"{version}, needs {requirement.specifier}", f"pip install '{requirement}'", True)
-    return Check(name, version)
+        return Check(name, f"{type(error).__name__}: {first}", remedy, broken=True)
+    return _compared(Check(name, version, remedy, broken=True), requirement)
 
 
 def optional_package(requirement: Requirement, extra: str) -> Check:
     """Look an optional package up and compare its version."""
     name, remedy = f"[{extra}] {requirement.name}", f"pip install 'flowleap[{extra}]'"
     try:
-        version = metadata.version(requirement.name)
+        return _compared(Check(name, metadata.version(requirement.name), remedy), requirement)
     except metadata.PackageNotFoundError:
         return Check(name, "not installed", remedy)
-    if not requirement.specifier.contains(version, prereleases=True):
-        return Check(name, f"{version}, needs {requirement.specifier}", remedy)
-    return Check(name, version)
+
+
+def _compared(check: Check, requirement: Requirement) -> Check:
+    """A check that found a version: as it is if the version will not do, else without a remedy."""
+    if requirement.specifier.contains(check.found, prereleases=True):
+        return Check(check.name, check.found)
+    return check._replace(found=f"{check.found}, needs {requirement.specifier}")
 
 
 def torch_devices() -> Iterator[Check]:
@@ -133,10 +117,9 @@ def torch_devices() -> Iterator[Check]:
     yield Check("device cpu", f"{torch.get_num_threads()} threads")
     for index in range(torch.cuda.device_count()):
         properties = torch.cuda.get_device_properties(index)
+        size = f"{properties.total_memory / 2**30:.0f} GiB"
         bf16 = "bf16" if torch.cuda.is_bf16_supported() else "no bf16"
-        yield Check(
-            f"device cuda:{index}", f"{properties.name}, {properties.total_memory / 2**30:.0f} GiB, {bf16}"
-        )
+        yield Check(f"device cuda:{index}", f"{properties.name}, {size}, {bf16}")
     if not torch.cuda.is_available():
         built = f"built for CUDA {torch.version.cuda}" if torch.version.cuda else "a CPU build of torch"
         yield Check("device cuda", f"none ({built})")
@@ -158,21 +141,18 @@ def rendering() -> Iterator[Check]:
 
 def storage(run_dir: Path) -> Iterator[Check]:
     """Whether runs can be written, and the space that is left."""
-    folder = run_dir.absolute()
+    folder, name = run_dir.absolute(), f"run_dir {run_dir}"
     while not folder.exists():
         folder = folder.parent
     try:
         with tempfile.TemporaryFile(dir=folder):
-            yield Check(f"run_dir {run_dir}", "writable")
+            yield Check(name, "writable")
     except OSError as error:
-        yield Check(
-            f"run_dir {run_dir}", f"not writable: {error.strerror}", "choose another with run_dir=..."
-        )
+        yield Check(name, f"not writable: {error.strerror}", "choose another with run_dir=...")
     free = shutil.disk_usage(folder).free / 2**30
-    yield Check(
-        "disk", f"{free:.0f} GiB free", "" if free >= 5 else "free some: a run with videos may need 5 GiB"
-    )
+    remedy = "" if free >= 5 else "free some: a run with videos may need 5 GiB"
+    yield Check("disk", f"{free:.0f} GiB free", remedy)
 
 
 if __name__ == "__main__":
-    sys.exit(run_verb("doctor", sys.argv[1:]))
+    sys.exit(run_verb("doctor"))

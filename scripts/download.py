@@ -12,16 +12,13 @@ from stands beside them in NAME.source.json.
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 from omegaconf import DictConfig
 from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, TimeRemainingColumn, TransferSpeedColumn
-from rich.progress import Progress as Bar
+from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColumn, TransferSpeedColumn
 
-from flowleap.datasets.download import Progress, download, unpack
+from flowleap.datasets.download import download, unpack
 from flowleap.datasets.public_files import PUBLIC, Public
 from flowleap.policy.core.errors import FlowleapError, UsageError, suggest
 from flowleap.scripts.cli.main import run_verb
@@ -45,17 +42,20 @@ def main(cfg: DictConfig) -> None:
         print(f"{final} is there already")
     else:
         _download(public, final)
-    dataset = _dataset(final)
-    print(f"flowleap inspect dataset={dataset}")
+    print(f"flowleap inspect dataset={_dataset(final)}")
 
 
 def _download(public: Public, final: Path) -> None:
-    """Fetch a file, and unpack it if it is a zip."""
+    """Fetch a file, with a progress bar on a terminal, and unpack it if it is a zip."""
     packed = public.suffix == ".zip"
     target = final.with_name(f"{final.name}{public.suffix}") if packed else final
-    with _bar(final.name) as progress:
+    console = Console(stderr=True)
+    parts = (BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
+    quiet = not console.is_terminal
+    with Progress("{task.description}", *parts, console=console, transient=True, disable=quiet) as bar:
+        task = bar.add_task(final.name, total=None)
         if not (packed and target.exists()):  # one that could not be unpacked, for want of space
-            download(public.file, target, progress)
+            download(public.file, target, lambda here, total: bar.update(task, completed=here, total=total))
     if packed:
         unpack(target, final)
     print(f"{final}: {public.about}")
@@ -71,24 +71,5 @@ def _dataset(final: Path) -> Path:
     return stores[0]
 
 
-@contextmanager
-def _bar(name: str) -> Iterator[Progress | None]:
-    """A progress bar on a terminal; nothing elsewhere."""
-    console = Console(stderr=True)
-    if not console.is_terminal:
-        yield None
-        return
-    columns = (
-        "{task.description}",
-        BarColumn(),
-        DownloadColumn(),
-        TransferSpeedColumn(),
-        TimeRemainingColumn(),
-    )
-    with Bar(*columns, console=console, transient=True) as bar:
-        task = bar.add_task(name, total=None)
-        yield lambda here, total: bar.update(task, completed=here, total=total)
-
-
 if __name__ == "__main__":
-    sys.exit(run_verb("download", sys.argv[1:]))
+    sys.exit(run_verb("download"))

@@ -42,4 +42,4 @@ def main(cfg: DictConfig) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(run_verb("inspect", sys.argv[1:]))
+    sys.exit(run_verb("inspect"))

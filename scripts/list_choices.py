@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from functools import partial
 
 from omegaconf import DictConfig
 
@@ -26,9 +27,7 @@ def main(cfg: DictConfig) -> None:
     """Print the chosen kinds, each as `name  description` lines."""
     kinds: dict[str, Callable[[], dict[str, str]]] = {
         "tasks": lambda: {name: describe_task(name) for name in list_tasks()} | open_families(),
-        "objectives": lambda: describe_group("objective"),
-        "backbones": lambda: describe_group("backbone"),
-        "encoders": lambda: describe_group("encoder"),
+        **{f"{group}s": partial(describe_group, group) for group in ("objective", "backbone", "encoder")},
         "formats": describe_formats,
         "downloads": lambda: {name: public.about for name, public in PUBLIC.items()},
     }
@@ -60,4 +59,4 @@ def describe_group(group: str) -> dict[str, str]:
 
 
 if __name__ == "__main__":
-    sys.exit(run_verb("list", sys.argv[1:]))
+    sys.exit(run_verb("list"))

@@ -12,14 +12,12 @@ Package versions that differ from the recorded ones are named.
 
 from __future__ import annotations
 
-import shlex
 import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
-from rich.console import Console
+from omegaconf import DictConfig
 
 from flowleap.datasets.dataset import open_dataset
 from flowleap.envs.registry import make_task
@@ -29,8 +27,8 @@ from flowleap.envs.task_data import with_recorded_env
 from flowleap.policy.core.errors import UsageError
 from flowleap.policy.core.files import write_results
 from flowleap.policy.training.metrics import progress_bar
-from flowleap.scripts.cli.compose import given_overrides
 from flowleap.scripts.cli.main import run_verb
+from flowleap.scripts.common import command, plain, say
 
 
 def main(cfg: DictConfig) -> dict[str, Any]:
@@ -39,10 +37,9 @@ def main(cfg: DictConfig) -> dict[str, Any]:
         raise UsageError("'task' is required: add task=NAME (`flowleap list what=tasks` shows them)")
     if cfg.episodes is not None and (not isinstance(cfg.episodes, int) or cfg.episodes < 1):
         raise UsageError(f"episodes={cfg.episodes} must be a whole number >= 1, or null for all")
-    name, plain = cfg.task.name, OmegaConf.to_container(cfg.task, resolve=True)
-    assert isinstance(plain, dict)
+    name, kwargs = cfg.task.name, plain(cfg.task).get("kwargs") or {}
     with open_dataset(cfg.dataset) as source:
-        task = make_task(name, **with_recorded_env(name, plain.get("kwargs") or {}, source))
+        task = make_task(name, **with_recorded_env(name, kwargs, source))
         count = min(cfg.episodes or source.n_episodes, source.n_episodes)
         with progress_bar(0, count, f"replay {task.name}", enabled=True) as advance:
             rows = replay_dataset(task, source, count, cfg.tolerance, advance)
@@ -50,24 +47,21 @@ def main(cfg: DictConfig) -> dict[str, Any]:
     changed = version_differences(*versions)
     report = replay_summary(task, rows)
     results = {
-        "command": f"flowleap replay {shlex.join(given_overrides())}",
-        "config": OmegaConf.to_container(cfg, resolve=True),
+        "command": command("replay"),
+        "config": plain(cfg),
         "summary": report,
         "recorded_versions": next((part for part in versions if part), None),
         "version_differences": changed,
         "rows": [asdict(row) for row in rows],
     }
-    console = Console(soft_wrap=True, highlight=False)
     for line in format_replay(report):
-        console.print(line, markup=False)
-    if not any(versions):
-        console.print("  the dataset does not say which versions recorded it")
-    else:
-        console.print(f"  versions: {'; '.join(changed) or 'those of the recording'}", markup=False)
+        say(line)
+    known = f"versions: {'; '.join(changed) or 'those of the recording'}"
+    say(f"  {known if any(versions) else 'the dataset does not say which versions recorded it'}")
     out = cfg.out or f"runs/replay/{task.name.replace('/', '_')}.json"
-    console.print(f"results: {write_results(Path(out), results)}", markup=False)
+    say(f"results: {write_results(Path(out), results)}")
     return results
 
 
 if __name__ == "__main__":
-    sys.exit(run_verb("replay", sys.argv[1:]))
+    sys.exit(run_verb("replay"))

@@ -13,9 +13,11 @@ from __future__ import annotations
 
 import os
 import re
+import sys
 import time
 from collections.abc import Mapping
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +25,6 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
-from rich.table import Table
 
 from flowleap.datasets.dataset import open_dataset
 from flowleap.envs.registry import make_task
@@ -31,7 +32,9 @@ from flowleap.envs.task import Task
 from flowleap.envs.task_data import load_columns, with_mirrored, with_recorded_env
 from flowleap.policy.core.errors import FlowleapError, require_int
 from flowleap.policy.core.spec import WINDOW, Spec
-from flowleap.scripts.cli.compose import RENAMED
+from flowleap.scripts.cli.compose import RENAMED, given_overrides
+from flowleap.scripts.cli.main import run_verb
+from flowleap.scripts.common import peak_megabytes, plain, show_table, timed
 
 CONFIG = "config.yaml"
 RESUMABLE = ("trainer.", "eval.")
@@ -48,12 +51,12 @@ def main(cfg: DictConfig) -> Path:
 
     if cfg.dataset is None:
         raise FlowleapError("no dataset given: add dataset=PATH (or resume=RUN_DIR to continue a run)")
-    options = TrainerConfig.from_mapping(_plain(cfg.trainer))
+    options = TrainerConfig.from_mapping(plain(cfg.trainer))
     task, kwargs = None, {}
     cache = require_int("data.image_cache_mb", cfg.data.image_cache_mb, 0, 2**30) * 2**20
     with open_dataset(cfg.dataset) as dataset:
         if cfg.get("task"):
-            kwargs = with_recorded_env(cfg.task.name, _plain(cfg.task.get("kwargs", {})), dataset)
+            kwargs = with_recorded_env(cfg.task.name, plain(cfg.task.get("kwargs", {})), dataset)
             task = make_task(cfg.task.name, **kwargs)
         data = load_columns(task, dataset, cache, images=cfg.encoder.name != "lowdim")
     recorded = data.n_episodes
@@ -62,8 +65,7 @@ def main(cfg: DictConfig) -> Path:
     window = {name: cfg[name] for name in asdict(WINDOW)}
     spec = data.spec.with_window(**window)
     torch.manual_seed(options.seed)
-    config = {part: _plain(cfg[part]) for part in PARTS}
-    policy = Policy(spec, config)
+    policy = Policy(spec, {part: plain(cfg[part]) for part in PARTS})
     windows = data.windows(**window, image_frames=policy.image_frames)
     info = {
         "task": {"name": task.name, "kwargs": kwargs} if task else None,
@@ -72,7 +74,7 @@ def main(cfg: DictConfig) -> Path:
         "mirrored": data.n_episodes > recorded,
         "frames": len(windows),
     }
-    evaluate = Evaluation(task, cfg.eval) if task and options.eval_every else None
+    evaluate = partial(_evaluate, task, cfg.eval) if task and options.eval_every else None
     trainer = Trainer(policy, windows, options, run_dir, evaluate=evaluate, info=info)
     if options.dry_run:
         print_plan(trainer, spec, info)
@@ -89,46 +91,34 @@ def main(cfg: DictConfig) -> Path:
     return last
 
 
-class Evaluation:
+def _evaluate(task: Task, options: DictConfig, policy: Any, step: int) -> Mapping[str, float]:
     """The trainer's periodic evaluation: a short rollout of the EMA policy on seeds of its own."""
+    from flowleap.envs.actors import policy_actor
+    from flowleap.envs.report import summary
+    from flowleap.envs.rollout import rollout
 
-    def __init__(self, task: Task, options: DictConfig) -> None:
-        self.task, self.options = task, options
-
-    def __call__(self, policy: Any, step: int) -> Mapping[str, float]:
-        """Return the task's headline `score`, success rate, mean max reward and NFE."""
-        from flowleap.envs.actors import policy_actor
-        from flowleap.envs.report import summary
-        from flowleap.envs.rollout import rollout
-
-        o = self.options
-        seeds = range(o.seed, o.seed + o.episodes)
-        report = summary(
-            rollout(self.task, policy_actor(policy, o.steps), policy.spec, seeds, n_envs=o.n_envs), self.task
-        )
-        return {
-            "score": report["headline"]["value"],
-            "success": report["success"]["rate"],
-            "max_reward": report["max_reward"]["mean"],
-            "nfe": policy.objective.check_steps(o.steps),
-        }
+    seeds = range(options.seed, options.seed + options.episodes)
+    actor = policy_actor(policy, options.steps)
+    report = summary(rollout(task, actor, policy.spec, seeds, n_envs=options.n_envs), task)
+    return {
+        "score": report["headline"]["value"],
+        "success": report["success"]["rate"],
+        "max_reward": report["max_reward"]["mean"],
+        "nfe": policy.objective.check_steps(options.steps),
+    }
 
 
 def _episodes(info: Mapping[str, Any]) -> str:
     return f"{info['episodes']} episodes" + (" and their mirror images" if info["mirrored"] else "")
 
 
-def _plain(node: Any) -> Any:
-    return OmegaConf.to_container(node, resolve=True) if OmegaConf.is_config(node) else node
-
-
 def _new_run_dir(cfg: DictConfig) -> Path:
     """The directory of a new run; never one that holds another run already."""
     if HydraConfig.initialized() and HydraConfig.get().mode is RunMode.MULTIRUN:
-        job = HydraConfig.get().job
+        hydra = HydraConfig.get()
         # Only characters that need no quotes when the path is given to another verb.
-        varied = re.sub(r"[^\w.+-]+", "-", job.override_dirname.replace(",", "_"))
-        run_dir = Path(cfg.run_dir or HydraConfig.get().sweep.dir) / f"{job.num}_{varied}".rstrip("_")[:200]
+        varied = re.sub(r"[^\w.+-]+", "-", hydra.job.override_dirname.replace(",", "_"))
+        run_dir = Path(cfg.run_dir or hydra.sweep.dir) / f"{hydra.job.num}_{varied}".rstrip("_")[:200]
     else:
         name = cfg.task.name if cfg.get("task") else Path(cfg.dataset or "run").stem
         run_dir = Path(cfg.run_dir or f"runs/{name}/{time.strftime('%Y-%m-%d_%H-%M-%S')}")
@@ -147,16 +137,21 @@ def _resume_config(cfg: DictConfig) -> tuple[DictConfig, Path]:
         raise FlowleapError(
             f"resume={run_dir}: {file} does not exist; give the run directory that `train` printed"
         )
-    overrides: list[str] = []
-    if HydraConfig.initialized():
-        overrides = [o for o in HydraConfig.get().overrides.task if not o.startswith("resume=")]
+    overrides = [word for word in given_overrides() if not word.startswith("resume=")]
     for override in overrides:
         if not override.startswith(RESUMABLE):
             raise FlowleapError(
                 f"{override!r} cannot change when a run is resumed; only trainer.* and eval.* can"
             )
     try:
-        stored = _upgraded(OmegaConf.load(file))
+        stored: Any = OmegaConf.load(file)
+        for old, new in RENAMED["train"].items():  # whichever version stored it
+            value = stored.pop(old, None)
+            if value is not None:
+                OmegaConf.update(stored, new, value)
+        for name, default in asdict(WINDOW).items():
+            if stored.get(name) is None:  # it was the task's
+                stored[name] = OmegaConf.select(stored, f"task.{name}") or default
         merged = OmegaConf.merge(stored, OmegaConf.from_dotlist(overrides), {"resume": str(run_dir)})
     except Exception as error:
         raise FlowleapError(f"{file}: not readable ({error}); the run cannot be resumed") from error
@@ -164,36 +159,19 @@ def _resume_config(cfg: DictConfig) -> tuple[DictConfig, Path]:
     return merged, run_dir
 
 
-def _upgraded(stored: Any) -> Any:
-    """A run's configuration in today's spelling, whichever version stored it."""
-    for old, new in RENAMED["train"].items():
-        if old in stored:
-            value = stored.pop(old)
-            if value is not None:
-                OmegaConf.update(stored, new, value)
-    for name, default in asdict(WINDOW).items():
-        if stored.get(name) is None:  # it was the task's
-            stored[name] = OmegaConf.select(stored, f"task.{name}") or default
-    return stored
-
-
 def print_plan(trainer: Any, spec: Spec, info: Mapping[str, Any]) -> None:
     """Print what would be trained, one timed step, and the time and memory that follow from it."""
-    config, policy = trainer.config, trainer.policy
+    config, parts = trainer.config, trainer.policy.config
     batch, draw = trainer.batch()
     trainer.train_step(batch, draw)  # the first step pays for allocation
-    start = time.perf_counter()
-    trainer.train_step(*trainer.batch())
-    seconds = time.perf_counter() - start
-    parameters = sum(p.numel() for p in policy.parameters())
+    _, seconds, _ = timed(lambda: trainer.train_step(*trainer.batch()))
+    parameters = sum(p.numel() for p in trainer.policy.parameters())
     size = 4 * batch["action"].numel() + sum(x.numel() * x.element_size() for x in batch["obs"].values())
-    table = Table("what", "value", title="plan (nothing is written)")
-    names = policy.config
     epochs = config.steps * config.batch_size / info["frames"]
     rows: dict[str, str] = {
         "spec": spec.summary(),
         "data": f"{info['frames']} windows of {_episodes(info)}",
-        "policy": f"{names['objective']['name']} + {names['backbone']['name']}, {parameters:,} parameters",
+        "policy": f"{parts['objective']['name']} + {parts['backbone']['name']}, {parameters:,} parameters",
         "observations": ", ".join(f"{key} {list(x.shape)}" for key, x in batch["obs"].items()),
         **{f"images '{key}'": text for key, text in trainer.windows.describe_images().items()},
         "actions": str(list(batch["action"].shape)),
@@ -201,26 +179,12 @@ def print_plan(trainer: Any, spec: Spec, info: Mapping[str, Any]) -> None:
         "device": f"{trainer.accelerator.device}, {trainer.accelerator.num_processes} process(es)",
         "memory": f"weights, gradients, Adam and EMA {20 * parameters / 1e6:.0f} MB, "
         f"{trainer.batches.most} batch(es) of {size / 1e6:.1f} MB, "
-        f"peak of this process so far {_peak_megabytes():.0f} MB",
+        f"peak of this process so far {peak_megabytes():.0f} MB",
         "one step": f"{seconds * 1e3:.1f} ms",
         "whole run": f"about {seconds * config.steps / 60:.1f} minutes",
     }
-    for name, value in rows.items():
-        table.add_row(name, value)
-    Console().print(table)
-
-
-def _peak_megabytes() -> float:
-    import resource
-    import sys
-
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / (1e6 if sys.platform == "darwin" else 1e3)
+    show_table(("what", "value"), rows.items(), "plan (nothing is written)")
 
 
 if __name__ == "__main__":
-    import sys
-
-    from flowleap.scripts.cli.main import run_verb
-
-    sys.exit(run_verb("train", sys.argv[1:]))
+    sys.exit(run_verb("train"))

@@ -29,4 +29,4 @@ def main(cfg: DictConfig) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(run_verb("view", sys.argv[1:]))
+    sys.exit(run_verb("view"))

@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import io
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,33 +16,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flowleap.datasets.columns import ACTION, Episode, flat_names, require_memory
-from flowleap.datasets.dataset import Dataset
-from flowleap.datasets.formats.lerobot_index import (
-    DERIVED,
-    NOTE,
-    Place,
-    index_v2,
-    index_v3,
-    inside,
-    read_json,
-)
+from flowleap.datasets.formats.base import Source, explain, read_json
+from flowleap.datasets.formats.lerobot_index import DERIVED, NOTE, Place, index_v2, index_v3, inside
+from flowleap.datasets.formats.lerobot_index import is_lerobot as detect
 from flowleap.datasets.formats.lerobot_writer import LeRobotWriter as Writer
 from flowleap.datasets.formats.video import read_frames
 from flowleap.policy.core.errors import FlowleapError, optional_import
-from flowleap.policy.core.spec import ObsKey, Spec
+from flowleap.policy.core.spec import ObsKey
 
 __all__ = ["Reader", "Writer", "detect"]
 
 _PREFIXES = ["observation.images.", "observation."]
-_IMAGES = ("image", "video")
 
 
-def detect(path: Path) -> bool:
-    """A folder with meta/info.json."""
-    return (path / "meta" / "info.json").is_file()
-
-
-class Reader(Dataset):
+class Reader(Source):
     """A LeRobotDataset folder."""
 
     def __init__(self, path: Path) -> None:
@@ -68,73 +56,55 @@ class Reader(Dataset):
         self._table: tuple[Any, Any] = (None, None)  # what `_rows` read last, and the table it got
         note = path / "meta" / NOTE
         if note.is_file():
-            self._read_note(read_json(note))
+            self._read_note(read_json(note), f"'{path}', meta/{NOTE}")
         else:
             self._infer(tasks)
 
     def _infer(self, tasks: list[str]) -> None:
         """Describe the columns of a dataset that others wrote."""
-        columns: dict[str, ObsKey] = {}
-        for name, feature in self._features.items():
-            column = _column(feature)
-            if column is not None and name not in DERIVED:
-                columns[name] = column
+        described = {name: _column(f) for name, f in self._features.items() if name not in DERIVED}
+        columns = {name: column for name, column in described.items() if column is not None}
         action = columns.pop(ACTION, None)
         if action is None or len(action.shape) != 1:
             raise FlowleapError(f"'{self.path}': feature '{ACTION}' must be one vector of numbers")
         names = flat_names([n for n in columns if n.startswith("observation")], _PREFIXES)
         observations = {key: columns.pop(name) for key, name in names.items()}
-        rest = {key: name for key, name in _rest(columns, names).items()}
-        self.extra = {key: columns[name] for key, name in rest.items()}
+        rest = {name if name not in names else f"{name}_": name for name in columns}
+        extra = {key: columns[name] for key, name in rest.items()}
         if len(tasks) > 1:
-            rest["task_index"], self.extra["task_index"] = "task_index", ObsKey((), "int64")
-        if action.dtype != "float32":
-            self.extra[ACTION] = action
+            rest["task_index"], extra["task_index"] = "task_index", ObsKey((), "int64")
         self._names = names | rest | {ACTION: ACTION}
-        self.spec = Spec(
-            observations,
-            action_dim=action.shape[0],
-            control_hz=self._fps,
-            source={"dataset": self.path.name, "robot": self._info.get("robot_type")},
-        )
+        robot = self._info.get("robot_type")
+        self.describe(observations, action, extra, control_hz=self._fps, source={"robot": robot})
         axes = {key: self._features[name].get("names") for key, name in self._names.items()}
-        self.attrs = {
-            "tasks": tasks,
-            "lerobot": {
-                "names": {key: name for key, name in self._names.items() if key != name},
-                "axes": {key: names for key, names in axes.items() if names is not None},
-                "robot_type": self._info.get("robot_type"),
-            },
+        about = {
+            "names": {key: name for key, name in self._names.items() if key != name},
+            "axes": {key: names for key, names in axes.items() if names is not None},
+            "robot_type": robot,
         }
+        self.attrs = {"tasks": tasks, "lerobot": about}
 
-    def _read_note(self, note: Mapping[str, Any]) -> None:
+    def _read_note(self, note: Mapping[str, Any], where: str) -> None:
         """Take the columns from what `Writer` noted."""
-        where = f"'{self.path}', meta/{NOTE}"
-        try:
-            self.spec = Spec.from_dict(note["spec"], where)
-            self.extra = {key: ObsKey(tuple(shape), dtype) for key, (shape, dtype) in note["extra"].items()}
-            self.attrs, self._names = dict(note["attrs"]), dict(note["names"])
-            lost = next((key for key in self.fields if self._names[key] not in self._features), None)
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise FlowleapError(f"{where} is damaged: {error}") from error
-        if lost is not None:
-            raise FlowleapError(f"{where} names '{self._names[lost]}', which meta/info.json does not have")
+        self.take_note(note, where)
+        with explain(f"{where} is damaged", KeyError, TypeError, ValueError, AttributeError):
+            self._names = dict(note["names"])
+            lost = [self._names[key] for key in self.fields if self._names[key] not in self._features]
+        if lost:
+            raise FlowleapError(f"{where} names '{lost[0]}', which meta/info.json does not have")
 
     def _read(self, index: int, keys: Sequence[str]) -> Episode:
         """Read some columns of one episode."""
         place = self._places[index]
-        tabled = [key for key in keys if self._features[self._names[key]]["dtype"] != "video"]
-        rows = self._rows(
-            index, sorted({self._names[key] for key in tabled} | {"episode_index", "timestamp"})
-        )
+        kinds = {key: self._features[self._names[key]]["dtype"] for key in keys}
+        tabled = {self._names[key] for key in keys if kinds[key] != "video"}
+        rows = self._rows(index, sorted(tabled | {"episode_index", "timestamp"}))
         if set(rows["episode_index"].to_pylist()) != {place.episode}:
-            raise self.error(
-                index, "episode_index", f"names other episodes in the rows of this one ({place.table})"
-            )
+            other = f"names other episodes in the rows of this one ({place.table})"
+            raise self.error(index, "episode_index", other)
         columns: Episode = {}
-        for key in keys:
+        for key, kind in kinds.items():
             name, shape = self._names[key], tuple(self.fields[key].shape)
-            kind = self._features[name]["dtype"]
             try:
                 if kind == "video":
                     columns[key] = self._video(place, name, rows["timestamp"], shape)
@@ -154,33 +124,24 @@ class Reader(Dataset):
     def _rows(self, index: int, names: Sequence[str]) -> Any:
         """Read the rows of an episode; the row groups read last are kept for the next one."""
         place = self._places[index]
-        try:
+        where, table = f"'{self.path}', episode {place.episode}", place.table.relative_to(self.path)
+        begin, end = place.offset, place.offset + place.length
+        with explain(f"{where}: {table} cannot be read", OSError, self._pa.ArrowException):
             file = self._parquet.ParquetFile(place.table)
             for name in names:
                 if name not in file.schema_arrow.names:
-                    raise self.error(index, name, f"is no column of {place.table.relative_to(self.path)}")
-            sizes = [file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)]
-            ends = np.cumsum(sizes)
-            if not sizes or place.offset + place.length > ends[-1]:
-                total = int(ends[-1]) if sizes else 0
-                raise FlowleapError(
-                    f"'{self.path}', episode {place.episode} needs rows {place.offset} to "
-                    f"{place.offset + place.length} of {place.table.relative_to(self.path)}, which has {total}"
-                )
-            first = int(np.searchsorted(ends, place.offset, side="right"))
-            last = int(np.searchsorted(ends, place.offset + place.length, side="left"))
-            groups = list(range(first, last + 1))
-            numbers = _size(file.metadata, groups, names)
-            require_memory(8 * numbers, f"'{self.path}', episode {place.episode}: its rows")
+                    raise self.error(index, name, f"is no column of {table}")
+            ends = np.cumsum([0, *(file.metadata.row_group(i).num_rows for i in range(file.num_row_groups))])
+            if end > ends[-1]:
+                raise FlowleapError(f"{where} needs rows {begin} to {end} of {table}, which has {ends[-1]}")
+            first = int(np.searchsorted(ends, begin, side="right")) - 1
+            last = int(np.searchsorted(ends, end, side="left"))
+            groups = list(range(first, last))
+            require_memory(8 * _size(file.metadata, groups, names), f"{where}: its rows")
             wanted = (place.table, first, last, tuple(names))
             if self._table[0] != wanted:
                 self._table = wanted, file.read_row_groups(groups, columns=list(names))
-        except (OSError, self._pa.ArrowException) as error:
-            raise FlowleapError(
-                f"'{self.path}', episode {place.episode}: {place.table.relative_to(self.path)} cannot be read "
-                f"({error})"
-            ) from error
-        return self._table[1].slice(place.offset - int(ends[first] - sizes[first]), place.length)
+        return self._table[1].slice(begin - int(ends[first]), place.length)
 
     def _video(self, place: Place, name: str, stamps: Any, shape: tuple[int, ...]) -> NDArray[np.uint8]:
         file, start = place.videos[name]
@@ -194,22 +155,19 @@ class Reader(Dataset):
     def _images(self, cells: Any, shape: tuple[int, ...]) -> NDArray[np.uint8]:
         """Decode cells {bytes, path}, as the image feature of Hugging Face datasets stores them; one at a time."""
         image = optional_import("PIL.Image", extra="formats")
+        damage = (OSError, ValueError, TypeError, SyntaxError, image.DecompressionBombError)
         frames: list[NDArray[np.uint8]] = []
-        for scalar in cells:
-            cell = scalar.as_py()
+        for cell in (scalar.as_py() for scalar in cells):
             data: Any = cell.get("bytes") if isinstance(cell, dict) else cell
-            try:
+            with explain(f"holds a damaged image at frame {len(frames)}", *damage):
                 if data is None and isinstance(cell, dict) and cell.get("path"):
                     data = inside(self.path, str(cell["path"])).read_bytes()
                 picture = image.open(io.BytesIO(data))
-                if (picture.height, picture.width) != shape[:2]:  # before it is decoded, whatever its size
-                    size = (picture.height, picture.width)
-                    raise FlowleapError(
-                        f"has {size} pixels at frame {len(frames)}, meta/info.json says {shape[:2]}"
-                    )
+                size = (picture.height, picture.width)
+                if size != shape[:2]:  # before it is decoded, whatever its size
+                    wrong = f"has {size} pixels at frame {len(frames)}, meta/info.json says {shape[:2]}"
+                    raise FlowleapError(wrong)
                 frames.append(np.asarray(picture.convert("RGB")))
-            except (OSError, ValueError, TypeError, SyntaxError, image.DecompressionBombError) as error:
-                raise FlowleapError(f"holds a damaged image at frame {len(frames)} ({error})") from error
         return np.stack(frames)
 
     def label(self, index: int) -> str:
@@ -224,7 +182,7 @@ class Reader(Dataset):
 def _column(feature: Mapping[str, Any]) -> ObsKey | None:
     """Describe a feature of info.json; None for texts, depth maps and the like."""
     dtype, shape = str(feature.get("dtype")), tuple(int(n) for n in feature.get("shape") or ())
-    if dtype not in _IMAGES:
+    if dtype not in ("image", "video"):
         try:
             return ObsKey(shape, dtype) if np.dtype(dtype).kind in "biuf" else None
         except TypeError:
@@ -240,9 +198,8 @@ def _column(feature: Mapping[str, Any]) -> ObsKey | None:
 
 def _size(metadata: Any, groups: Sequence[int], names: Sequence[str]) -> int:
     """Count the values of some columns in some row groups of a table, in lists too."""
-    columns = [
-        i for i in range(metadata.num_columns) if metadata.schema.column(i).path.split(".")[0] in names
-    ]
+    roots = [metadata.schema.column(i).path.split(".")[0] for i in range(metadata.num_columns)]
+    columns = [i for i, root in enumerate(roots) if root in names]
     return sum(metadata.row_group(g).column(i).num_values for g in groups for i in columns)
 
 
@@ -254,23 +211,12 @@ def _in_dtype(values: NDArray, dtype: str) -> NDArray:
     if values.dtype.kind == "f" and cast.dtype.kind == "f":  # tables of others hold float64 for float32
         return cast
     if not np.array_equal(back, values):
-        raise FlowleapError(
-            f"has values of {values.dtype} that {dtype}, the dtype in meta/info.json, cannot hold"
-        )
+        raise FlowleapError(f"has values of {values.dtype} that {dtype} (meta/info.json) cannot hold")
     return cast
 
 
-def _rest(columns: Mapping[str, ObsKey], taken: Mapping[str, str]) -> dict[str, str]:
-    """Names of the extra columns, distinct from the observations."""
-    return {name if name not in taken else f"{name}_": name for name in columns}
-
-
 def _numbers(pa: Any, column: Any, shape: tuple[int, ...]) -> NDArray:
-    """Turn a table's column into [T, *shape].
-
-    Raises:
-        FlowleapError: cells are missing or have other sizes. The message does not name the column.
-    """
+    """Turn a table's column into [T, *shape]; raise, without its name, where cells are missing or of other sizes."""
     array = column.combine_chunks()
     if isinstance(array, pa.ChunkedArray):
         array = pa.concat_arrays(array.chunks)
@@ -286,11 +232,11 @@ def _numbers(pa: Any, column: Any, shape: tuple[int, ...]) -> NDArray:
         array, rows = array.flatten(), array
         lengths = np.asarray(rows.value_lengths())
         if len(lengths) and np.any(lengths != lengths[0]):
-            row = int(np.argmax(lengths != lengths[0])) // int(np.prod(sizes[1:]))
+            row = int(np.argmax(lengths != lengths[0])) // math.prod(sizes[1:])
             raise FlowleapError(f"has cells of different sizes, the first at frame {row}")
         sizes.append(int(lengths[0]) if len(lengths) else 0)
     if not (pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_boolean(kind)):
         raise FlowleapError(f"holds {kind}, not numbers")
-    if int(np.prod(sizes[1:])) != int(np.prod(shape)):
+    if math.prod(sizes[1:]) != math.prod(shape):
         raise FlowleapError(f"has shape {tuple(sizes[1:])} a frame, meta/info.json says {shape}")
     return array.to_numpy(zero_copy_only=False).reshape(sizes[0], *shape)

@@ -17,11 +17,7 @@ class Statistics:
         self._images: set[str] = set()
 
     def add(self, columns: Mapping[str, tuple[NDArray, bool]]) -> dict[str, Any]:
-        """Take one episode, feature -> ([T, *shape], whether it is an image).
-
-        Returns:
-            `stats/<feature>/<statistic>` -> nested lists, a row of meta/episodes.
-        """
+        """Take one episode, feature -> ([T, *shape], whether it is an image); return its row of meta/episodes."""
         row: dict[str, Any] = {}
         self._images |= {name for name, (_, image) in columns.items() if image}
         for name, (values, image) in columns.items():
@@ -41,34 +37,24 @@ def _describe(values: NDArray, image: bool) -> dict[str, NDArray]:
     x = values.astype(np.float64) / (255.0 if image else 1.0)
     if x.ndim == 1:
         x = x[:, None]
-    mean = x.mean(axis=axes)
-    count = np.array([len(values) if image else len(x)])
-    return {
-        "min": x.min(axis=axes),
-        "max": x.max(axis=axes),
-        "mean": mean,
-        "squares": np.square(x - mean).mean(axis=axes) * count,
-        "count": count,
-    }
+    mean, count = x.mean(axis=axes), np.array([len(x)])
+    low, high, squares = x.min(axis=axes), x.max(axis=axes), np.square(x - mean).mean(axis=axes) * count
+    return {"min": low, "max": high, "mean": mean, "squares": squares, "count": count}
 
 
 def _merge(a: dict[str, NDArray], b: dict[str, NDArray]) -> dict[str, NDArray]:
     """Chan's update of mean and squared deviations."""
     count = a["count"] + b["count"]
     shift = b["mean"] - a["mean"]
-    return {
-        "min": np.minimum(a["min"], b["min"]),
-        "max": np.maximum(a["max"], b["max"]),
-        "mean": a["mean"] + shift * b["count"] / count,
-        "squares": a["squares"] + b["squares"] + shift**2 * a["count"] * b["count"] / count,
-        "count": count,
-    }
+    low, high = np.minimum(a["min"], b["min"]), np.maximum(a["max"], b["max"])
+    mean = a["mean"] + shift * b["count"] / count
+    squares = a["squares"] + b["squares"] + shift**2 * a["count"] * b["count"] / count
+    return {"min": low, "max": high, "mean": mean, "squares": squares, "count": count}
 
 
 def _show(one: dict[str, NDArray], image: bool) -> dict[str, Any]:
-    shown = {name: one[name] for name in ("min", "max", "mean")} | {
-        "std": np.sqrt(one["squares"] / one["count"])
-    }
+    shown = {name: one[name] for name in ("min", "max", "mean")}
+    shown["std"] = np.sqrt(one["squares"] / one["count"])
     if image:
         shown = {name: value[:, None, None] for name, value in shown.items()}
     return {name: value.tolist() for name, value in shown.items()} | {"count": one["count"].tolist()}

@@ -19,10 +19,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flowleap.datasets.columns import ACTION, Episode, flat_names, infer_key, require_memory
-from flowleap.datasets.dataset import Dataset
-from flowleap.datasets.formats.hdf5 import open_hdf5, require_own, text
+from flowleap.datasets.formats.base import explain, read_json
+from flowleap.datasets.formats.hdf5 import Hdf5Source
 from flowleap.policy.core.errors import FlowleapError, optional_import
-from flowleap.policy.core.spec import Spec
 
 _FILE = "main_data.hdf5"
 _EXTRA = ("rewards", "terminations", "truncations")
@@ -34,17 +33,16 @@ def detect(path: Path) -> bool:
     return _folder(path) is not None
 
 
-class Reader(Dataset):
+class Reader(Hdf5Source):
     """A Minari dataset; the columns are those of its first episode."""
 
     def __init__(self, path: Path) -> None:
         folder = _folder(path)
         if folder is None:
             raise FlowleapError(f"'{path}' is no Minari dataset: it needs metadata.json and {_FILE}")
-        self._h5, self.path = optional_import("h5py", extra="formats"), path
-        self._metadata = _read_json(folder / "metadata.json")
-        self._file = open_hdf5(folder / _FILE)
-        names = [name for name in self._file if re.fullmatch(r"episode_[0-9]+", text(name))]
+        super().__init__(path, folder / _FILE)
+        self._metadata = read_json(folder / "metadata.json")
+        names = [name for name in self._file if re.fullmatch(r"episode_[0-9]+", self._text(name, _FILE))]
         self._episodes = sorted(names, key=lambda name: int(name[8:]))
         self.n_episodes = len(self._episodes)
         expected = self._metadata.get("total_episodes", self.n_episodes)
@@ -58,7 +56,7 @@ class Reader(Dataset):
         paths: list[str] = []
 
         def visit(name: str, node: Any) -> None:
-            full = f"observations/{text(name)}"
+            full = f"observations/{self._text(name, 'episode 0')}"
             if isinstance(node, self._h5.Dataset) and (node.dtype.kind in "biuf" or full in self._images):
                 paths.append(full)
 
@@ -71,18 +69,12 @@ class Reader(Dataset):
         self._paths[ACTION] = "actions"
         first = self._read(0, list(self._paths))
         described = {key: infer_key(values.shape[1:], values.dtype) for key, values in first.items()}
-        action = described.pop(ACTION)
-        if len(action.shape) != 1:
-            raise self.error(0, "actions", f"has shape {action.shape} a frame, expected one axis")
-        self.extra = {key: described.pop(key) for key in _EXTRA}
-        if action.dtype != "float32":
-            self.extra[ACTION] = action
+        action, extra = described.pop(ACTION), {key: described.pop(key) for key in _EXTRA}
         env = self._metadata.get("env_spec")
         source: dict[str, Any] = {"dataset": self._metadata.get("dataset_id", self.path.name)}
         if isinstance(env, str):
             source |= {"env_spec": json.loads(env), "env": json.loads(env).get("id")}
-        self.spec = Spec(described, action_dim=action.shape[0], source=source)
-        self.attrs = {}
+        self.describe(described, action, extra, source=source)
 
     def _group(self, index: int) -> Any:
         return self._file[self._episodes[index]]
@@ -94,63 +86,39 @@ class Reader(Dataset):
         length = len(group["actions"]) if isinstance(group.get("actions"), self._h5.Dataset) else None
         for key in keys:
             path = self._paths[key]
-            node = group.get(path)
-            if not isinstance(node, self._h5.Dataset):
-                raise self.error(index, key, f"is missing (no dataset {path})")
-            try:
-                require_own(node.id, self._file.id)
-            except FlowleapError as error:
-                raise self.error(index, key, str(error)) from error
-            nbytes = math.prod(node.shape) * node.dtype.itemsize
-            require_memory(nbytes, f"'{self.path}', {self.label(index)}: '{key}'")
-            try:
+            with self.naming(index, key):
+                node = group.get(path)
+                if not isinstance(node, self._h5.Dataset):
+                    raise FlowleapError(f"is missing (no dataset {path})")
+                self._require_own(node.id)
+                require_memory(math.prod(node.shape) * node.dtype.itemsize, "")
                 values = node[()]
-            except (OSError, RuntimeError) as error:
-                raise self.error(index, key, f"is damaged ({error}); copy the file again") from error
-            if path.startswith("observations"):
-                if length is not None and len(values) != length + 1:
-                    raise self.error(
-                        index, key, f"has {len(values)} frames for {length} actions, not one more"
-                    )
-                values = values[:-1]
-            if path in self._images:
-                values = self._decode(index, key, values)
+                if path.startswith("observations"):
+                    if length is not None and len(values) != length + 1:
+                        raise FlowleapError(f"has {len(values)} frames for {length} actions, not one more")
+                    values = values[:-1]
+                if path in self._images:
+                    values = _decode(values)
             columns[key] = values[:, None] if key == ACTION and values.ndim == 1 else values
         return columns
-
-    def _decode(self, index: int, key: str, frames: NDArray) -> NDArray[np.uint8]:
-        image = optional_import("PIL.Image", extra="formats")
-        try:
-            return np.stack([np.asarray(image.open(io.BytesIO(bytes(frame)))) for frame in frames])
-        except (OSError, ValueError, image.DecompressionBombError) as error:
-            raise self.error(index, key, f"holds a damaged JPEG ({error})") from error
 
     def seed(self, index: int) -> int | None:
         """The seed of the episode's reset."""
         seed = self._group(index).attrs.get("seed")
         return int(seed) if isinstance(seed, int | np.integer) else None
 
-    def close(self) -> None:
-        """Close the file."""
-        self._file.close()
-
 
 def _folder(path: Path) -> Path | None:
     """The folder with metadata and data, from any of the paths that name a dataset."""
-    if path.name == _FILE:
-        path = path.parent
-    for folder in (path, path / "data"):
-        if (folder / _FILE).is_file() and (folder / "metadata.json").is_file():
-            return folder
-    return None
+    home = path.parent if path.name == _FILE else path
+    folders = (home, home / "data")
+    return next((f for f in folders if (f / _FILE).is_file() and (f / "metadata.json").is_file()), None)
 
 
-def _read_json(file: Path) -> dict[str, Any]:
-    try:
-        data = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise FlowleapError(f"'{file}' is no JSON ({error})") from error
-    return data if isinstance(data, dict) else {}
+def _decode(frames: NDArray) -> NDArray[np.uint8]:
+    image = optional_import("PIL.Image", extra="formats")
+    with explain("holds a damaged JPEG", OSError, ValueError, image.DecompressionBombError):
+        return np.stack([np.asarray(image.open(io.BytesIO(bytes(frame)))) for frame in frames])
 
 
 def _image_spaces(space: Any) -> set[str]:
@@ -161,12 +129,11 @@ def _image_spaces(space: Any) -> set[str]:
         if not isinstance(node, Mapping):
             return
         inside = node.get("subspaces")
+        if isinstance(inside, list):
+            inside = {f"_index_{i}": child for i, child in enumerate(inside)}
         if isinstance(inside, Mapping):
             for name, child in inside.items():
                 visit(child, f"{path}/{name}")
-        elif isinstance(inside, list):
-            for i, child in enumerate(inside):
-                visit(child, f"{path}/_index_{i}")
         elif node.get("type") == "Box" and node.get("dtype") == "uint8":
             shape = node.get("shape") or []
             if len(shape) in (2, 3) and min(shape[:2]) >= _MIN_IMAGE_SIDE:

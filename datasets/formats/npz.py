@@ -10,7 +10,6 @@ from __future__ import annotations
 import math
 import re
 import zipfile
-import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import IO, NamedTuple
@@ -20,12 +19,11 @@ from numpy.typing import NDArray
 
 from flowleap.datasets.columns import ACTION, Episode, flat_names, infer_key, require_memory
 from flowleap.datasets.dataset import Dataset
+from flowleap.datasets.formats.base import DAMAGE, Source, explain
 from flowleap.policy.core.errors import FlowleapError
-from flowleap.policy.core.spec import Spec
 
 _ENDS = "episode_ends"
 _ACTIONS = (ACTION, "actions")
-_DAMAGE = (ValueError, OSError, EOFError, zipfile.BadZipFile, zlib.error)
 _EXTRA = {"reward", "rewards", "done", "dones", "terminals", "timeouts"}
 
 
@@ -46,19 +44,15 @@ class _Array(NamedTuple):
     start: int
     shape: tuple[int, ...]
     dtype: np.dtype
-
-    @property
-    def width(self) -> int:
-        """Bytes of a row."""
-        return self.dtype.itemsize * math.prod(self.shape[1:])
+    width: int  # bytes of a row
 
     def rows(self, first: int, last: int) -> NDArray:
         """Read the rows [first, last)."""
-        width = self.width
-        require_memory((last - first) * width, f"array of {last - first} rows")
-        self.stream.seek(self.start + first * width)
-        data = self.stream.read((last - first) * width)
-        if len(data) < (last - first) * width:
+        nbytes = (last - first) * self.width
+        require_memory(nbytes, f"(an array of {last - first} rows)")
+        self.stream.seek(self.start + first * self.width)
+        data = self.stream.read(nbytes)
+        if len(data) < nbytes:
             raise ValueError("the file ends early")
         return np.frombuffer(data, self.dtype).reshape(-1, *self.shape[1:])
 
@@ -69,79 +63,90 @@ class _Zip:
     def __init__(self, path: Path) -> None:
         self.arrays: dict[str, _Array] = {}
         self.refused: dict[str, str] = {}
-        try:
+        with explain(f"'{path}' is no whole .npz file", *DAMAGE):
             self._file = zipfile.ZipFile(path)
             for member in self._file.infolist():
                 self._open(member)
-        except _DAMAGE as error:
-            raise FlowleapError(f"'{path}' is no whole .npz file ({error})") from error
 
     def _open(self, member: zipfile.ZipInfo) -> None:
         name = member.filename.removesuffix(".npy")
         stream = self._file.open(member)
-        version = np.lib.format.read_magic(stream)
-        header = (
-            np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-        )
-        shape, fortran, dtype = header(stream)
+        old = np.lib.format.read_magic(stream) == (1, 0)
+        read_header = np.lib.format.read_array_header_1_0 if old else np.lib.format.read_array_header_2_0
+        shape, fortran, dtype = read_header(stream)
         if dtype.kind not in "biuf":
             self.refused[name] = f"has dtype {dtype}, only numbers are read"
         elif fortran and len(shape) > 1:
             self.refused[name] = "is in Fortran order: save np.ascontiguousarray(...)"
         elif shape:
-            array = _Array(stream, stream.tell(), shape, dtype)
-            if min(shape) < 0 or array.start + shape[0] * array.width != member.file_size:
-                raise ValueError(
-                    f"{member.filename} has {member.file_size} bytes, not those of shape {shape}"
-                )
+            array = _Array(stream, stream.tell(), shape, dtype, dtype.itemsize * math.prod(shape[1:]))
+            size = member.file_size
+            if min(shape) < 0 or array.start + shape[0] * array.width != size:
+                raise ValueError(f"{member.filename} has {size} bytes, not those of shape {shape}")
             self.arrays[name] = array
 
-    def require(self, path: Path, name: str) -> _Array:
+    def require(self, name: str) -> _Array:
         """Return an array, or raise saying why it cannot be read."""
         if name not in self.arrays:
-            raise FlowleapError(f"'{path}': '{name}' {self.refused.get(name, 'is missing')}")
+            raise FlowleapError(self.refused.get(name, "is missing"))
         return self.arrays[name]
 
     def close(self) -> None:
         self._file.close()
 
 
-class FlatSource(Dataset):
+class _NpzSource(Source):
+    """What both kinds share."""
+
+    def _describe(self, path: Path, file: _Zip, found: dict[str, _Array]) -> None:
+        """Set what the arrays with a row a frame are; `_paths` is column -> array."""
+        self.path, self.refused = path, file.refused
+        why = "".join(f"; '{name}' {reason}" for name, reason in file.refused.items())
+        arrays = {name: infer_key(array.shape[1:], array.dtype) for name, array in found.items()}
+        action = next((name for name in _ACTIONS if name in found), None)
+        if action is None:
+            raise FlowleapError(f"'{path}' has no array 'action' among {sorted(found)}{why}")
+        actions = arrays.pop(action)
+        names = flat_names(sorted(arrays), [])
+        columns = {key: arrays[name] for key, name in names.items()}
+        extra = {key: columns.pop(key) for key in list(columns) if key in _EXTRA}
+        if not columns:
+            raise FlowleapError(f"'{path}' has no observations, with a row a frame{why}")
+        self.describe(columns, actions, extra)
+        self._paths = names | {ACTION: action}
+
+
+class FlatSource(_NpzSource):
     """One file for all episodes; a row is read when its episode is."""
 
     def __init__(self, path: Path) -> None:
-        self.path = path
         self._zip = _Zip(path)
-        ends = self._zip.require(path, _ENDS)
-        try:
-            self._ends = ends.rows(0, ends.shape[0]).astype(np.int64)
-        except _DAMAGE as error:
-            raise FlowleapError(f"'{path}': {_ENDS} is damaged ({error}); copy the file again") from error
-        if ends.dtype.kind not in "iu" or len(self._ends) < 1 or np.any(np.diff(self._ends, prepend=0) < 1):
+        with explain(f"'{path}': {_ENDS} cannot be read", FlowleapError):
+            stored = self._zip.require(_ENDS)
+        with explain(f"'{path}': {_ENDS} is damaged", *DAMAGE, remedy="; copy the file again"):
+            ends = stored.rows(0, stored.shape[0]).astype(np.int64)
+        if stored.dtype.kind not in "iu" or len(ends) < 1 or np.any(np.diff(ends, prepend=0) < 1):
             raise FlowleapError(f"'{path}': {_ENDS} must be whole numbers that increase from above 0")
-        self.n_episodes = len(self._ends)
-        arrays = {n: a for n, a in self._zip.arrays.items() if n != _ENDS}
-        frames = {n: (a.shape[1:], a.dtype) for n, a in arrays.items() if a.shape[0] == self._ends[-1]}
-        self.refused = self._zip.refused
-        self._paths = _describe(self, frames)
-        once = [n for n, a in arrays.items() if n not in frames and a.shape[0] == self.n_episodes]
-        self._once = {key: n for key, n in flat_names(once, []).items() if key not in self._paths}
+        self._bounds, self._ends, self.n_episodes = np.append(0, ends), ends, len(ends)
+        arrays = {name: array for name, array in self._zip.arrays.items() if name != _ENDS}
+        frames = {name: array for name, array in arrays.items() if array.shape[0] == ends[-1]}
+        self._describe(path, self._zip, frames)
+        once = [n for n, array in arrays.items() if n not in frames and array.shape[0] == self.n_episodes]
+        self._once = {key: name for key, name in flat_names(once, []).items() if key not in self._paths}
         for key, name in self._once.items():
             self.extra[key] = infer_key(arrays[name].shape[1:], arrays[name].dtype)
 
     def _read(self, index: int, keys: Sequence[str]) -> Episode:
         """Read some columns of one episode."""
-        first, last = int(self.episode_ends[index - 1]) if index else 0, int(self.episode_ends[index])
+        first, last = self._bounds[index : index + 2].tolist()
         columns: Episode = {}
         for key in keys:
-            try:
+            with self.naming(index, key):
                 if key in self._once:
-                    row = self._zip.arrays[self._once[key]].rows(index, index + 1)
+                    row = self._zip.require(self._once[key]).rows(index, index + 1)
                     columns[key] = np.repeat(row, last - first, axis=0)
                 else:
-                    columns[key] = self._zip.arrays[self._paths[key]].rows(first, last)
-            except (*_DAMAGE, FlowleapError) as error:
-                raise self.error(index, key, f"is damaged ({error}); copy the file again") from error
+                    columns[key] = self._zip.require(self._paths[key]).rows(first, last)
         return columns
 
     def close(self) -> None:
@@ -149,16 +154,14 @@ class FlatSource(Dataset):
         self._zip.close()
 
 
-class FolderSource(Dataset):
+class FolderSource(_NpzSource):
     """One file an episode, in the order of the numbers in their names."""
 
     def __init__(self, path: Path) -> None:
-        self.path = path
         self._files = sorted(path.glob("*.npz"), key=_numbers)
         self.n_episodes = len(self._files)
         first = _Zip(self._files[0])
-        self.refused = first.refused
-        self._paths = _describe(self, {name: (a.shape[1:], a.dtype) for name, a in first.arrays.items()})
+        self._describe(path, first, first.arrays)
         first.close()
 
     def _read(self, index: int, keys: Sequence[str]) -> Episode:
@@ -166,45 +169,15 @@ class FolderSource(Dataset):
         file = _Zip(self._files[index])
         columns: Episode = {}
         for key in keys:
-            name = self._paths[key]
-            if name not in file.arrays:
-                raise self.error(index, key, file.refused.get(name, "is missing"))
-            array = file.arrays[name]
-            try:
+            with self.naming(index, key):
+                array = file.require(self._paths[key])
                 columns[key] = array.rows(0, array.shape[0])
-            except (*_DAMAGE, FlowleapError) as error:
-                raise self.error(index, key, f"is damaged ({error}); copy the file again") from error
         file.close()
         return columns
 
     def label(self, index: int) -> str:
         """The file's name."""
         return self._files[index].name
-
-
-def _describe(source: Dataset, found: dict[str, tuple[tuple[int, ...], np.dtype]]) -> dict[str, str]:
-    """Set Spec, extra columns and attributes from the arrays' shapes and dtypes; return column -> array."""
-    action = next((name for name in _ACTIONS if name in found), None)
-    if action is None:
-        raise FlowleapError(f"'{source.path}' has no array 'action' among {sorted(found)}{_why(source)}")
-    shape, dtype = found.pop(action)
-    if len(shape) != 1:
-        raise FlowleapError(f"'{source.path}': '{action}' has shape {shape} a frame, expected one axis")
-    names = flat_names(sorted(found), [])
-    columns = {key: infer_key(*found[name]) for key, name in names.items()}
-    source.extra = {key: columns.pop(key) for key in list(columns) if key in _EXTRA}
-    if not columns:
-        raise FlowleapError(f"'{source.path}' has no observations, with a row a frame{_why(source)}")
-    if dtype != np.float32:
-        source.extra[ACTION] = infer_key(shape, dtype)
-    source.spec = Spec(columns, action_dim=shape[0], source={"dataset": source.path.name})
-    source.attrs = {}
-    return names | {ACTION: action}
-
-
-def _why(source: Dataset) -> str:
-    """Which arrays could not be read, for a message."""
-    return "".join(f"; '{name}' {reason}" for name, reason in source.refused.items())
 
 
 def _numbers(path: Path) -> tuple[list[int], str]:

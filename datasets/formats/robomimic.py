@@ -15,24 +15,30 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from flowleap.datasets.columns import ACTION, Episode, flat_names, infer_key, require_memory
-from flowleap.datasets.dataset import Dataset
-from flowleap.datasets.formats.hdf5 import open_hdf5, require_own, text
-from flowleap.datasets.formats.robomimic_writer import ACTIONS, MASKS, NOTE, is_hdf5
-from flowleap.datasets.formats.robomimic_writer import RobomimicWriter as Writer
+from flowleap.datasets.columns import ACTION, Episode, flat_names, infer_key, plain, require_memory
+from flowleap.datasets.formats import base
+from flowleap.datasets.formats.hdf5 import Hdf5Source
 from flowleap.policy.core.errors import FlowleapError, optional_import, suggest
-from flowleap.policy.core.spec import ActionConvention, ObsKey, Spec
+from flowleap.policy.core.spec import ActionConvention, ObsKey
 
-__all__ = ["Reader", "Writer", "action_convention", "detect"]
+_ACTIONS = "actions"
+_MASKS = "masks"  # attribute of a store: name of a filter -> indices of its episodes
+_NOTE = "flowleap"  # dataset with JSON as bytes: an HDF5 attribute could not hold more than 64 KiB
+_MAGIC = b"\x89HDF\r\n\x1a\n"
+_GYM = 2  # robomimic's EnvType
 
 
 def detect(path: Path) -> bool:
     """A file with the signature, or at least a suffix, of HDF5."""
-    return is_hdf5(path)
+    if not path.is_file():
+        return False
+    with path.open("rb") as stream:
+        return stream.read(len(_MAGIC)) == _MAGIC or path.suffix in (".hdf5", ".h5")
 
 
-class Reader(Dataset):
+class Reader(Hdf5Source):
     """A robomimic file; the shapes are those of the first demonstration.
 
     Args:
@@ -41,35 +47,38 @@ class Reader(Dataset):
         actions: the dataset with the actions, such as `actions_abs`.
     """
 
-    def __init__(self, path: Path, filter: str | None = None, actions: str = ACTIONS) -> None:
-        self._h5 = optional_import("h5py", extra="formats")
-        self.path = path
-        self._file = open_hdf5(path)
+    def __init__(self, path: Path, filter: str | None = None, actions: str = _ACTIONS) -> None:
+        super().__init__(path, path)
         data = self._file.get("data")
         if not isinstance(data, self._h5.Group):
-            raise FlowleapError(
-                f"'{path}' has no group 'data', only {sorted(self._file)}: not a robomimic file"
-            )
-        try:
-            require_own(data.id, self._file.id)
-        except FlowleapError as error:
-            raise FlowleapError(f"'{path}': data {error}") from error
-        _limit_cache(self._file)
+            raise FlowleapError(f"'{path}' has no group 'data', only {sorted(self._file)}: not of robomimic")
+        with base.explain(f"'{path}': data cannot be read", FlowleapError):
+            self._require_own(data.id)
+        # At most 2 MiB of metadata: HDF5's own 32 MiB are ten times that in memory, and reading never looks back.
+        config = self._file.id.get_mdc_config()
+        config.set_initial_size, config.initial_size = True, 2**20
+        config.min_size, config.max_size = 2**20, 2 * 2**20
+        self._file.id.set_mdc_config(config)
         self._data = data
         self._types: dict[str, tuple[Any, np.dtype]] = {}  # column -> HDF5 type and dtype that were met last
         self._demos = self._select(filter)
         self.n_episodes = len(self._demos)
-        own = self._own() if actions == ACTIONS else None
-        self._noted = own is not None
-        if own is not None:
-            self.spec, self.extra, self.attrs = own
+        self._noted = actions == _ACTIONS and _NOTE in self._file
+        if self._noted:
+            where = f"'{path}', {_NOTE}"
+            with base.explain(f"{where} is damaged", ValueError, TypeError, AttributeError):
+                note = json.loads(self._file[_NOTE][()].tobytes())
+            self.take_note(note, where)
             paths = {key: f"obs/{key}" if key in self.spec.observations else key for key in self.fields}
         else:
-            paths = self._names(0, actions)
+            paths = self._names(actions)
             self._infer(paths, actions)
         self._paths = paths | {ACTION: actions}
-        if filter is None:
-            self.attrs |= self._masks()
+        masks = self._filters() if filter is None else {}
+        if masks:
+            number = {name: i for i, name in enumerate(self._demos)}
+            found = {name: sorted(number[d] for d in demos if d in number) for name, demos in masks.items()}
+            self.attrs[_MASKS] = found
 
     def _infer(self, names: Mapping[str, str], actions: str) -> None:
         """Describe the columns of a file that others wrote."""
@@ -80,26 +89,17 @@ class Reader(Dataset):
                 f"'{self.path}', {self.label(0)} has no observations in 'obs': extract them from the states with "
                 "robomimic's dataset_states_to_obs.py"
             )
-        action = self._described(ACTION, actions)
-        if len(action.shape) != 1:
-            raise self.error(0, actions, f"has shape {action.shape} a frame, expected one axis")
-        self.extra = {key: column for key, column in found.items() if key not in observations}
-        if action.dtype != "float32":
-            self.extra[ACTION] = action
+        extra = {key: column for key, column in found.items() if key not in observations}
         env_args = self._env_args()
         rate = _env_kwargs(env_args).get("control_freq")
-        self.spec = Spec(
-            observations,
-            action_dim=action.shape[0],
-            control_hz=float(rate) if isinstance(rate, int | float) and 0 < rate < np.inf else 0.0,
-            action_convention="absolute" if actions.endswith("_abs") else action_convention(env_args),
-            source={"dataset": self.path.name, "env_args": env_args},
-        )
-        self.attrs = {}
+        hz = float(rate) if isinstance(rate, int | float) and 0 < rate < np.inf else 0.0
+        convention = "absolute" if actions.endswith("_abs") else action_convention(env_args)
+        facts = {"control_hz": hz, "action_convention": convention, "source": {"env_args": env_args}}
+        self.describe(observations, self._described(ACTION, actions), extra, **facts)
 
     def _described(self, key: str, path: str) -> ObsKey:
         dataset = self._group(0).get(path)
-        if not isinstance(dataset, self._h5.Dataset) or dataset.dtype.kind not in "biuf" or dataset.ndim < 1:
+        if not self._numeric(dataset):
             raise self.error(0, key, f"is no numeric dataset ({path})")
         return infer_key(dataset.shape[1:], dataset.dtype)
 
@@ -110,9 +110,8 @@ class Reader(Dataset):
         else:
             masks = self._filters()
             if filter not in masks:
-                raise FlowleapError(
-                    f"'{self.path}' has no filter '{filter}', only {sorted(masks)}{suggest(filter, masks)}"
-                )
+                known = f"{sorted(masks)}{suggest(filter, masks)}"
+                raise FlowleapError(f"'{self.path}' has no filter '{filter}', only {known}")
             demos = masks[filter]
             for name in demos:
                 if name not in self._data:
@@ -120,14 +119,6 @@ class Reader(Dataset):
         if not demos:
             raise FlowleapError(f"'{self.path}' has no demonstrations in data/")
         return sorted(demos, key=lambda name: (int("".join(re.findall(r"[0-9]+", name)) or 0), name))
-
-    def _masks(self) -> dict[str, Any]:
-        number = {name: i for i, name in enumerate(self._demos)}
-        found = {
-            name: sorted(number[demo] for demo in demos if demo in number)
-            for name, demos in self._filters().items()
-        }
-        return {MASKS: found} if found else {}
 
     def _filters(self) -> dict[str, list[str]]:
         """Filter -> names of its demonstrations, each once."""
@@ -142,43 +133,23 @@ class Reader(Dataset):
             found[name] = list(dict.fromkeys(self._text(demo, f"mask/{name}") for demo in node[()]))
         return found
 
-    def _text(self, name: Any, where: str) -> str:
-        try:
-            return text(name)
-        except FlowleapError as error:
-            raise FlowleapError(f"'{self.path}': {where} {error}") from error
-
-    def _names(self, index: int, actions: str) -> dict[str, str]:
+    def _names(self, actions: str) -> dict[str, str]:
         """Column -> path below the demonstration, of all numeric datasets but the actions."""
         found: list[str] = []
 
         def visit(name: str, node: Any) -> None:
-            numeric = isinstance(node, self._h5.Dataset) and node.dtype.kind in "biuf" and node.ndim >= 1
-            name = self._text(name, self.label(index))
-            if numeric and name != actions and not name.startswith("next_obs/"):
+            name = self._text(name, self.label(0))
+            if self._numeric(node) and name != actions and not name.startswith("next_obs/"):
                 found.append(name)
 
-        self._group(index).visititems(visit)
+        self._group(0).visititems(visit)
         found.sort(key=lambda name: (not name.startswith("obs/"), name))
         return flat_names(found, ["obs/"])
 
-    def _own(self) -> tuple[Spec, dict[str, ObsKey], dict[str, Any]] | None:
-        """What `Writer` noted about the columns."""
-        if NOTE not in self._file:
-            return None
-        where = f"'{self.path}', {NOTE}"
-        try:
-            note = json.loads(self._file[NOTE][()].tobytes())
-            extra = {key: ObsKey(tuple(shape), dtype) for key, (shape, dtype) in note["extra"].items()}
-            return Spec.from_dict(note["spec"], where), extra, dict(note["attrs"])
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise FlowleapError(f"{where} is damaged: {error}") from error
-
     def _env_args(self) -> dict[str, Any]:
-        try:
+        wrong = f"'{self.path}': attribute env_args of data is no JSON"
+        with base.explain(wrong, ValueError, TypeError, RecursionError):
             env_args = json.loads(self._data.attrs.get("env_args", "{}"))
-        except (ValueError, TypeError, RecursionError) as error:
-            raise FlowleapError(f"'{self.path}': attribute env_args of data is no JSON ({error})") from error
         return env_args if isinstance(env_args, dict) else {}
 
     def _group(self, index: int) -> Any:
@@ -188,46 +159,40 @@ class Reader(Dataset):
         return self._data[name]
 
     def _read(self, index: int, keys: Sequence[str]) -> Episode:
-        """Read some columns of one demonstration.
-
-        The low-level interface of h5py is three times as fast as `group[path][()]` for the small datasets here.
-        """
-        h5 = self._h5
-        try:
-            group = h5.h5g.open(self._data.id, self._demos[index].encode())
-        except (KeyError, ValueError) as error:
-            raise FlowleapError(f"'{self.path}': data/{self._demos[index]} is no group ({error})") from error
+        """Read some columns of one demonstration."""
+        name = self._demos[index]
+        with base.explain(f"'{self.path}': data/{name} is no group", KeyError, ValueError):
+            group = self._h5.h5g.open(self._data.id, name.encode())
         columns: Episode = {}
         for key in keys:
-            path = self._paths[key]
-            try:
-                dataset = h5.h5d.open(group, path.encode())
-            except (KeyError, ValueError, TypeError) as error:
-                raise self.error(index, key, f"is missing (no dataset {path})") from error
-            try:
-                require_own(dataset, self._file.id)
-            except FlowleapError as error:
-                raise self.error(index, key, str(error)) from error
-            try:
-                kind = dataset.get_type()
-                known = self._types.get(key)
-                if known is None or not known[0].equal(kind):
-                    known = self._types[key] = kind, dataset.dtype
-                dtype, shape = known[1], dataset.shape
-                if dtype.kind not in "biuf" or not shape:
-                    raise self.error(index, key, f"has dtype {dtype} and shape {shape}, not numbers a frame")
-                require_memory(
-                    math.prod(shape) * dtype.itemsize, f"'{self.path}', {self.label(index)}: '{key}'"
-                )
-                columns[key] = np.empty(shape, dtype)
-                dataset.read(h5.h5s.ALL, h5.h5s.ALL, columns[key])
-            except (OSError, RuntimeError, ValueError, TypeError) as error:
-                raise self.error(index, key, f"is damaged ({error}); copy the file again") from error
+            with self.naming(index, key):
+                columns[key] = self._values(group, key)
         length = len(columns[keys[0]])
         samples = self._samples(group)
         if samples not in (None, length):
             raise self.error(index, keys[0], f"has {length} frames, but num_samples says {samples}")
         return columns
+
+    def _values(self, group: Any, key: str) -> NDArray:
+        """Read a column of a demonstration.
+
+        The low-level interface of h5py is three times as fast as `group[path][()]` for the small datasets here.
+        """
+        h5, path = self._h5, self._paths[key]
+        with base.explain(f"is missing: no dataset {path}", KeyError, ValueError, TypeError):
+            dataset = h5.h5d.open(group, path.encode())
+        self._require_own(dataset)
+        kind, shape = dataset.get_type(), dataset.shape
+        known = self._types.get(key)
+        if known is None or not known[0].equal(kind):
+            known = self._types[key] = kind, dataset.dtype
+        dtype = known[1]
+        if dtype.kind not in "biuf" or not shape:
+            raise FlowleapError(f"has dtype {dtype} and shape {shape}, not numbers a frame")
+        require_memory(math.prod(shape) * dtype.itemsize, "")
+        values = np.empty(shape, dtype)
+        dataset.read(h5.h5s.ALL, h5.h5s.ALL, values)
+        return values
 
     def _samples(self, group: Any) -> int | str | None:
         """The number of frames that a demonstration states, or what it states instead."""
@@ -258,17 +223,49 @@ class Reader(Dataset):
         model = self._group(index).attrs.get("model_file")
         return None if model is None else self._text(model, f"{self.label(index)}, model_file")
 
-    def close(self) -> None:
-        """Close the file."""
+
+class Writer(base.Writer):
+    """Writes a robomimic file; see `base.Writer` for the arguments.
+
+    `spec.source["env_args"]`, if it is there, becomes the file's `env_args`, `attrs["masks"]` (name -> episode
+    indices) become `mask/<name>`, and extra columns lie beside `actions`.
+    """
+
+    kind = "HDF5 file"
+    is_kind = staticmethod(detect)
+
+    def _prepare(self) -> None:
+        self._h5 = optional_import("h5py", extra="formats")
+        for key in self._layout.columns:
+            if key not in self.spec.observations and key in ("obs", "next_obs", _ACTIONS):
+                raise FlowleapError(f"a robomimic file cannot hold a column '{key}' beside the observations")
+
+    def _open(self) -> None:
+        self._file = self._h5.File(self._temporary, "w")
+        self._data = self._file.create_group("data")
+
+    def _write(self, columns: Episode, length: int, seed: int | None) -> None:
+        group = self._data.create_group(f"demo_{self.n_episodes}")
+        for key, values in columns.items():
+            name = f"obs/{key}" if key in self.spec.observations else key
+            group.create_dataset(_ACTIONS if key == ACTION else name, data=values)
+        group.attrs["num_samples"] = length
+        if seed is not None:
+            group.attrs["seed"] = seed
+
+    def _finish(self) -> None:
+        self._data.attrs["total"] = self.n_frames
+        default = {"env_name": self.spec.source.get("env", "unknown"), "type": _GYM, "env_kwargs": {}}
+        self._data.attrs["env_args"] = json.dumps(self.spec.source.get("env_args") or default, default=plain)
+        for name, episodes in self.attrs.get(_MASKS, {}).items():
+            demos = np.array([f"demo_{i}" for i in episodes], dtype="S")
+            self._file.create_dataset(f"mask/{name}", data=demos)
+        note = self._note() | {"attrs": {key: value for key, value in self.attrs.items() if key != _MASKS}}
+        text = json.dumps(note, default=plain).encode()
+        self._file.create_dataset(_NOTE, data=np.frombuffer(text, dtype=np.uint8))
+
+    def _close(self) -> None:
         self._file.close()
-
-
-def _limit_cache(file: Any) -> None:
-    """Keep at most 2 MiB of metadata: HDF5's own 32 MiB are ten times that in memory, and reading never looks back."""
-    config = file.id.get_mdc_config()
-    config.set_initial_size, config.initial_size = True, 2**20
-    config.min_size, config.max_size = 2**20, 2 * 2**20
-    file.id.set_mdc_config(config)
 
 
 def action_convention(env_args: Mapping[str, Any]) -> ActionConvention:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
@@ -16,16 +17,9 @@ _TOLERANCE = 0.45  # of the time between two frames: below a half, so that no fr
 def read_frames(
     file: Path, times: NDArray[np.float64], fps: float, shape: tuple[int, ...]
 ) -> NDArray[np.uint8]:
-    """Decode the frames shown at `times`.
+    """Decode the frames shown at `times`, [T] increasing seconds from the beginning: uint8 rgb [T, *shape].
 
-    Args:
-        file: the video.
-        times: [T] seconds from the beginning of the file, increasing.
-        fps: frames per second, which sets how far a frame may be from its time.
-        shape: (height, width, 3).
-
-    Returns:
-        [T, height, width, 3] uint8 rgb.
+    `fps`, frames per second, sets how far a frame may be from its time; `shape` is (height, width, 3).
 
     Raises:
         FlowleapError: the file is damaged, has frames of another size, or none at one of the times. The message does
@@ -34,7 +28,7 @@ def read_frames(
     av = optional_import("av", extra="formats")
     frames = np.empty((len(times), *shape), np.uint8)
     tolerance = _TOLERANCE / fps
-    found = seen = 0
+    found = 0
     try:
         with av.open(str(file)) as container:
             if not container.streams.video:
@@ -43,15 +37,12 @@ def read_frames(
             container.seek(max(0, int((times[0] - tolerance) / stream.time_base)), stream=stream)
             for frame in container.decode(stream):
                 time = float(frame.pts * frame.time_base)
-                if time < times[0] - tolerance:
-                    continue
-                seen += 1
                 if time > times[found] + tolerance:
                     break
                 if time < times[found] - tolerance:
                     continue
-                if (frame.height, frame.width) != shape[:2]:
-                    size = (frame.height, frame.width)
+                size = (frame.height, frame.width)
+                if size != shape[:2]:
                     raise FlowleapError(f"has frames of {size} pixels, the table says {shape[:2]}")
                 frames[found] = frame.to_ndarray(format="rgb24")
                 found += 1
@@ -67,8 +58,6 @@ def read_frames(
 
 def write_frames(file: Path, frames: NDArray[np.uint8], fps: float) -> str:
     """Encode frames [T, height, width, 3] (rgb, even height and width), lossy; return the codec's name."""
-    from fractions import Fraction
-
     av = optional_import("av", extra="formats")
     height, width = frames.shape[1:3]
     if height % 2 or width % 2:

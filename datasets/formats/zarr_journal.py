@@ -22,18 +22,13 @@ class Journal:
     """
 
     def __init__(self, file: Path, job: str) -> None:
-        self.file = file
-        self._job = job
-        self._stream: IO[str] | None = None
+        self.file, self._job = file, job
+        self._stream: IO[str]
 
     def open(self) -> tuple[list[int], list[int]]:
-        """Open or begin the file; return lengths and seeds of the episodes that a killed process finished.
-
-        Raises:
-            FlowleapError: another process is at the same job.
-        """
+        """Open or begin the file; return lengths and seeds of the episodes that a killed process finished."""
         self.file.parent.mkdir(parents=True, exist_ok=True)
-        stream = self._stream = self.file.open("a+", encoding="utf-8", newline="\n")
+        self._stream = stream = self.file.open("a+", encoding="utf-8", newline="\n")
         if fcntl is not None:
             try:
                 fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -53,15 +48,12 @@ class Journal:
 
     def restart(self) -> None:
         """Forget all blocks."""
-        assert self._stream is not None
         self._stream.truncate(0)
         self._write({"job": self._job})
 
     def close(self) -> None:
         """Release the lock."""
-        if self._stream is not None:
-            self._stream.close()
-            self._stream = None
+        self._stream.close()
 
     def remove(self) -> None:
         """Delete the file: the work is complete."""
@@ -69,7 +61,6 @@ class Journal:
         self.file.unlink()
 
     def _write(self, line: dict[str, object]) -> None:
-        assert self._stream is not None
         self._stream.write(json.dumps(line) + "\n")
         self._stream.flush()
 

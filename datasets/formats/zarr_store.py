@@ -14,9 +14,9 @@ import itertools
 import math
 import os
 import zipfile
-from collections.abc import Sequence
-from pathlib import Path, PurePosixPath
-from typing import Any, NamedTuple
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import zarr
@@ -24,16 +24,9 @@ import zarr.storage
 from numpy.typing import NDArray
 
 from flowleap.datasets.columns import ACTION, CACHE_BYTES, Columns, Episode, infer_key, require_memory
-from flowleap.datasets.dataset import Dataset
-from flowleap.datasets.formats.zarr_writer import (
-    FORMAT_ATTRIBUTE,
-    FORMAT_VERSION,
-    NO_SEED,
-    SPEC_ATTRIBUTE,
-    EpisodeWriter,
-    is_store,
-)
-from flowleap.datasets.frames import Frames
+from flowleap.datasets.formats.base import Source, explain
+from flowleap.datasets.formats.zarr_writer import FORMAT, NO_SEED, SPEC_ATTRIBUTE, EpisodeWriter, is_store
+from flowleap.datasets.frames import Frames, rows_of_chunks
 from flowleap.policy.core.errors import FlowleapError, suggest
 from flowleap.policy.core.spec import ObsKey, Spec
 
@@ -43,8 +36,8 @@ _MAX_MISSING = 10_000  # chunk files after which nobody counts on: metadata may 
 _MAX_EXPANSION, _MAX_EXTRA = 8, 2**20  # a chunk file larger than so many times its values, and bytes, is none
 _BLOCK_BYTES = 32 * 2**20
 _LAYOUT = "a dataset is a zarr folder with data/<key> and meta/episode_ends"
-# Random frames of 96x96 pixels, a chunk each, one thread: 9600 a second; zarr's own codecs 2900. (Chunk files decoded
-# around zarr: 18100, and on a busy machine no more than these.)
+# Image chunks are decoded by zarrs, since zarr's own codecs are slower. Measured once, on one machine: 9600 frames a
+# second through this pipeline, 18100 through a chunk reader of our own; the library was kept.
 _PIPELINE = {"codec_pipeline.path": "zarrs.ZarrsCodecPipeline"}
 
 
@@ -53,17 +46,17 @@ def detect(path: Path) -> bool:
     return is_store(path) if path.is_dir() else path.suffix == ".zip"
 
 
-class EpisodeStore(Dataset):
+class EpisodeStore(Source):
     """Demonstrations in a zarr group. Nothing is loaded but metadata and the episode ends.
-
-    Attributes:
-        episode_seeds: int64 [E], -1 where unknown; None if the store has none.
 
     Args:
         path: the folder or zip file.
         fill_missing: read chunk files that are not there as the fill value, as zarr does, instead of raising: some
             writers leave out chunks of zeros, but so does a broken copy.
         allow_nan: let `episode` return NaN and infinity as they are, instead of raising.
+
+    Attributes:
+        episode_seeds: int64 [E], -1 where unknown; None if the store has none.
 
     Raises:
         FlowleapError: the path is missing or no such store, or episode ends and columns disagree.
@@ -76,19 +69,19 @@ class EpisodeStore(Dataset):
     ) -> None:
         self.path = Path(path).expanduser()
         self._fill_missing, self._allow_nan = fill_missing, allow_nan
-        group, self._zipped = _open_group(self.path)
+        group, self._root = _open_group(self.path)
+        self._sizes: dict[str, int] | None = None  # of the files in a zip, before compression
+        if isinstance(self._root, zipfile.Path):
+            self._sizes = {info.filename: info.file_size for info in self._root.root.infolist()}
         attrs = dict(group.attrs)
-        self._format = attrs.pop(FORMAT_ATTRIBUTE, None)
-        if self._format is not None and self._format != FORMAT_VERSION:
-            raise FlowleapError(
-                f"dataset '{self.path}' has format {self._format}, this flowleap reads {FORMAT_VERSION}: "
-                "upgrade flowleap"
-            )
+        attribute, version = FORMAT
+        self._format = attrs.pop(attribute, None)
+        if self._format not in (None, version):
+            raise self._wrong(f" has format {self._format}, this flowleap reads {version}: upgrade flowleap")
         given = attrs.pop(SPEC_ATTRIBUTE, None)
         self.has_spec = given is not None
-        if given is not None:
+        if self.has_spec:
             self.spec = Spec.from_dict(given, f"dataset '{self.path}', {SPEC_ATTRIBUTE}")
-        self.attrs = attrs
         self._arrays, self.refused = self._open_columns(group)
         order = {key: i for i, key in enumerate(self.spec.observations if given else ())} | {ACTION: math.inf}
         self._keys = sorted([*self._arrays, *self.refused], key=lambda key: (order.get(key, len(order)), key))
@@ -100,14 +93,14 @@ class EpisodeStore(Dataset):
         has_seeds = "episode_seeds" in self._folders("meta")
         self.episode_seeds = self._read_meta(group, "episode_seeds") if has_seeds else None
         self._block: tuple[int, int, Episode] = (0, 0, {})
-        if given is None:
-            self.spec = self._infer_spec()
-        found = {
-            key: ObsKey(self.shape(key), self.dtype(key).name) for key in self._keys if key in self._arrays
-        }
-        if found.get(ACTION, ObsKey(())).dtype == "float32":
-            del found[ACTION]
-        self.extra = {key: column for key, column in found.items() if key not in self.spec.observations}
+        if self.has_spec:
+            known = [key for key in self._keys if key in self._arrays and key not in self.spec.observations]
+            self.extra = {key: ObsKey(self.shape(key), self.dtype(key).name) for key in known}
+            if ACTION in self.extra and self.extra[ACTION].dtype == "float32":
+                del self.extra[ACTION]
+        else:
+            self._infer_spec()
+        self.attrs = attrs
 
     @property
     def keys(self) -> list[str]:
@@ -125,18 +118,18 @@ class EpisodeStore(Dataset):
     def array(self, key: str) -> zarr.Array:
         """Return the zarr array behind a column; raise `FlowleapError` naming the nearest key if there is none."""
         if key in self.refused:
-            raise FlowleapError(f"dataset '{self.path}': column '{key}' cannot be read: {self.refused[key]}")
+            raise self._wrong(f": column '{key}' cannot be read: {self.refused[key]}")
         if key not in self._arrays:
-            raise FlowleapError(
-                f"dataset '{self.path}' has no column '{key}', only {', '.join(self.keys)}"
-                f"{suggest(key, self.keys)}"
-            )
+            raise self._wrong(f" has no column '{key}', only {', '.join(self.keys)}{suggest(key, self.keys)}")
         return self._arrays[key]
+
+    def _wrong(self, problem: str) -> FlowleapError:
+        return FlowleapError(f"dataset '{self.path}'{problem}")
 
     def check_files(self, key: str) -> None:
         """Raise `FlowleapError` unless the chunk files of the whole column are there and complete."""
         array = self.array(key)
-        self._check_chunks(array, 0, -(-array.shape[0] // (array.shards or array.chunks)[0]))
+        self._check_chunks(array, 0, -(-array.shape[0] // rows_of_chunks(array)))
 
     def read_rows(self, key: str, start: int, stop: int) -> NDArray:
         """Read the frames [start, stop) of one column as they are; raise if a chunk is missing or damaged."""
@@ -145,24 +138,24 @@ class EpisodeStore(Dataset):
     def read_frames(self, key: str, frames: NDArray[np.int64]) -> NDArray:
         """Read single frames [n] of one column, without a look at their files; raise if a chunk is damaged."""
         array = self.array(key)
-        rows = (array.shards or array.chunks)[0]
         try:
             return np.asarray(array.oindex[frames])
         except Exception as error:  # each codec has its own way to fail
-            for frame in frames.tolist():
-                self._require_sound(array, frame // rows)
-            raise self._damaged(array.path, error) from error
+            places = (frames // rows_of_chunks(array)).tolist()
+            raise FlowleapError(self._damage(array, places, error)) from error
 
-    def _require_sound(self, array: zarr.Array, row: int) -> None:
-        """Raise naming the file, unless the first chunk of a row of chunks can be read."""
-        rows = (array.shards or array.chunks)[0]
-        try:
-            array[row * rows : (row + 1) * rows]
-        except Exception as error:
-            file = array.metadata.encode_chunk_key((row, *(0 for _ in array.shape[1:])))
-            raise FlowleapError(
-                f"chunk {self.path}/{array.path}/{file} is truncated or damaged ({error}); copy the dataset again"
-            ) from error
+    def _damage(self, array: zarr.Array, places: Iterable[int], error: Exception) -> str:
+        """Say which is the first of some chunks that cannot be read, and which frames it holds."""
+        rows, what, held = rows_of_chunks(array), f"{self.path}/{array.path}", ""
+        for place in places:
+            first, last = place * rows, min((place + 1) * rows, array.shape[0]) - 1
+            try:
+                array[first : last + 1]
+            except Exception:
+                file = array.metadata.encode_chunk_key((place, *(0 for _ in array.shape[1:])))
+                what, held = f"chunk {what}/{file}", f", frames {first} to {last}"
+                break
+        return f"{what} is truncated or damaged ({error}){held}; copy the dataset again"
 
     def columns(self, keys: Sequence[str] | None = None, cache_bytes: int = CACHE_BYTES) -> Columns:
         """Columns of all episodes; images are `Frames`."""
@@ -174,19 +167,12 @@ class EpisodeStore(Dataset):
             cache_bytes -= columns[key].nbytes if columns[key].cached else 0
         return columns
 
-    def read(
-        self, keys: Sequence[str], episodes: slice | None = None, allow_nan: bool = False
-    ) -> dict[str, NDArray]:
-        """Read columns, key -> [frames, *shape], of all episodes or of a contiguous slice of them.
-
-        Args:
-            keys: the columns; only numeric ones can be read.
-            episodes: which episodes, all by default.
-            allow_nan: return NaN and infinity as they are.
+    def read(self, keys: Sequence[str], episodes: slice | None = None, allow_nan: bool = False) -> Episode:
+        """Read numeric columns, key -> [frames, *shape], of all episodes or of a contiguous slice of them.
 
         Raises:
             FlowleapError: a key is unknown or not numeric, a chunk is missing or damaged, or a value is not
-                finite (the message names key, episode, and frame within the episode).
+                finite (the message names key, episode, and frame within the episode) and `allow_nan` is false.
         """
         first, last, step = (episodes or slice(None)).indices(self.n_episodes)
         if step != 1:
@@ -226,31 +212,21 @@ class EpisodeStore(Dataset):
         seeds = self.episode_seeds
         return None if seeds is None or seeds[index] == NO_SEED else int(seeds[index])
 
-    def error(self, index: int, key: str, problem: str) -> FlowleapError:
-        """Return an error that names store, episode and key."""
-        return FlowleapError(f"dataset '{self.path}', episode {index}: '{key}' {problem}")
-
-    def _infer_spec(self) -> Spec:
+    def _infer_spec(self) -> None:
         """Read a Spec off the columns of a store that carries none."""
-        action = self.shape(ACTION)
-        if len(action) != 1:
-            raise FlowleapError(
-                f"dataset '{self.path}': action has shape {action} a frame, expected one axis"
-            )
-        chosen = [key for key in self._keys if key in self._arrays and key != ACTION]
-        if not chosen:
+        self.array(ACTION)
+        known = [key for key in self._keys if key in self._arrays]
+        fields = {key: infer_key(self.shape(key), self.dtype(key)) for key in known}
+        action = fields.pop(ACTION)
+        if not fields:
             why = "".join(f"; '{key}' cannot be read: {reason}" for key, reason in self.refused.items())
-            raise FlowleapError(f"dataset '{self.path}' has no column beside '{ACTION}' to observe{why}")
-        observations = {key: infer_key(self.shape(key), self.dtype(key)) for key in chosen}
-        return Spec(observations, action_dim=action[0], source={"dataset": self.path.name})
+            raise self._wrong(f" has no column beside '{ACTION}' to observe{why}")
+        self.describe(fields, action, {})
 
     def _folders(self, name: str) -> list[str]:
         """Names of the folders in a folder; none if it is not there."""
-        if self._zipped is None:
-            folder = self.path / name
-            return sorted(p.name for p in folder.iterdir() if p.is_dir()) if folder.is_dir() else []
-        inside = (PurePosixPath(file).parts for file in self._zipped.sizes)
-        return sorted({parts[1] for parts in inside if parts[0] == name and len(parts) > 2})
+        folder = self._root / name
+        return sorted(p.name for p in folder.iterdir() if p.is_dir()) if folder.is_dir() else []
 
     def _open_columns(self, group: zarr.Group) -> tuple[dict[str, zarr.Array], dict[str, str]]:
         """Open every array of `data/` on its own, so that one odd column does not hide the others."""
@@ -275,60 +251,51 @@ class EpisodeStore(Dataset):
             else:
                 arrays[name] = node
         if not names:
-            raise FlowleapError(f"dataset '{self.path}' has no columns in data/: {_LAYOUT}")
+            raise self._wrong(f" has no columns in data/: {_LAYOUT}")
         return arrays, refused
 
     def _read_meta(self, group: zarr.Group, name: str) -> NDArray[np.int64]:
         """Read a vector of whole numbers from `meta/`."""
-        where = f"dataset '{self.path}': meta/{name}"
+        where = f": meta/{name}"
         try:
             array = group[f"meta/{name}"]
         except KeyError as error:
-            raise FlowleapError(f"{where} is missing: {_LAYOUT}") from error
+            raise self._wrong(f"{where} is missing: {_LAYOUT}") from error
         except Exception as error:  # zarr raises many kinds for metadata it cannot parse
-            raise FlowleapError(f"{where} is damaged ({error}); copy the dataset again") from error
+            raise self._wrong(f"{where} is damaged ({error}); copy the dataset again") from error
         if not isinstance(array, zarr.Array) or array.ndim != 1 or np.dtype(array.dtype).kind not in "iu":
-            raise FlowleapError(f"{where} must be one vector of whole numbers")
+            raise self._wrong(f"{where} must be one vector of whole numbers")
         return self._load(array, 0, array.shape[0]).astype(np.int64)
 
     def _check_lengths(self) -> None:
         """Raise unless the episode ends increase from above 0 to the length of every column."""
         ends = self.episode_ends
-        where = f"dataset '{self.path}'"
         if len(ends) == 0:
-            raise FlowleapError(f"{where}: meta/episode_ends is empty, there are no episodes")
+            raise self._wrong(": meta/episode_ends is empty, there are no episodes")
         bad = np.flatnonzero(np.diff(ends, prepend=0) < 1)
         if len(bad):
             i = int(bad[0])
             before = f"after {ends[i - 1]}" if i else "as the first end"
-            raise FlowleapError(
-                f"{where}: meta/episode_ends must increase from above 0, but entry {i} is {ends[i]} {before}"
-            )
+            entry = f"entry {i} is {ends[i]} {before}"
+            raise self._wrong(f": meta/episode_ends must increase from above 0, but {entry}")
         for key, array in self._arrays.items():
             if array.shape[0] != ends[-1]:
-                raise FlowleapError(
-                    f"{where}: column '{key}' has {array.shape[0]} frames, "
-                    f"but the last episode ends at {ends[-1]}"
-                )
+                lengths = f"{array.shape[0]} frames, but the last episode ends at {ends[-1]}"
+                raise self._wrong(f": column '{key}' has {lengths}")
 
     def _require_finite(self, key: str, values: NDArray, start: int) -> None:
         """Raise if a value is NaN or infinite; `start` is the frame that `values` begin with."""
-        if values.dtype.kind != "f":
+        if values.dtype.kind != "f" or np.isfinite(values).all():
             return
-        finite = np.isfinite(values)
-        if finite.all():
-            return
-        bad = np.argwhere(~finite)[0]
+        bad = np.argwhere(~np.isfinite(values))[0]
         frame = start + int(bad[0])
         episode = int(np.searchsorted(self.episode_ends, frame, side="right"))
-        raise FlowleapError(
-            f"dataset '{self.path}': '{key}' is {values[tuple(bad)]} in episode {episode}, "
-            f"frame {frame - self._starts[episode]}; remove the episode or repair the value"
-        )
+        place = f"episode {episode}, frame {frame - self._starts[episode]}; remove the episode or repair the value"
+        raise self._wrong(f": '{key}' is {values[tuple(bad)]} in {place}")
 
     def _load(self, array: zarr.Array, start: int, stop: int) -> NDArray:
         """Read rows of an array after looking at their chunk files."""
-        rows = (array.shards or array.chunks)[0]
+        rows = rows_of_chunks(array)
         nbytes = (stop - start) * array.dtype.itemsize * math.prod(array.shape[1:])
         require_memory(nbytes, f"dataset '{self.path}': {array.path}, frames {start} to {stop - 1},")
         wanted = (start // rows, -(-stop // rows))
@@ -339,12 +306,7 @@ class EpisodeStore(Dataset):
         try:
             return np.asarray(array[start:stop])
         except Exception as error:  # each codec has its own way to fail
-            raise self._damaged(_damaged_chunk(array, start, stop), error) from error
-
-    def _damaged(self, what: str, error: Exception) -> FlowleapError:
-        return FlowleapError(
-            f"dataset '{self.path}': {what} is truncated or damaged ({error}); copy the dataset again"
-        )
+            raise self._wrong(f": {self._damage(array, range(*wanted), error)}") from error
 
     def _check_chunks(self, array: zarr.Array, first: int, last: int) -> None:
         """Raise if a file of the chunk rows [first, last) is missing or shorter than its header says."""
@@ -353,8 +315,8 @@ class EpisodeStore(Dataset):
         largest = _MAX_EXPANSION * array.dtype.itemsize * math.prod(sizes) + _MAX_EXTRA
         blosc = not array.shards and any("blosc" in type(c).__name__.lower() for c in array.compressors)
         missing: list[str] = []
-        places = ((row, *rest) for row in range(first, last) for rest in itertools.product(*grid))
-        for place in places:
+        # One after the other: metadata may claim any number of rows.
+        for place in ((row, *rest) for row in range(first, last) for rest in itertools.product(*grid)):
             name = f"{array.path}/{array.metadata.encode_chunk_key(place)}"
             size = self._size(name)
             if size is None:
@@ -363,27 +325,21 @@ class EpisodeStore(Dataset):
                 if len(missing) == _MAX_MISSING:
                     break
             elif size > largest:
-                raise FlowleapError(
-                    f"dataset '{self.path}': chunk {name} has {size} bytes, too many for {math.prod(sizes)} values; "
-                    "copy the dataset again"
-                )
+                wrong = f"has {size} bytes, too many for {math.prod(sizes)} values"
+                raise self._wrong(f": chunk {name} {wrong}; copy the dataset again")
             elif blosc and size < self._blosc_size(name):
-                raise FlowleapError(
-                    f"dataset '{self.path}': chunk {name} is truncated; copy the dataset again"
-                )
+                raise self._wrong(f": chunk {name} is truncated; copy the dataset again")
         if not missing:
             return
         remedy = "copy the dataset again"
         if self._format is None:  # our own stores leave nothing out
             remedy += ", or, if its writer left out chunks of zeros, `flowleap convert fill_missing=true`"
-        raise FlowleapError(
-            f"dataset '{self.path}': {len(missing)} chunk file(s) are missing, the first is {missing[0]}; {remedy}"
-        )
+        raise self._wrong(f": {len(missing)} chunk file(s) are missing, the first is {missing[0]}; {remedy}")
 
     def _size(self, name: str) -> int | None:
         """Bytes of a file before the zip's compression, None if it is not there."""
-        if self._zipped is not None:
-            return self._zipped.sizes.get(name)
+        if self._sizes is not None:
+            return self._sizes.get(name)
         try:
             return os.stat(f"{self.path}/{name}").st_size
         except (FileNotFoundError, NotADirectoryError):
@@ -391,57 +347,31 @@ class EpisodeStore(Dataset):
 
     def _blosc_size(self, name: str) -> int:
         """The compressed size that a Blosc chunk states in its 16-byte header."""
-        with (
-            (self.path / name).open("rb") if self._zipped is None else self._zipped.file.open(name) as stream
-        ):
+        with (self._root / name).open("rb") as stream:
             header = stream.read(16)
         return int.from_bytes(header[12:16], "little") if len(header) == 16 else 16
 
 
-class _Zip(NamedTuple):
-    """A store's zip and what is in it: name -> bytes before compression."""
-
-    file: zipfile.ZipFile
-    sizes: dict[str, int]
-
-
-def _open_group(path: Path) -> tuple[zarr.Group, _Zip | None]:
-    """Open a zarr group or say what is there instead."""
+def _open_group(path: Path) -> tuple[zarr.Group, Path | zipfile.Path]:
+    """Open a zarr group, and the folder or zip that it is in, or say what is there instead."""
     if not path.exists():
         siblings = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
         stores = sorted(name for name in siblings if name.endswith(".zarr") and name[0] != ".")
         beside = f"; '{path.parent}' holds {', '.join(stores[:8])}" if stores else ""
-        raise FlowleapError(
-            f"dataset '{path}' does not exist{suggest(path.name, siblings)}{beside} ({_LAYOUT})"
-        )
-    zipped = None
+        hint = f"{suggest(path.name, siblings)}{beside}"
+        raise FlowleapError(f"dataset '{path}' does not exist{hint} ({_LAYOUT})")
+    root: Path | zipfile.Path = path
+    store: Any = path
     if path.is_file() and (path.suffix == ".zip" or zipfile.is_zipfile(path)):
-        try:
-            file = zipfile.ZipFile(path)
-        except (OSError, zipfile.BadZipFile) as error:
-            raise FlowleapError(
-                f"dataset '{path}' is not a whole zip file ({error}); copy the dataset again"
-            ) from error
-        zipped = _Zip(file, {info.filename: info.file_size for info in file.infolist() if not info.is_dir()})
+        broken = f"dataset '{path}' is not a whole zip file"
+        with explain(broken, OSError, zipfile.BadZipFile, remedy="; copy the dataset again"):
+            root, store = zipfile.Path(zipfile.ZipFile(path)), zarr.storage.ZipStore(path, mode="r")
     try:
-        store = path if zipped is None else zarr.storage.ZipStore(path, mode="r")
-        return zarr.open_group(store, mode="r", use_consolidated=False), zipped
+        return zarr.open_group(store, mode="r", use_consolidated=False), root
     except Exception as error:  # FileNotFoundError, ContainsArrayError, JSON errors: all mean the same here
         inside = sorted(p.name for p in path.glob("[!.]*.zarr")) if path.is_dir() else []
         hint = f"; it contains {', '.join(inside[:8])}" if inside else ""
         raise FlowleapError(f"dataset '{path}' is not a zarr group: {_LAYOUT}{hint}") from error
-
-
-def _damaged_chunk(array: zarr.Array, start: int, stop: int) -> str:
-    """Name the rows of the first chunk in [start, stop) that cannot be read."""
-    rows = (array.shards or array.chunks)[0]
-    for chunk in range(start // rows, -(-stop // rows)):
-        lo, hi = chunk * rows, min((chunk + 1) * rows, array.shape[0])
-        try:
-            array[lo:hi]
-        except Exception:
-            return f"chunk {chunk} of {array.path} (frames {lo} to {hi - 1})"
-    return array.path
 
 
 Reader, Writer = EpisodeStore, EpisodeWriter

@@ -54,15 +54,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     return run_verb(args[0], args[1:])
 
 
-def run_verb(verb: str, argv: Sequence[str]) -> int:
-    """Run one verb with hydra overrides and flags, report errors on stderr, and return the exit code.
+def run_verb(verb: str, argv: Sequence[str] | None = None) -> int:
+    """Run one verb with hydra overrides and flags (those of the process by default); return the exit code.
+
+    Errors are reported on stderr.
 
     Scripts call this under `if __name__ == "__main__"`, so that `python -m flowleap.scripts.train` and
     `accelerate launch -m flowleap.scripts.train` behave like `flowleap train`.
     """
     try:
         with _orderly_termination():
-            _dispatch(verb, list(argv))
+            _dispatch(verb, list(sys.argv[1:] if argv is None else argv))
         return 0
     except FlowleapError as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)

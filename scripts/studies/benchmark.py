@@ -24,30 +24,30 @@ import tempfile
 import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from omegaconf import DictConfig, OmegaConf
-from rich.console import Console
+from omegaconf import DictConfig
 
 from flowleap.envs.registry import make_task
 from flowleap.policy.core.errors import FlowleapError
 from flowleap.policy.core.files import write_results
-from flowleap.scripts.cli.compose import given_overrides
+from flowleap.scripts.cli.main import run_verb
+from flowleap.scripts.common import command, logged, plain, say
 from flowleap.scripts.studies.benchmark_tables import aggregate, differences, markdown, print_tables
 from flowleap.scripts.studies.plots import score_curves
 
 TIMING = "train_seconds.json"
 STEP_COST = "step_seconds.json"
 COMMAND = (sys.executable, "-m", "flowleap.scripts.cli.main")
+TRAINING = ("trainer.threads=1", "trainer.device=cpu", "trainer.progress=false")
 
 _running: set[subprocess.Popen[bytes]] = set()  # by `run_flowleap`, in any thread
 _stopping = threading.Event()
 
 
-@dataclass(frozen=True)
-class Row:
+class Row(NamedTuple):
     """One training run and the NFEs it is evaluated at; `budget` is `steps` or `time`."""
 
     objective: str
@@ -64,61 +64,45 @@ def main(cfg: DictConfig) -> dict[str, Any]:
         raise FlowleapError("benchmark needs task=NAME, parallel >= 1 and budget=[steps], [time] or both")
     metric = make_task(cfg.task.name).scoring.metric
     rows = _rows(cfg)
-    console = Console()
     _stopping.clear()
     with ThreadPoolExecutor(cfg.parallel) as pool:
         try:
-            parts = list(pool.map(lambda row: _run(cfg, row, console), rows))
+            records = [record for own in pool.map(lambda row: _run(cfg, row), rows) for record in own]
         except (KeyboardInterrupt, SystemExit):
-            _stop(pool)
+            # End the processes that are running, and start no more; the threads that wait for them end with them.
+            pool.shutdown(wait=False, cancel_futures=True)
+            _stopping.set()
+            for process in list(_running):
+                process.terminate()
             raise
-    records = [record for part in parts for record in part]
-    command = shlex.join(given_overrides())
-    results: dict[str, Any] = {
-        "command": f"flowleap benchmark {command}",
-        "config": OmegaConf.to_container(cfg, resolve=True),
-        "metric": metric,
-    }
+    results: dict[str, Any] = {"command": command("benchmark"), "config": plain(cfg), "metric": metric}
     for budget in cfg.budget:
         own = [record for record in records if record["budget"] == budget]
         suffix = "" if budget == cfg.budget[0] else f"_equal_{budget}"
         results[f"table{suffix}"] = aggregate(own, cfg.episodes, metric)
         results[f"paired_differences{suffix}"] = differences(own, metric)
     results["runs"] = [{key: value for key, value in e.items() if key != "rows"} for e in records]
-    path = Path(cfg.results) / f"{cfg.name.replace('/', '_')}.json"
-    write_results(path, results)
+    path = write_results(Path(cfg.results) / f"{cfg.name.replace('/', '_')}.json", results)
     path.with_suffix(".md").write_text(markdown(results))
     if len(results["table"]) > 1 or any(run["curve"] for run in results["runs"]):
         title = f"{cfg.task.name}, training seeds {', '.join(map(str, cfg.seeds))}"
         score_curves(results["table"], results["runs"], metric, path.with_suffix(".png"), title)
-    print_tables(console, results, path)
+    print_tables(results)
+    say(f"results: {path}, .md")
     return results
-
-
-def _stop(pool: ThreadPoolExecutor) -> None:
-    """End the processes that are running, and start no more; the threads that wait for them end with them."""
-    pool.shutdown(wait=False, cancel_futures=True)
-    _stopping.set()
-    for process in list(_running):
-        process.terminate()
 
 
 def _rows(cfg: DictConfig) -> list[Row]:
     """All rows, seed by seed, so that a benchmark cut short has compared everything on fewer seeds."""
     rows = []
-    for seed in cfg.seeds:
-        for budget in cfg.budget:
-            for objective in cfg.objectives:
-                words = (*shlex.split(cfg.train), *shlex.split(cfg.own.get(objective, "")))
-                name = objective.replace("-", "_") + ("" if budget == "steps" else "_equal_time")
-                if budget == "time":
-                    steps = _equal_time_steps(cfg, objective, words)
-                    words = (
-                        *(w for w in words if not w.startswith("trainer.steps=")),
-                        f"trainer.steps={steps}",
-                    )
-                nfes = tuple(cfg.nfe.get(objective, cfg.nfe.get(objective.partition("-")[0], [1])))
-                rows.append(Row(objective, seed, nfes, words, Path(cfg.out) / f"{name}_seed{seed}", budget))
+    for seed, budget, objective in product(cfg.seeds, cfg.budget, cfg.objectives):
+        words = _train_words(cfg, objective, seed)
+        name = objective.replace("-", "_") + ("" if budget == "steps" else "_equal_time")
+        if budget == "time":
+            steps = f"trainer.steps={_equal_time_steps(cfg, objective, words)}"
+            words = (*(word for word in words if not word.startswith("trainer.steps=")), steps)
+        nfes = tuple(cfg.nfe.get(objective, cfg.nfe.get(objective.partition("-")[0], [1])))
+        rows.append(Row(objective, seed, nfes, words, Path(cfg.out) / f"{name}_seed{seed}", budget))
     return rows
 
 
@@ -126,10 +110,9 @@ def _equal_time_steps(cfg: DictConfig, objective: str, words: Sequence[str]) -> 
     """Gradient steps that take as long as the first objective's, by the CPU time of a step measured once."""
     file = Path(cfg.out) / STEP_COST
     costs: dict[str, float] = json.loads(file.read_text()) if file.exists() else {}
-    for name in dict.fromkeys((cfg.objectives[0], objective)):
+    for name in (cfg.objectives[0], objective):
         if name not in costs:
-            own = (*shlex.split(cfg.train), *shlex.split(cfg.own.get(name, "")))
-            costs[name] = step_cost(cfg, name, own)
+            costs[name] = step_cost(cfg, name)
             file.parent.mkdir(parents=True, exist_ok=True)
             file.write_text(json.dumps(costs))
     steps = [int(word.partition("=")[2]) for word in words if word.startswith("trainer.steps=")]
@@ -138,76 +121,70 @@ def _equal_time_steps(cfg: DictConfig, objective: str, words: Sequence[str]) -> 
     return round(steps[-1] * costs[cfg.objectives[0]] / costs[objective])
 
 
-def step_cost(cfg: DictConfig, objective: str, words: Sequence[str], steps: int = 400) -> float:
+def step_cost(cfg: DictConfig, objective: str, steps: int = 400) -> float:
     """CPU seconds of one gradient step: those of 60 + `steps` steps less those of 60, in processes of their own."""
     spent = []
     for count in (60, 60 + steps):
         with tempfile.TemporaryDirectory() as folder:
             fixed = (f"run_dir={folder}/run", f"trainer.stop_at={count}")
-            spent.append(run_flowleap("train", *_train_words(cfg, objective, 0), *words, *fixed))
+            spent.append(run_flowleap("train", *_train_words(cfg, objective, 0), *fixed))
     return max(spent[1] - spent[0], 1e-6) / steps
 
 
 def _train_words(cfg: DictConfig, objective: str, seed: int) -> tuple[str, ...]:
-    own = (
-        f"task={cfg.task.name}",
-        f"dataset={cfg.dataset}",
-        f"objective={objective.partition('-')[0]}",
-        f"trainer.seed={seed}",
-    )
-    return (*own, "trainer.threads=1", "trainer.device=cpu", "trainer.progress=false")
+    base = (f"task={cfg.task.name}", f"dataset={cfg.dataset}", f"objective={objective.partition('-')[0]}")
+    own = (*shlex.split(cfg.train), *shlex.split(cfg.own.get(objective, "")))
+    return (*base, f"trainer.seed={seed}", *TRAINING, *own)
 
 
-def _run(cfg: DictConfig, row: Row, console: Console) -> list[dict[str, Any]]:
+def _run(cfg: DictConfig, row: Row) -> list[dict[str, Any]]:
     """Train one row unless it is finished, evaluate it at every NFE, and return one record each."""
     timing = row.run_dir / TIMING
     if not timing.exists():
         if (row.run_dir / "checkpoints" / "last").exists():
             seconds = run_flowleap("train", f"resume={row.run_dir}")
         else:
-            words = _train_words(cfg, row.objective, row.seed)
-            seconds = run_flowleap("train", *words, *row.train, f"run_dir={row.run_dir}")
+            seconds = run_flowleap("train", *row.train, f"run_dir={row.run_dir}")
         timing.write_text(json.dumps(seconds))
-        console.print(f"trained {row.run_dir} in {seconds / 60:.1f} CPU minutes", highlight=False)
+        say(f"trained {row.run_dir} in {seconds / 60:.1f} CPU minutes")
+    evaluations = logged(row.run_dir, "eval/score")  # during training, with `trainer.eval_every`
     records = []
     for nfe in row.nfes:
+        ta = "null" if cfg.n_action_steps is None else cfg.n_action_steps
         name = f"nfe{nfe}_ta{cfg.n_action_steps or 'task'}_{cfg.eval_seed}x{cfg.episodes}.json"
-        file = row.run_dir / "eval" / name
-        if not file.exists():
-            ta = "null" if cfg.n_action_steps is None else cfg.n_action_steps
-            which = (f"checkpoint={row.run_dir}", f"steps={nfe}", f"n_action_steps={ta}")
-            episodes = (f"episodes={cfg.episodes}", f"seed={cfg.eval_seed}", "n_envs=1", "videos=0")
-            run_flowleap("eval", *which, *episodes, f"out={file}")
-        result = json.loads(file.read_text())
-        records.append(
-            {
-                "objective": row.objective,
-                "budget": row.budget,
-                "nfe": nfe,
-                "seed": row.seed,
-                "train_steps": result["actor"]["training"]["step"],
-                "train_minutes": round(json.loads(timing.read_text()) / 60, 2),
-                "parameters": result["actor"]["parameters"],
-                "summary": result["summary"],
-                "curve": _curve(row.run_dir),
-                "rows": result["rows"],
-            }
-        )
+        words = (f"steps={nfe}", f"n_action_steps={ta}")
+        result = evaluate(cfg, row.run_dir, row.run_dir / "eval" / name, *words)
+        record = {
+            "objective": row.objective,
+            "budget": row.budget,
+            "nfe": nfe,
+            "seed": row.seed,
+            "train_steps": result["actor"]["training"]["step"],
+            "train_minutes": round(json.loads(timing.read_text()) / 60, 2),
+            "parameters": result["actor"]["parameters"],
+            "summary": result["summary"],
+            "curve": [{"step": e["step"], "score": e["eval/score"]} for e in evaluations],
+            "rows": result["rows"],
+        }
+        records.append(record)
     return records
 
 
-def _curve(run_dir: Path) -> list[dict[str, float]]:
-    """Step and score of the evaluations during training (`trainer.eval_every`); empty without them."""
-    rows = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
-    return [{"step": row["step"], "score": row["eval/score"]} for row in rows if "eval/score" in row]
+def evaluate(cfg: DictConfig, run_dir: Path, out: Path, *words: str) -> dict[str, Any]:
+    """The results of `flowleap eval` for a run, from `out` if they are there already."""
+    if not out.exists():
+        episodes = (f"episodes={cfg.episodes}", f"seed={cfg.eval_seed}", "n_envs=1", "videos=0")
+        run_flowleap("eval", f"checkpoint={run_dir}", *words, *episodes, f"out={out}")
+    results: dict[str, Any] = json.loads(out.read_text())
+    return results
 
 
 def run_flowleap(verb: str, *words: str) -> float:
     """Run a verb in a process of its own on one CPU thread; return its CPU seconds. Its error line becomes ours."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
-    command = [*COMMAND, verb, *words]
+    line = [*COMMAND, verb, *words]
     with tempfile.TemporaryFile("w+") as errors:
-        process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=errors)
+        process = subprocess.Popen(line, env=environment, stdout=subprocess.DEVNULL, stderr=errors)
         _running.add(process)
         try:
             if _stopping.is_set():
@@ -228,6 +205,4 @@ def run_flowleap(verb: str, *words: str) -> float:
 
 
 if __name__ == "__main__":
-    from flowleap.scripts.cli.main import run_verb
-
-    sys.exit(run_verb("benchmark", sys.argv[1:]))
+    sys.exit(run_verb("benchmark"))

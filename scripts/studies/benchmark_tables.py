@@ -3,25 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rich.console import Console
-from rich.table import Table
 
 from flowleap.envs.statistics import bootstrap_mean, mean, rate
+from flowleap.scripts.common import say, show_table
 
 Record = Mapping[str, Any]  # one evaluation: objective, nfe, seed, rows (one per episode), ...
-HEAD = (
-    "objective",
-    "NFE",
-    "score [95 %]",
-    "each training seed",
-    "success [95 % Wilson]",
-    "train, min",
-    "ms a chunk",
-)
 
 
 def aggregate(records: Sequence[Record], episodes: int, metric: str) -> list[dict[str, Any]]:
@@ -33,8 +22,8 @@ def aggregate(records: Sequence[Record], episodes: int, metric: str) -> list[dic
     """
     table = []
     for (objective, nfe), group in _groups(records).items():
-        values, success = _scores(group, metric), rate([e["success"] for run in group for e in run["rows"]])
-        reward = _scores(group, "max_reward")
+        values, pooled = _scores(group, metric), [episode for run in group for episode in run["rows"]]
+        success, outcomes = rate([e["success"] for e in pooled]), group[0]["summary"].get("outcomes", {})
         per_seed = values.mean(1)
         interval = success["interval"] if metric == "success" else bootstrap_mean(values.mean(0))
         row = {
@@ -46,12 +35,9 @@ def aggregate(records: Sequence[Record], episodes: int, metric: str) -> list[dic
             "interval": list(interval),
             "per_seed": [float(x) for x in per_seed],
             "seed_sd": float(per_seed.std(ddof=1)) if len(group) > 1 else None,
-            "mean_max_reward": float(reward.mean()),
+            "mean_max_reward": float(_scores(group, "max_reward").mean()),
             "success": success,
-            "outcomes": {
-                name: rate([e["outcomes"][name] for run in group for e in run["rows"]])
-                for name in group[0]["summary"].get("outcomes", {})
-            },
+            "outcomes": {name: rate([e["outcomes"][name] for e in pooled]) for name in outcomes},
             "train_steps": [e["train_steps"] for e in group],
             "train_minutes": [e["train_minutes"] for e in group],
             "latency_ms_p50": float(np.median([e["summary"]["latency_ms"]["p50"] for e in group])),
@@ -82,51 +68,40 @@ def markdown(results: Mapping[str, Any]) -> str:
     lines = [f"`{results['command']}`", ""]
     for key, title in (("table", "First budget"), ("table_equal_time", "Equal training time")):
         if key in results:
-            head = [*HEAD, *_extra(results[key])]
-            body = [cells(row) for row in results[key]]
+            rows = [cells(row) for row in results[key]]
+            texts = [list(rows[0]), ["---"] * len(rows[0]), *(list(row.values()) for row in rows)]
             lines += [f"**{title}** (score: {results['metric']})", ""]
-            lines += ["| " + " | ".join(line) + " |" for line in (head, ["---"] * len(head), *body)]
-            lines.append("")
+            lines += [*("| " + " | ".join(text) + " |" for text in texts), ""]
     return "\n".join(lines)
 
 
-def cells(row: Mapping[str, Any]) -> list[str]:
-    """One line of the tables as text."""
-    low, high = row["interval"]
+def cells(row: Mapping[str, Any]) -> dict[str, str]:
+    """One line of the tables as text, by column."""
     success = row["success"]
-    line = [
-        row["objective"],
-        str(row["nfe"]),
-        f"{row['score']:.3f} [{low:.3f}, {high:.3f}]",
-        " ".join(f"{x:.3f}" for x in row["per_seed"]),
-        f"{success['count']}/{success['n']} [{success['interval'][0]:.2f}, {success['interval'][1]:.2f}]",
-        f"{np.mean(row['train_minutes']):.1f}",
-        f"{row['latency_ms_p50']:.2f}",
-    ]
+    line = {
+        "objective": row["objective"],
+        "NFE": str(row["nfe"]),
+        "score [95 %]": "{:.3f} [{:.3f}, {:.3f}]".format(row["score"], *row["interval"]),
+        "each training seed": " ".join(f"{x:.3f}" for x in row["per_seed"]),
+        "success [95 % Wilson]": "{count}/{n} [{interval[0]:.2f}, {interval[1]:.2f}]".format(**success),
+        "train, min": f"{np.mean(row['train_minutes']):.1f}",
+        "ms a chunk": f"{row['latency_ms_p50']:.2f}",
+    }
     if "entropy_share" in row:
         share = row["entropy_share"]
-        line.append("-" if share is None else f"{share:.2f}")
-    return line + [f"{part['count']}/{part['n']}" for part in row["outcomes"].values()]
+        line["entropy share"] = "-" if share is None else f"{share:.2f}"
+    return line | {name: f"{part['count']}/{part['n']}" for name, part in row["outcomes"].items()}
 
 
-def _extra(table: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Columns beyond those of `HEAD`, in the order of `cells`."""
-    return [*(["entropy share"] if "entropy_share" in table[0] else []), *table[0]["outcomes"]]
-
-
-def print_tables(console: Console, results: Mapping[str, Any], path: Path) -> None:
-    """Print every table, the paired differences of the first, and where the files are."""
+def print_tables(results: Mapping[str, Any]) -> None:
+    """Print every table, and the paired differences of the first."""
     for key, title in (("table", results["metric"]), ("table_equal_time", "equal training time")):
         if key in results:
-            table = Table(*HEAD, *_extra(results[key]), title=title)
-            for row in results[key]:
-                table.add_row(*cells(row))
-            console.print(table)
+            rows = [cells(row) for row in results[key]]
+            show_table(rows[0], [row.values() for row in rows], title)
     for row in results["paired_differences"]:
         low, high = row["interval"]
-        text = f"{row['a']} - {row['b']}: {row['mean']:+.3f} [{low:+.3f}, {high:+.3f}]"
-        console.print(text, highlight=False)
-    console.print(f"results: {path}, .md", highlight=False)
+        say(f"{row['a']} - {row['b']}: {row['mean']:+.3f} [{low:+.3f}, {high:+.3f}]")
 
 
 def _scores(group: Sequence[Record], field: str) -> np.ndarray:

@@ -6,95 +6,76 @@ size, at the full size and at a tenth of it: it does not grow with the file.
 
 from __future__ import annotations
 
-import multiprocessing
-import resource
 import shutil
-import sys
 import tempfile
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 from omegaconf import DictConfig
-from rich.console import Console
-from rich.table import Table
 
 from flowleap.policy.core.errors import optional_import
+from flowleap.scripts.cli.run import compose
+from flowleap.scripts.common import apart, peak_megabytes, say, show_table, timed
+from flowleap.scripts.convert import main
 
-KEYS = {
-    "robot0_eef_pos": 3,
-    "robot0_eef_quat": 4,
-    "robot0_gripper_qpos": 2,
-    "object": 14,
-    "robot0_joint_pos": 7,
-}
-ACTION_DIM = 7
+_ARM = {"obs/robot0_eef_pos": 3, "obs/robot0_eef_quat": 4, "obs/robot0_gripper_qpos": 2}
+COLUMNS = {**_ARM, "obs/object": 14, "obs/robot0_joint_pos": 7, "actions": 7}
 _BLOCK = 64 * 2**20
-
-
-class Measured(NamedTuple):
-    """Seconds of CPU and wall clock, and the peak resident size in MB."""
-
-    cpu: float
-    wall: float
-    peak_mb: float
 
 
 def measure(cfg: DictConfig) -> dict[str, Any]:
     """Run the measurements, print them, return them."""
-    seconds: dict[str, list[Measured]] = {"flowleap convert": [], "h5py + zarr loop": []}
-    work = {"flowleap convert": convert, "h5py + zarr loop": plain_loop}
+    jobs = {"flowleap convert": convert, "h5py + zarr loop": plain_loop}
+    runs: dict[str, list[dict[str, float]]] = {name: [] for name in jobs}
     with tempfile.TemporaryDirectory(dir=cfg.scratch) as folder:
-        large, small = Path(folder) / "large.hdf5", Path(folder) / "small.hdf5"
+        large, small, out = (Path(folder) / name for name in ("large.hdf5", "small.hdf5", "out.zarr"))
         megabytes = write_synthetic(large, cfg.megabytes, cfg.frames_an_episode)
         write_synthetic(small, cfg.megabytes / 10, cfg.frames_an_episode)
-        peak_small = apart(convert, small, Path(folder) / "small.zarr").peak_mb
-        for turn in range(cfg.repeats):  # in turn, so that a slow moment of the machine hits both
-            for name, job in work.items():
-                out = Path(folder) / f"{turn}.{len(name)}.zarr"
-                seconds[name].append(apart(job, large, out))
+        tenth = apart(_measured, convert, small, out)["peak_mb"]
+        for _ in range(cfg.repeats):  # in turn, so that a slow moment of the machine hits both
+            for name, job in jobs.items():
                 shutil.rmtree(out)
-    best = {name: min(runs, key=lambda run: run.cpu) for name, runs in seconds.items()}
-    result = {
+                runs[name].append(apart(_measured, job, large, out))
+    whole = max(run["peak_mb"] for run in runs["flowleap convert"])
+    per_cpu_s, per_wall_s = (
+        {name: megabytes / min(run[clock] for run in own) for name, own in runs.items()}
+        for clock in ("cpu", "wall")
+    )
+    rows = [(name, f"{per_cpu_s[name]:.0f}", f"{per_wall_s[name]:.0f}") for name in runs]
+    size = f"{megabytes:,.0f} MB of low-dim HDF5, {cfg.frames_an_episode} frames an episode"
+    show_table(("", "MB per CPU second", "MB per second"), rows, size)
+    say(f"peak memory: {whole:.0f} MB, {tenth:.0f} MB for a tenth of the file")
+    return {
         "megabytes": megabytes,
         "frames_an_episode": cfg.frames_an_episode,
-        "mb_per_cpu_s": {name: megabytes / run.cpu for name, run in best.items()},
-        "mb_per_wall_s": {name: megabytes / min(run.wall for run in runs) for name, runs in seconds.items()},
-        "runs": {name: [run._asdict() for run in runs] for name, runs in seconds.items()},
-        "peak_mb": {
-            "whole file": max(run.peak_mb for run in seconds["flowleap convert"]),
-            "a tenth of it": peak_small,
-        },
+        "mb_per_cpu_s": per_cpu_s,
+        "mb_per_wall_s": per_wall_s,
+        "runs": runs,
+        "peak_mb": {"whole file": whole, "a tenth of it": tenth},
     }
-    show(Console(), result)
-    return result
 
 
 def write_synthetic(path: Path, megabytes: float, frames: int) -> float:
     """Write random walks as a robomimic file of about this size; return the size of its arrays in MB (1e6 bytes)."""
     h5py = optional_import("h5py", extra="formats")
     rng = np.random.default_rng(0)
-    walks = {f"obs/{key}": np.cumsum(rng.normal(size=(frames, n)), axis=0) for key, n in KEYS.items()}
-    walks["actions"] = rng.uniform(-1, 1, (frames, ACTION_DIM))
-    size = sum(values.nbytes for values in walks.values()) / 1e6
+    columns = {name: np.cumsum(rng.normal(size=(frames, n)), axis=0) for name, n in COLUMNS.items()}
+    columns["actions"] = rng.uniform(-1, 1, columns["actions"].shape)
+    size = sum(values.nbytes for values in columns.values()) / 1e6
     count = max(1, round(megabytes / size))
     with h5py.File(path, "w") as file:
         for i in range(count):
             group = file.create_group(f"data/demo_{i}")
             group.attrs["num_samples"] = frames
-            for name, values in walks.items():
+            for name, values in columns.items():
                 group.create_dataset(name, data=values + i)
     return count * size
 
 
 def convert(source: Path, out: Path) -> None:
     """Do what `flowleap convert source=... out=...` does."""
-    from flowleap.scripts.cli.run import compose
-    from flowleap.scripts.convert import main
-
     main(compose("convert", [f"source='{source}'", f"out='{out}'"]))
 
 
@@ -104,60 +85,19 @@ def plain_loop(source: Path, out: Path) -> None:
 
     h5py = optional_import("h5py", extra="formats")
     group = zarr.create_group(out)
+    arrays = {
+        name: group.create_array(f"data/{name}", shape=(0, n), chunks=(2**21 // (8 * n), n), dtype="f8")
+        for name, n in COLUMNS.items()
+    }
     with h5py.File(source) as file:
-        data = file["data"]
-        names = [f"obs/{key}" for key in KEYS] + ["actions"]
-        arrays: dict[str, Any] = {}
-
-        def flush(block: list[dict[str, NDArray]]) -> None:
-            for name in names:
-                values = np.concatenate([episode[name] for episode in block])
-                if name not in arrays:
-                    shape, chunks = (0, values.shape[1]), (2**21 // (8 * values.shape[1]), values.shape[1])
-                    arrays[name] = group.create_array(
-                        f"data/{name}", shape=shape, chunks=chunks, dtype=values.dtype
-                    )
-                arrays[name].append(values)
-
-        for block in blocks({name: data[demo][name][()] for name in names} for demo in data):
-            flush(block)
+        demos = list(file["data"].values())
+        at_once = -(-_BLOCK // sum(demos[0][name].nbytes for name in COLUMNS))
+        for start in range(0, len(demos), at_once):  # about 64 MiB
+            block = [{name: demo[name][()] for name in COLUMNS} for demo in demos[start : start + at_once]]
+            for name, array in arrays.items():
+                array.append(np.concatenate([episode[name] for episode in block]))
 
 
-def blocks(episodes: Iterator[dict[str, NDArray]]) -> Iterator[list[dict[str, NDArray]]]:
-    """Gather episodes into lists of about 64 MiB."""
-    block: list[dict[str, NDArray]] = []
-    size = 0
-    for episode in episodes:
-        block.append(episode)
-        size += sum(values.nbytes for values in episode.values())
-        if size >= _BLOCK:
-            yield block
-            block, size = [], 0
-    if block:
-        yield block
-
-
-def apart(job: Callable[[Path, Path], None], source: Path, out: Path) -> Measured:
-    """Run a job in a fresh process."""
-    context = multiprocessing.get_context("spawn")
-    with context.Pool(1) as pool:
-        return pool.apply(_timed, (job, source, out))
-
-
-def _timed(job: Callable[[Path, Path], None], source: Path, out: Path) -> Measured:
-    cpu, wall = time.process_time(), time.perf_counter()
-    job(source, out)
-    cpu, wall = time.process_time() - cpu, time.perf_counter() - wall
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return Measured(cpu, wall, peak / (1e6 if sys.platform == "darwin" else 1e3))
-
-
-def show(console: Console, result: dict[str, Any]) -> None:
-    """Print the result."""
-    size = f"{result['megabytes']:,.0f} MB of low-dim HDF5, {result['frames_an_episode']} frames an episode"
-    table = Table("", "MB per CPU second", "MB per second", title=size)
-    for name, rate in result["mb_per_cpu_s"].items():
-        table.add_row(name, f"{rate:.0f}", f"{result['mb_per_wall_s'][name]:.0f}")
-    console.print(table)
-    whole, tenth = result["peak_mb"]["whole file"], result["peak_mb"]["a tenth of it"]
-    console.print(f"peak memory: {whole:.0f} MB, {tenth:.0f} MB for a tenth of the file", highlight=False)
+def _measured(job: Callable[[Path, Path], None], source: Path, out: Path) -> dict[str, float]:
+    _, wall, cpu = timed(job, source, out)
+    return {"cpu": cpu, "wall": wall, "peak_mb": peak_megabytes()}

@@ -2,36 +2,33 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from flowleap.scripts.common import logged
+
+Rows = Sequence[Mapping[str, Any]]
+
 
 def _figure(rows: int, columns: int, width: float, height: float) -> tuple[Any, Any]:
-    import matplotlib
+    from matplotlib.figure import Figure  # unlike pyplot, needs no display and no closing
 
-    matplotlib.use("Agg")  # no display needed
-    import matplotlib.pyplot as plt
-
-    return plt.subplots(rows, columns, figsize=(width, height), squeeze=False, layout="constrained")
+    figure = Figure(figsize=(width, height), layout="constrained")
+    return figure, figure.subplots(rows, columns, squeeze=False)
 
 
 def _save(figure: Any, path: Path) -> Path:
-    import matplotlib.pyplot as plt
-
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=120)
-    plt.close(figure)
     return path
 
 
-def training_curve(metrics: Path, out: Path) -> Path:
-    """Draw every loss term of `metrics.jsonl` over gradient steps, on a logarithmic axis."""
-    rows = [json.loads(line) for line in metrics.read_text().splitlines()]
-    rows = [row for row in rows if "loss" in row]
+def training_curve(run_dir: Path, out: Path) -> Path:
+    """Draw every loss term that a run logged over gradient steps, on a logarithmic axis."""
+    rows = logged(run_dir, "loss")
     known = {"step", "time", "loss", "grad_norm", "lr", "samples_per_s", "data_share"}
     names = {"fm": "anchor |u(x,t,t) - v|²", "sd": "self-distillation |u(x,t,s) - target|²"}
     figure, axes = _figure(1, 1, 6, 3.5)
@@ -46,40 +43,31 @@ def training_curve(metrics: Path, out: Path) -> Path:
 def action_chunks(
     policy: Any, windows: Any, out: Path, nfes: Sequence[int] = (1, 2, 4), draws: int = 12
 ) -> Path:
-    """Draw the chunks that `policy` predicts for one training observation, per NFE, beside the recorded one.
+    """Draw the chunks that a torch `Policy` predicts for one training observation, a column an NFE.
 
-    Args:
-        policy: a torch `Policy`.
-        windows: the `Windows` it was trained on; the observation is that in the middle of the first episode.
-        out: image file.
-        nfes: numbers of function evaluations, one column each.
-        draws: noise samples, the same for every NFE.
+    The observation is that in the middle of the first episode; its recorded chunk is drawn beside them. All columns
+    start from the same `draws` of noise.
     """
     import torch
 
-    index = np.array([windows.episode_ends[0] // 2])
-    window = windows.gather(index)
+    spec = policy.spec
+    window = windows.gather(np.array([windows.episode_ends[0] // 2]))
     obs = {key: torch.from_numpy(x).repeat_interleave(draws, 0) for key, x in window["obs"].items()}
-    noise = torch.randn(
-        draws, policy.spec.horizon, policy.spec.action_dim, generator=torch.Generator().manual_seed(0)
-    )
-    dims = min(policy.spec.action_dim, 4)
+    seeded = torch.Generator().manual_seed(0)
+    noise = torch.randn(draws, spec.horizon, spec.action_dim, generator=seeded)
+    dims = min(spec.action_dim, 4)
     figure, axes = _figure(dims, len(nfes), 3 * len(nfes), 1.6 * dims)
-    recorded = window["action"][0]
-    for column, steps in enumerate(nfes):
+    for column, steps in zip(axes.T, nfes, strict=True):
         with torch.no_grad():
             chunks = policy.chunk(obs, noise, steps).numpy()
-        for dim in range(dims):
-            axis = axes[dim, column]
+        for dim, axis in enumerate(column):
             axis.plot(chunks[:, :, dim].T, color="tab:blue", alpha=0.35, lw=0.9)
-            axis.plot(recorded[:, dim], color="black", ls="--", lw=1.2)
-            axis.axvspan(0, policy.spec.n_action_steps - 1, color="tab:orange", alpha=0.08)
-            if dim == 0:
-                axis.set_title(f"NFE {steps}")
-            if column == 0:
-                axis.set_ylabel(f"action {dim}")
-            if dim == dims - 1:
-                axis.set_xlabel("step of the chunk")
+            axis.plot(window["action"][0, :, dim], color="black", ls="--", lw=1.2)
+            axis.axvspan(0, spec.n_action_steps - 1, color="tab:orange", alpha=0.08)
+        column[0].set_title(f"NFE {steps}")
+        column[-1].set_xlabel("step of the chunk")
+    for dim, axis in enumerate(axes[:, 0]):
+        axis.set_ylabel(f"action {dim}")
     figure.suptitle("one observation: sampled chunks (blue), demonstrated (dashed), executed part shaded")
     return _save(figure, out)
 
@@ -100,42 +88,33 @@ def toy_samples(
     return _save(figure, out)
 
 
-def score_curves(
-    rows: Sequence[Mapping[str, Any]],
-    runs: Sequence[Mapping[str, Any]],
-    metric: str,
-    out: Path,
-    title: str,
-) -> Path:
+def score_curves(rows: Rows, runs: Rows, metric: str, out: Path, title: str) -> Path:
     """Draw score against NFE and score against training time, one line or point an objective.
 
-    Args:
-        rows: the `table` of a benchmark: `objective`, `nfe`, `score`, `interval`, `train_minutes`.
-        runs: its `runs`; the evaluations during training (`curve`) are a third panel where there are any.
-        metric: what the score is.
-        out: image file.
-        title: above all.
+    `rows` are the `table` of a benchmark, `runs` its `runs`: where they have evaluations during training (`curve`),
+    these are a third panel.
     """
     curves = {(run["objective"], run["seed"]): run for run in runs if run["curve"]}
     figure, axes = _figure(1, 3 if curves else 2, 13 if curves else 9, 3.8)
     left, right = axes[0, :2]
-    for name in dict.fromkeys(str(row["objective"]) for row in rows):
+    for i, name in enumerate(dict.fromkeys(str(row["objective"]) for row in rows)):
+        colour = f"C{i}"
         own = sorted((row for row in rows if row["objective"] == name), key=lambda row: int(row["nfe"]))
-        scores = [row["score"] for row in own]
+        nfes, scores = [row["nfe"] for row in own], [row["score"] for row in own]
         errors = np.abs(np.array([row["interval"] for row in own]).T - scores)
-        (line,) = left.plot([row["nfe"] for row in own], scores, "o-", ms=4, lw=1.2, label=name)
-        left.errorbar([row["nfe"] for row in own], scores, errors, fmt="none", color=line.get_color(), lw=0.7)
+        left.plot(nfes, scores, "o-", ms=4, lw=1.2, label=name, color=colour)
+        left.errorbar(nfes, scores, errors, fmt="none", lw=0.7, color=colour)
         minutes = [float(np.mean(row["train_minutes"])) for row in own]
-        right.scatter(minutes, scores, color=line.get_color(), s=14)
+        right.scatter(minutes, scores, s=14, color=colour)
         right.annotate(name, (minutes[0], max(scores)), fontsize=7, xytext=(3, 2), textcoords="offset points")
-        for (objective, _), run in curves.items():
-            if objective == name:
+        for run in curves.values():
+            if run["objective"] == name:
                 pace = run["train_minutes"] / run["train_steps"]
                 points = [(pace * point["step"], point["score"]) for point in run["curve"]]
-                axes[0, 2].plot(*zip(*points, strict=True), ".-", lw=0.9, ms=4, color=line.get_color())
-    nfes = sorted({int(row["nfe"]) for row in rows})
+                axes[0, 2].plot(*zip(*points, strict=True), ".-", lw=0.9, ms=4, color=colour)
+    every = sorted({int(row["nfe"]) for row in rows})
     left.set(xscale="log", xlabel="NFE", ylabel=metric)
-    left.set_xticks(nfes, [str(nfe) for nfe in nfes])
+    left.set_xticks(every, [str(nfe) for nfe in every])
     left.minorticks_off()
     right.set(xlabel="training, minutes of one core", ylabel=metric)
     if curves:
@@ -145,12 +124,12 @@ def score_curves(
     return _save(figure, out)
 
 
-def gradient_norms(curves: Mapping[str, Sequence[Mapping[str, float]]], out: Path) -> Path:
+def gradient_norms(curves: Mapping[str, Rows], out: Path) -> Path:
     """Draw gradient norms over training (rows with `step` and `grad_norm`), logarithmic.
 
     A case named `objective-condition` is drawn in the panel of its condition; without one, in the first.
     """
-    panels: dict[str, list[tuple[str, Sequence[Mapping[str, float]]]]] = {}
+    panels: dict[str, list[tuple[str, Rows]]] = {}
     for name, rows in curves.items():
         objective, _, condition = name.partition("-")
         panels.setdefault(condition.replace("_", " ") or "as it is", []).append((objective, rows))

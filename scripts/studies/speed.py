@@ -12,27 +12,24 @@ The arrays are random with a task's shapes: speed does not depend on their value
 from __future__ import annotations
 
 import platform
-import shlex
 import statistics
 import sys
 import tempfile
-import time
-from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from omegaconf import DictConfig, OmegaConf
-from rich.console import Console
-from rich.table import Table
+from omegaconf import DictConfig
 
 from flowleap.datasets.windows import Windows
 from flowleap.envs.registry import make_task
 from flowleap.policy.core.errors import UsageError
 from flowleap.policy.core.files import write_results
 from flowleap.policy.core.spec import WINDOW, Spec
-from flowleap.scripts.cli.compose import given_overrides
+from flowleap.scripts.cli.main import run_verb
+from flowleap.scripts.common import command, plain, say, show_table, timed
+from flowleap.scripts.studies import convert_speed, image_speed
 
 BASELINE = "flow_matching"
 CASES: dict[str, dict[str, Any]] = {
@@ -42,123 +39,79 @@ CASES: dict[str, dict[str, Any]] = {
     "isd, difference": {"name": "isd", "derivative": "difference"},
     "isd, jvp": {"name": "isd", "derivative": "jvp"},
     "meanflow": {"name": "meanflow", "times": "logit_normal", "diagonal": 0.75},
-    "lsd": {"name": "lsd"},
-    "psd": {"name": "psd"},
-    "mip": {"name": "mip"},
-    "ddpm": {"name": "ddpm"},
-    "regression": {"name": "regression"},
+    **{name: {"name": name} for name in ("lsd", "psd", "mip", "ddpm", "regression")},
 }
+LOADER_BATCHES = 400
 
 
 def main(cfg: DictConfig) -> dict[str, Any]:
-    """Measure, print, optionally write `speed.json`; return the numbers."""
-    if cfg.what == "convert":
-        from flowleap.scripts.studies import convert_speed
+    """Measure, print, write a JSON if a folder for it is given; return the numbers."""
+    measures = {"training": measure, "convert": convert_speed.measure, "images": image_speed.measure}
+    if cfg.what not in measures:
+        raise UsageError(f"what={cfg.what} is none of {', '.join(measures)}")
+    results = {"command": command("speed"), **measures[cfg.what](cfg)}
+    if cfg.results:
+        name = (
+            f"speed_{cfg.backbone.name}" if cfg.what == "training" else f"{cfg.what.removesuffix('s')}_speed"
+        )
+        say(f"results: {write_results(Path(cfg.results) / f'{name}.json', results)}")
+    return results
 
-        return _written(cfg, "convert_speed", convert_speed.measure(cfg))
-    if cfg.what == "images":
-        from flowleap.scripts.studies import image_speed
 
-        return _written(cfg, "image_speed", image_speed.measure(cfg))
-    if cfg.what != "training":
-        raise UsageError(f"what={cfg.what} is none of training, convert, images")
+def measure(cfg: DictConfig) -> dict[str, Any]:
+    """Time training steps and the loader, print the table, return the numbers."""
     import torch
+
+    from flowleap.policy.policy import Policy
+    from flowleap.policy.training.batches import ShuffledIndices
+    from flowleap.policy.training.trainer import Trainer, TrainerConfig
 
     torch.set_num_threads(cfg.threads)
     spec = make_task(cfg.task.name).spec.with_window(**asdict(WINDOW))
     windows = _random_windows(spec, cfg.frames)
-    steps: dict[str, Callable[[], float]] = {}
+    parts = {"backbone": plain(cfg.backbone), "encoder": {"name": "lowdim"}}
+    options = TrainerConfig(batch_size=cfg.batch_size, device="cpu", progress=False, threads=cfg.threads)
+    trainers: dict[str, Trainer] = {}
+    seconds: dict[str, list[float]] = {name: [] for name in CASES}
+
+    def step(trainer: Trainer) -> None:
+        trainer.train_step(*trainer.batch())
+
     with tempfile.TemporaryDirectory() as folder:
         for name, objective in CASES.items():
-            steps[name], parameters = _training_step(cfg, objective, spec, windows, folder)
-        seconds: dict[str, list[float]] = {name: [] for name in steps}
-        for step in steps.values():
-            step()  # allocation
-        for _ in range(cfg.repeats):  # in turn, so that a slow moment of the machine hits all alike
-            for name, step in steps.items():
-                seconds[name].append(step())
-    medians = {name: statistics.median(values) for name, values in seconds.items()}
-    loader = _loader_rate(windows, cfg.batch_size)
-    results: dict[str, Any] = {
-        "config": OmegaConf.to_container(cfg, resolve=True),
+            policy = Policy(spec, {"objective": objective, **parts})
+            trainers[name] = Trainer(policy, windows, options, folder)
+        for _ in range(1 + cfg.repeats):  # in turn, so that a slow moment of the machine hits all alike
+            for name, trainer in trainers.items():
+                seconds[name].append(timed(step, trainer)[1])
+    medians = {name: statistics.median(own[1:]) for name, own in seconds.items()}  # the first one allocates
+    parameters = sum(p.numel() for p in policy.net.parameters())
+    indices = ShuffledIndices(len(windows), cfg.batch_size, 0)
+    windows.gather(indices.next())
+    _, wall, _ = timed(lambda: windows.gather(indices.next()), times=LOADER_BATCHES)
+    loader = LOADER_BATCHES * cfg.batch_size / wall
+    share = cfg.batch_size / loader / medians["isd"]
+    ratios = {name: value / medians[BASELINE] for name, value in medians.items()}
+    rows = [(name, f"{1e3 * value:.1f}", f"{ratios[name]:.2f}x") for name, value in medians.items()]
+    title = f"{parameters:,} parameters, batch {cfg.batch_size}"
+    show_table(("objective", "ms a training step", "over flow matching"), rows, title)
+    say(f"loader: {loader:,.0f} samples/s, {100 * share:.2f} % of an iSD step")
+    return {
+        "config": plain(cfg),
         "processor": platform.processor() or platform.machine(),
         "parameters": parameters,
         "train_step_ms": {name: 1e3 * value for name, value in medians.items()},
-        "ratio_to_flow_matching": {name: value / medians[BASELINE] for name, value in medians.items()},
-        "loader": {
-            "samples_per_s": loader,
-            "share_of_isd_step": cfg.batch_size / loader / medians["isd"],
-        },
+        "ratio_to_flow_matching": ratios,
+        "loader": {"samples_per_s": loader, "share_of_isd_step": share},
     }
-    _print(Console(), results)
-    return _written(cfg, f"speed_{cfg.backbone.name}", results)
-
-
-def _written(cfg: DictConfig, name: str, measured: dict[str, Any]) -> dict[str, Any]:
-    """The results with their command, in a file of their own if a folder for them is given."""
-    results = {"command": "flowleap speed " + shlex.join(given_overrides()), **measured}
-    if cfg.results:
-        place = write_results(Path(cfg.results) / f"{name}.json", results)
-        Console().print(f"results: {place}", highlight=False)
-    return results
 
 
 def _random_windows(spec: Spec, frames: int) -> Windows:
     rng = np.random.default_rng(0)
-    columns = {
-        key: rng.normal(size=(frames, *obs.shape)).astype(np.float32)
-        for key, obs in spec.observations.items()
-    }
-    columns["action"] = rng.normal(size=(frames, spec.action_dim)).astype(np.float32)
+    shapes = {**{key: obs.shape for key, obs in spec.observations.items()}, "action": (spec.action_dim,)}
+    columns = {key: rng.normal(size=(frames, *shape)).astype(np.float32) for key, shape in shapes.items()}
     return Windows(columns, np.linspace(0, frames, 201).astype(np.int64)[1:], spec)
 
 
-def _training_step(
-    cfg: DictConfig, objective: dict[str, Any], spec: Spec, windows: Windows, folder: str
-) -> tuple[Callable[[], float], int]:
-    """Return (a function that does one whole training step and returns its seconds, parameters of the net)."""
-    from flowleap.policy.policy import Policy
-    from flowleap.policy.training.trainer import Trainer, TrainerConfig
-
-    backbone = OmegaConf.to_container(cfg.backbone, resolve=True)
-    policy = Policy(spec, {"objective": objective, "backbone": backbone, "encoder": {"name": "lowdim"}})
-    options = TrainerConfig(batch_size=cfg.batch_size, device="cpu", progress=False, threads=cfg.threads)
-    trainer = Trainer(policy, windows, options, folder)
-
-    def step() -> float:
-        start = time.perf_counter()
-        trainer.train_step(*trainer.batch())
-        return time.perf_counter() - start
-
-    return step, sum(p.numel() for p in policy.net.parameters())
-
-
-def _loader_rate(windows: Windows, batch_size: int, batches: int = 400) -> float:
-    """Samples a second of shuffling and gathering."""
-    from flowleap.policy.training.batches import ShuffledIndices
-
-    indices = ShuffledIndices(len(windows), batch_size, 0)
-    windows.gather(indices.next())
-    start = time.perf_counter()
-    for _ in range(batches):
-        windows.gather(indices.next())
-    return batches * batch_size / (time.perf_counter() - start)
-
-
-def _print(console: Console, results: dict[str, Any]) -> None:
-    title = f"{results['parameters']:,} parameters, batch {results['config']['batch_size']}"
-    table = Table("objective", "ms a training step", "over flow matching", title=title)
-    for name, value in results["train_step_ms"].items():
-        table.add_row(name, f"{value:.1f}", f"{results['ratio_to_flow_matching'][name]:.2f}x")
-    console.print(table)
-    loader = results["loader"]
-    share = 100 * loader["share_of_isd_step"]
-    console.print(
-        f"loader: {loader['samples_per_s']:,.0f} samples/s, {share:.2f} % of an iSD step", highlight=False
-    )
-
-
 if __name__ == "__main__":
-    from flowleap.scripts.cli.main import run_verb
-
-    sys.exit(run_verb("speed", sys.argv[1:]))
+    sys.exit(run_verb("speed"))

@@ -12,26 +12,27 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from omegaconf import DictConfig, OmegaConf
-from rich.console import Console
-from rich.table import Table
+from omegaconf import DictConfig
 
 from flowleap.envs.statistics import entropy
 from flowleap.policy.core.errors import FlowleapError
 from flowleap.policy.core.files import write_results
 from flowleap.policy.training.metrics import progress_bar
+from flowleap.scripts.cli.main import run_verb
+from flowleap.scripts.common import plain, say, show_table
 from flowleap.scripts.studies.plots import toy_samples
 
 SPREAD = 0.1  # standard deviation of every mode
-_CENTRES: dict[str, Callable[[], np.ndarray]] = {
-    "corners": lambda: np.array([[1.0, 1.0], [1.0, -1.0], [-1.0, 1.0], [-1.0, -1.0]]),
-    "two": lambda: np.array([[-1.0, 0.0], [1.0, 0.0]]),
-    "ring": lambda: np.stack([np.cos(np.arange(8) * np.pi / 4), np.sin(np.arange(8) * np.pi / 4)], axis=1),
+_ANGLES = np.arange(8) * np.pi / 4
+_CENTRES = {
+    "corners": np.array([[1.0, 1.0], [1.0, -1.0], [-1.0, 1.0], [-1.0, -1.0]]),
+    "two": np.array([[-1.0, 0.0], [1.0, 0.0]]),
+    "ring": np.stack([np.cos(_ANGLES), np.sin(_ANGLES)], axis=1),
 }
 
 
@@ -49,9 +50,9 @@ def main(cfg: DictConfig) -> dict[str, Any]:
     torch.set_num_threads(1)
     torch.manual_seed(cfg.seed)
     rng = np.random.default_rng(cfg.seed)
-    centres = _CENTRES[cfg.density]()
-    objective = Objective(_plain(cfg.objective))
-    net, _ = build_backbone(_plain(cfg.backbone), action_dim=2, horizon=1, cond_dim=1)
+    centres = _CENTRES[cfg.density]
+    objective = Objective(plain(cfg.objective))
+    net, _ = build_backbone(plain(cfg.backbone), action_dim=2, horizon=1, cond_dim=1)
     optimizer = torch.optim.Adam(net.parameters(), cfg.lr)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, cfg.steps)
     nothing = torch.zeros(cfg.batch_size, 1)
@@ -74,15 +75,20 @@ def main(cfg: DictConfig) -> dict[str, Any]:
     flow_map = FlowMap(net.eval(), torch.zeros(cfg.samples, 1), cfg.head_sigma)
     drawn: dict[int, np.ndarray] = {}
     for nfe in cfg.nfe:
-        if _supports(objective, nfe):
-            with torch.no_grad():
-                drawn[nfe] = objective.sample(flow_map, noise, time_grid(nfe))[:, 0].numpy()
+        with suppress(FlowleapError), torch.no_grad():  # an NFE that the objective does not support
+            objective.check_steps(nfe)
+            drawn[nfe] = objective.sample(flow_map, noise, time_grid(nfe))[:, 0].numpy()
     rows = [{"nfe": nfe, **describe(samples, truth, centres)} for nfe, samples in drawn.items()]
     out = Path(cfg.out) / f"{cfg.density}_{objective.name}"
     picture = toy_samples(noise[:, 0].numpy(), drawn, truth, out.with_suffix(".png"), objective.name)
-    results = {"config": OmegaConf.to_container(cfg, resolve=True), "train_seconds": seconds, "table": rows}
+    results = {"config": plain(cfg), "train_seconds": seconds, "table": rows}
     path = write_results(out.with_suffix(".json"), results)
-    _print(objective.name, rows, seconds, [picture, path])
+    head = ("NFE", "sliced Wasserstein", "entropy share", "on a mode")
+    keys = ("sliced_wasserstein", "entropy_share", "on_a_mode")
+    table = [(row["nfe"], *(f"{row[key]:.3f}" for key in keys)) for row in rows]
+    show_table(head, table, f"{objective.name}, {seconds:.0f} s")
+    say(f"wrote {picture}")
+    say(f"wrote {path}")
     return results
 
 
@@ -109,30 +115,5 @@ def _sample(centres: np.ndarray, n: int, rng: np.random.Generator) -> np.ndarray
     return (modes + SPREAD * rng.standard_normal(modes.shape)).astype(np.float32)
 
 
-def _supports(objective: Any, nfe: int) -> bool:
-    try:
-        return bool(objective.check_steps(nfe))
-    except FlowleapError:
-        return False
-
-
-def _plain(node: Any) -> Any:
-    return OmegaConf.to_container(node, resolve=True)
-
-
-def _print(name: str, rows: list[dict[str, Any]], seconds: float, files: list[Path]) -> None:
-    table = Table("NFE", "sliced Wasserstein", "entropy share", "on a mode", title=f"{name}, {seconds:.0f} s")
-    for row in rows:
-        table.add_row(
-            str(row["nfe"]), *(f"{row[k]:.3f}" for k in ("sliced_wasserstein", "entropy_share", "on_a_mode"))
-        )
-    console = Console()
-    console.print(table)
-    for file in files:
-        console.print(f"wrote {file}", highlight=False)
-
-
 if __name__ == "__main__":
-    from flowleap.scripts.cli.main import run_verb
-
-    sys.exit(run_verb("toy", sys.argv[1:]))
+    sys.exit(run_verb("toy"))
