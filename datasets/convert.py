@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -12,9 +12,9 @@ from rich.console import Console
 from rich.progress import track
 
 from flowleap.datasets.columns import ACTION, Episode, to_uint8
-from flowleap.datasets.dataset import Dataset
+from flowleap.datasets.interface import Dataset
 from flowleap.datasets.rotations import Rotations
-from flowleap.policy.core.errors import FlowleapError, suggest
+from flowleap.policy.core.errors import FlowleapError
 from flowleap.policy.core.spec import ObsKey, Spec
 
 
@@ -42,21 +42,6 @@ def convert(source: Dataset, plan: Plan, writer: Any) -> None:
             writer.add(columns, source.seed(index))
         except FlowleapError as error:
             raise FlowleapError(f"'{source.path}', {source.label(index)}: {error}") from error
-
-
-def plan_keys(source: Dataset, keys: Sequence[str] | None) -> Plan:
-    """Keep the observations `keys` and the action; by default everything."""
-    if keys is None:
-        return Plan(list(source.fields), dict, source.spec, source.extra)
-    columns = source.fields
-    for key in keys:
-        if key not in columns or key == ACTION:
-            raise FlowleapError(
-                f"'{source.path}' has no observation '{key}', only {', '.join(columns)}{suggest(key, columns)}"
-            )
-    spec = replace(source.spec, observations={key: columns[key] for key in keys})
-    extra = {ACTION: source.extra[ACTION]} if ACTION in source.extra else {}
-    return Plan([*keys, ACTION], dict, spec, extra)
 
 
 def with_rotations(plan: Plan, rotation: str | None) -> Plan:

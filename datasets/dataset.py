@@ -17,24 +17,25 @@ Optional packages (h5py, pyarrow, av) are imported when a dataset is opened.
 from __future__ import annotations
 
 import importlib
-import inspect
-import json
 import os
-from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
-from functools import cached_property
 from pathlib import Path
-from types import MappingProxyType, ModuleType
-from typing import Any, Self
+from types import ModuleType
+from typing import Any
 
-import numpy as np
-from numpy.typing import ArrayLike, NDArray
-
-from flowleap.datasets.columns import ACTION, CACHE_BYTES, Columns, Episode, infer_key
-from flowleap.datasets.windows import Windows
+from flowleap.datasets.interface import MALFORMED, Dataset
+from flowleap.datasets.selection import Selected
 from flowleap.policy.core.errors import FlowleapError, suggest
-from flowleap.policy.core.spec import ObsKey, Spec
+
+__all__ = [
+    "FORMATS",
+    "Dataset",
+    "describe_formats",
+    "detect",
+    "format_module",
+    "open_dataset",
+    "writable_formats",
+]
 
 FORMATS = {  # in the order in which they are asked whether a path is theirs
     "zarr": "flowleap.datasets.formats.zarr_store",
@@ -43,245 +44,6 @@ FORMATS = {  # in the order in which they are asked whether a path is theirs
     "robomimic": "flowleap.datasets.formats.robomimic",
     "npz": "flowleap.datasets.formats.npz",
 }
-
-MALFORMED: tuple[type[Exception], ...] = (ArithmeticError, AttributeError, LookupError, MemoryError, OSError)
-MALFORMED += (RuntimeError, TypeError, ValueError)
-"""What reading metadata or data of a wrong shape or type may raise. A file of others is no bug of ours."""
-
-_TIMES = ("timestamp", "timestamps", "time")
-
-
-class Dataset(ABC):
-    """Demonstrations. Of files, only metadata is in memory, and one episode at a time.
-
-    Attributes:
-        path: file or folder.
-        spec: observation keys, action, rate and origin.
-        has_spec: whether the Spec was recorded; else it is read off the columns.
-        extra: columns that are no observations (rewards, indices of tasks); `action` where it is not float32.
-        attrs: JSON-ready facts about the dataset that a Spec has no place for.
-        n_episodes: number of episodes.
-        refused: columns that cannot be read, and why.
-        lends_images: whether images can be trained from as they lie; in other formats they would fill the memory.
-    """
-
-    path: Path
-    spec: Spec
-    extra: dict[str, ObsKey]
-    attrs: dict[str, Any]
-    n_episodes: int
-    refused: Mapping[str, str] = MappingProxyType({})
-    has_spec = True
-    lends_images = False
-    _ends: NDArray[np.int64] | None = None
-
-    @staticmethod
-    def from_arrays(columns: Mapping[str, Any], episode_ends: ArrayLike, spec: Spec | None = None) -> Dataset:
-        """Return a dataset of arrays in memory.
-
-        Args:
-            columns: key -> [N, *shape], `action` [N, A] among them; images may be `frames.Frames`.
-            episode_ends: [E], the frame after each episode's last one.
-            spec: the observations; by default all columns but `action`, described by shape and dtype.
-
-        Raises:
-            FlowleapError: there are no actions. What does not fit the Spec is found by `windows`.
-        """
-        return _Arrays(columns, episode_ends, spec)
-
-    @abstractmethod
-    def _read(self, index: int, keys: Sequence[str]) -> Episode:
-        """Read some columns of one episode, as they are."""
-
-    @property
-    def keys(self) -> list[str]:
-        """Names of the columns, `action` last."""
-        return list(self.fields)
-
-    @property
-    def episode_ends(self) -> NDArray[np.int64]:
-        """int64 [E], the frame after each episode's last one."""
-        if self._ends is None:
-            self.columns([ACTION])
-            assert self._ends is not None
-        return self._ends
-
-    @property
-    def n_frames(self) -> int:
-        """Frames of all episodes."""
-        return int(self.episode_ends[-1])
-
-    @cached_property
-    def trainable(self) -> Spec:
-        """The Spec, less images that cannot be trained from as they lie (see `lends_images`).
-
-        Raises:
-            FlowleapError: nothing else is observed.
-        """
-        if self.lends_images:
-            return self.spec
-        lowdim = {key: obs for key, obs in self.spec.observations.items() if obs.kind == "lowdim"}
-        if not lowdim:
-            remedy = f"`flowleap convert source={self.path} out=NAME.zarr` first"
-            raise FlowleapError(f"dataset '{self.path}' holds images only: {remedy}")
-        return replace(self.spec, observations=lowdim)
-
-    def columns(self, keys: Sequence[str] | None = None, cache_bytes: int = CACHE_BYTES) -> Columns:
-        """Read columns of all episodes into memory, key -> [N, *shape]; by default those of `trainable`.
-
-        Args:
-            keys: the columns.
-            cache_bytes: what images of a zarr store may take; larger ones are `Frames` that stay on the disk.
-
-        Raises:
-            FlowleapError: see `episode`; or a value is not finite.
-        """
-        keys = self._wanted(keys)
-        parts: dict[str, list[NDArray]] = {key: [] for key in keys}
-        lengths = []
-        for index in range(self.n_episodes):
-            episode = self.episode(index, keys)
-            for key, values in episode.items():
-                if values.dtype.kind == "f" and not np.isfinite(values).all():
-                    frame = int(np.argwhere(~np.isfinite(values))[0, 0])
-                    raise self.error(index, key, f"is not finite at frame {frame}")
-                parts[key].append(values)
-            lengths.append(len(episode[keys[0]]))
-        self._ends = np.cumsum(lengths, dtype=np.int64)
-        return {key: np.concatenate(values) for key, values in parts.items()}
-
-    def _wanted(self, keys: Sequence[str] | None) -> list[str]:
-        return [*self.trainable.observations, ACTION] if keys is None else list(keys)
-
-    def windows(
-        self,
-        n_obs_steps: int = 1,
-        horizon: int = 1,
-        n_action_steps: int = 1,
-        image_frames: int | None = None,
-        cache_bytes: int = CACHE_BYTES,
-    ) -> Windows:
-        """Return all training windows, one a frame; see `Windows` and `columns` for the arguments."""
-        spec = self.trainable.with_window(n_obs_steps, horizon, n_action_steps)
-        columns = self.columns([*spec.observations, ACTION], cache_bytes)
-        return Windows(columns, self.episode_ends, spec, image_frames)
-
-    def label(self, index: int) -> str:
-        """What the format calls the episode, for messages."""
-        return f"episode {index}"
-
-    def seed(self, index: int) -> int | None:
-        """The seed that an episode was recorded with, None if unknown."""
-        return None
-
-    def scene(self, index: int) -> str | None:
-        """The simulator's description of the episode's scene (robomimic's `model_file`), None if there is none."""
-        return None
-
-    def times(self, index: int) -> NDArray | None:
-        """Time stamps of the frames, [T] seconds, from a column of that name; None if there is none."""
-        key = next((key for key in _TIMES if key in self.fields and self.fields[key].size == 1), None)
-        return None if key is None else self._read(index, [key])[key].reshape(-1)
-
-    def close(self) -> None:  # noqa: B027, most sources hold no file open
-        """Release files."""
-
-    @cached_property
-    def fields(self) -> dict[str, ObsKey]:
-        """All columns and what a frame of them is: observations, then the extra ones, `action` last."""
-        action = {ACTION: self.extra.get(ACTION, ObsKey((self.spec.action_dim,)))}
-        return self.spec.observations | {k: v for k, v in self.extra.items() if k != ACTION} | action
-
-    def episode(self, index: int, keys: Sequence[str] | None = None) -> Episode:
-        """Read one episode, key -> [T, *shape]; all columns by default.
-
-        Raises:
-            FlowleapError: a key is unknown, or a column is missing, damaged, of another shape than in the other
-                episodes or of another length than its neighbours; the message names file, episode and key.
-        """
-        if not -self.n_episodes <= index < self.n_episodes:
-            raise FlowleapError(f"dataset '{self.path}' has episodes 0 to {self.n_episodes - 1}, not {index}")
-        index %= self.n_episodes
-        keys = list(self.fields) if keys is None else list(keys)
-        for key in keys:
-            if key not in self.fields:
-                known = f"{', '.join(self.fields)}{suggest(key, self.fields)}"
-                raise FlowleapError(f"'{self.path}' has no column '{key}', only {known}")
-        try:
-            columns = self._read(index, keys)
-        except MALFORMED as error:  # what a reader did not foresee in a file of others
-            reason = f"{type(error).__name__}: {error}"
-            raise FlowleapError(f"'{self.path}', {self.label(index)} is damaged ({reason})") from error
-        length = len(columns[keys[0]])
-        for key in keys:
-            values, shape = columns[key], self.fields[key].shape
-            if values.shape[1:] != shape:
-                problem = f"has shape {values.shape[1:]} a frame, {shape} in the episodes before"
-                raise self.error(index, key, problem)
-            if len(values) != length:
-                raise self.error(index, key, f"has {len(values)} frames, '{keys[0]}' has {length}")
-            columns[key] = self._in_dtype(index, key, values)
-        if length < 1:
-            raise self.error(index, keys[0], "has no frames")
-        return columns
-
-    def _in_dtype(self, index: int, key: str, values: NDArray) -> NDArray:
-        """Return a column in the dataset's dtype; raise where that could change a value (images: see `to_uint8`)."""
-        dtype = np.dtype(self.fields[key].dtype).newbyteorder("=")
-        if values.dtype == dtype or self.fields[key].kind == "rgb":
-            return values
-        rounded = values.dtype.kind in "iu" and dtype.kind == "f" and values.dtype.itemsize >= dtype.itemsize
-        if rounded or not np.can_cast(values.dtype, dtype, "safe"):  # numpy calls int64 to float64 safe
-            problem = f"has dtype {values.dtype}, {dtype} in the episodes before: write one"
-            raise self.error(index, key, problem)
-        return values.astype(dtype)
-
-    def error(self, index: int, key: str, problem: str) -> FlowleapError:
-        """Return an error that names file, episode and key."""
-        return FlowleapError(f"'{self.path}', {self.label(index)}: '{key}' {problem}")
-
-    def fingerprint(self) -> str:
-        """A text that changes when the files change: path, and count, bytes and last change of the files."""
-        files = [p for p in self.path.rglob("*") if p.is_file()] if self.path.is_dir() else [self.path]
-        stats = [file.stat() for file in files]
-        size, latest = sum(s.st_size for s in stats), max((s.st_mtime_ns for s in stats), default=0)
-        return json.dumps([os.path.abspath(self.path), len(files), size, latest])
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self.close()
-
-
-class _Arrays(Dataset):
-    """Columns in memory."""
-
-    lends_images = True
-
-    def __init__(self, columns: Mapping[str, Any], episode_ends: ArrayLike, spec: Spec | None) -> None:
-        if ACTION not in columns:
-            raise FlowleapError(f"no column '{ACTION}' among {sorted(columns)}{suggest(ACTION, columns)}")
-        self.path, self.extra, self.attrs, self._columns = Path("arrays"), {}, {}, columns
-        self.has_spec = spec is not None
-        self._ends = np.asarray(episode_ends, np.int64)
-        self.n_episodes = len(self._ends)
-        self.spec = spec or Spec(
-            {key: infer_key(x.shape[1:], x.dtype) for key, x in columns.items() if key != ACTION},
-            action_dim=columns[ACTION].shape[-1],
-        )
-
-    def columns(self, keys: Sequence[str] | None = None, cache_bytes: int = CACHE_BYTES) -> Columns:
-        """Return columns, key -> [N, *shape]; by default all."""
-        return self._columns if keys is None else {key: self._columns[key] for key in keys}
-
-    def _in_dtype(self, index: int, key: str, values: NDArray) -> NDArray:
-        return values
-
-    def _read(self, index: int, keys: Sequence[str]) -> Episode:
-        assert self._ends is not None
-        rows = np.arange(self._ends[index - 1] if index else 0, self._ends[index])
-        return {key: self._columns[key].take(rows, axis=0) for key in keys}
 
 
 def describe_formats() -> dict[str, str]:
@@ -315,7 +77,14 @@ def detect(path: str | os.PathLike[str]) -> str:
 
 
 def open_dataset(
-    path: str | os.PathLike[str], name: str | None = None, lenient: bool = False, **options: Any
+    path: str | os.PathLike[str],
+    name: str | None = None,
+    lenient: bool = False,
+    *,
+    keys: Sequence[str] | None = None,
+    episodes: Any = None,
+    drop: Any = None,
+    **options: Any,
 ) -> Dataset:
     """Open a dataset of any format for reading.
 
@@ -323,15 +92,55 @@ def open_dataset(
         path: file or folder.
         name: the format; looked up by `detect` if None.
         lenient: let `episode` return NaN and infinity also where the format would refuse them.
+        keys: the columns to observe, with patterns; None is what the format takes for observations.
+        episodes: those to read: how many from the first, a slice as text (`10:20`), or a list; None is all.
+        drop: episodes not to read, in the same way.
         options: keyword arguments of the format's `Reader`, such as `filter="train"`; None stands for absent.
 
     Raises:
-        FlowleapError: nothing there, an unknown format, an option the format does not have, a damaged file.
+        FlowleapError: nothing there, an unknown format, an option the format does not have, a damaged file, a column
+            or an episode that is not there.
     """
+    mask = options.get("filter")
+    if mask is not None and "filter" not in _options_of(name or detect(path)):
+        del options["filter"]
+    dataset = _open(path, name, lenient, options)
+    if mask is not None and "filter" not in options:
+        episodes = _masked(dataset, mask, episodes)
+    if keys is None and episodes is None and drop is None:
+        return dataset
+    try:
+        return Selected(dataset, keys, episodes, drop)
+    except FlowleapError:
+        dataset.close()
+        raise
+
+
+def _options_of(name: str) -> list[str]:
+    """The options of a format's reader."""
+    return list(inspect.signature(format_module(name).Reader).parameters)[1:]
+
+
+def _masked(dataset: Dataset, mask: str, episodes: Any) -> list[int]:
+    """The episodes of a filter that a conversion kept in the attributes."""
+    masks = dataset.attrs.get(MASKS)
+    if not isinstance(masks, dict) or mask not in masks:
+        known = f", only {', '.join(masks)}{suggest(mask, masks)}" if isinstance(masks, dict) else ""
+        raise FlowleapError(
+            f"'{dataset.path}' has no filter '{mask}'{known}; episodes=[...] names episodes by number"
+        )
+    n = dataset.n_episodes
+    wanted = range(n) if episodes is None else chosen_episodes(episodes, n, "episodes", dataset.path)
+    return [index for index in wanted if index in masks[mask]]
+
+
+def _open(
+    path: str | os.PathLike[str], name: str | None, lenient: bool, options: Mapping[str, Any]
+) -> Dataset:
     name = name or detect(path)
     module = format_module(name)
     given = {key: value for key, value in options.items() if value is not None}
-    known = list(inspect.signature(module.Reader).parameters)[1:]
+    known = _options_of(name)
     if lenient and "allow_nan" in known:
         given["allow_nan"] = True
     for key in given:

@@ -11,12 +11,14 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from rich.table import Table
 
+from flowleap.datasets.selection import Selection
 from flowleap.envs.registry import make_task
 from flowleap.envs.task import Task
+from flowleap.policy.core.registry import parameters_of
 from flowleap.scripts.cli.compose import given_overrides
 
 
@@ -36,6 +38,11 @@ def show_table(head: Iterable[str], rows: Iterable[Iterable[Any]], title: str | 
 def plain(node: Any) -> Any:
     """A part of a configuration as lists and dicts, references resolved; what is none stays as it is."""
     return OmegaConf.to_container(node, resolve=True) if OmegaConf.is_config(node) else node
+
+
+def selected(cfg: DictConfig) -> dict[str, Any]:
+    """What a verb's options say of the columns and episodes to read; runs of earlier versions say nothing."""
+    return {name: plain(cfg.get(name)) for name in parameters_of(Selection)}
 
 
 def command(verb: str) -> str:

@@ -19,11 +19,11 @@ from typing import Any
 from omegaconf import DictConfig
 
 from flowleap.datasets.columns import ACTION
-from flowleap.datasets.convert import Plan, convert, plan_keys, with_rotations
+from flowleap.datasets.convert import Plan, convert, with_rotations
 from flowleap.datasets.dataset import Dataset, format_module, open_dataset, writable_formats
 from flowleap.policy.core.errors import FlowleapError, UsageError, suggest
 from flowleap.scripts.cli.main import run_verb
-from flowleap.scripts.common import plain, task_of
+from flowleap.scripts.common import plain, selected, task_of
 
 _SUFFIXES = {".hdf5": "robomimic", ".h5": "robomimic"}
 
@@ -31,8 +31,9 @@ _SUFFIXES = {".hdf5": "robomimic", ".h5": "robomimic"}
 def main(cfg: DictConfig) -> None:
     """Write `cfg.source` to `cfg.out`."""
     to = _target_format(cfg)
-    options = {"filter": cfg.filter, "actions": cfg.actions, "fill_missing": cfg.fill_missing or None}
-    with open_dataset(cfg.source, cfg.format, **options) as source:
+    options = {"actions": cfg.actions, "fill_missing": cfg.fill_missing or None}
+    chosen = selected(cfg) | ({"keys": None} if cfg.task else {})
+    with open_dataset(cfg.source, cfg.format, **options, **chosen) as source:
         plan = with_rotations(_plan(source, cfg), cfg.rotation)
         asked = {"control_hz": float(cfg.control_hz or 0), "action_convention": cfg.action_convention}
         spec = replace(plan.spec, **{key: value for key, value in asked.items() if value})
@@ -65,7 +66,7 @@ def _plan(source: Dataset, cfg: DictConfig) -> Plan:
     """Return what to do with the columns, before rotations."""
     task = task_of(cfg.task)
     if task is None:
-        return plan_keys(source, cfg["keys"])
+        return Plan(list(source.fields), dict, source.spec, source.extra)
     if cfg["keys"] is not None:
         raise FlowleapError("say task=... or keys=[...], not both: the task decides which columns are read")
     translate, read = task.recording.translate, task.recording.keys

@@ -23,6 +23,7 @@ from flowleap.datasets.quality.page import check_name, write_page
 from flowleap.datasets.quality.profile import Profile
 from flowleap.datasets.quality.text import print_report
 from flowleap.scripts.cli.main import run_verb
+from flowleap.scripts.common import selected
 
 
 def main(cfg: DictConfig) -> None:
@@ -31,7 +32,7 @@ def main(cfg: DictConfig) -> None:
     name = detect(cfg.dataset)
     console = Console(soft_wrap=True, highlight=False)
     console.width = max(console.width, 110)
-    with open_dataset(cfg.dataset, name, lenient=True) as source:
+    with open_dataset(cfg.dataset, name, lenient=True, **selected(cfg)) as source:
         checks = Checks(source)
         window = (cfg.n_obs_steps, cfg.horizon, cfg.n_action_steps)
         profile = Profile(source, checks, window, cfg.image_episodes)

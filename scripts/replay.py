@@ -28,19 +28,17 @@ from flowleap.policy.core.errors import UsageError
 from flowleap.policy.core.files import write_results
 from flowleap.policy.training.metrics import progress_bar
 from flowleap.scripts.cli.main import run_verb
-from flowleap.scripts.common import command, plain, say
+from flowleap.scripts.common import command, plain, say, selected
 
 
 def main(cfg: DictConfig) -> dict[str, Any]:
-    """Replay `cfg.episodes` episodes of `cfg.dataset`, print what came of it, write the results JSON and return it."""
+    """Replay episodes of `cfg.dataset`, print what came of it, write the results JSON and return it."""
     if not cfg.get("task"):
         raise UsageError("'task' is required: add task=NAME (`flowleap list what=tasks` shows them)")
-    if cfg.episodes is not None and (not isinstance(cfg.episodes, int) or cfg.episodes < 1):
-        raise UsageError(f"episodes={cfg.episodes} must be a whole number >= 1, or null for all")
     name, kwargs = cfg.task.name, plain(cfg.task).get("kwargs") or {}
-    with open_dataset(cfg.dataset) as source:
+    with open_dataset(cfg.dataset, **selected(cfg)) as source:
         task = make_task(name, **with_recorded_env(name, kwargs, source))
-        count = min(cfg.episodes or source.n_episodes, source.n_episodes)
+        count = source.n_episodes
         with progress_bar(0, count, f"replay {task.name}", enabled=True) as advance:
             rows = replay_dataset(task, source, count, cfg.tolerance, advance)
         versions = [source.spec.source.get("versions"), source.attrs.get("versions")]

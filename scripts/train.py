@@ -26,6 +26,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
+from flowleap.datasets import roles
 from flowleap.datasets.dataset import open_dataset
 from flowleap.envs.registry import make_task
 from flowleap.envs.task import Task
@@ -34,7 +35,7 @@ from flowleap.policy.core.errors import FlowleapError, require_int
 from flowleap.policy.core.spec import WINDOW, Spec
 from flowleap.scripts.cli.compose import RENAMED, given_overrides
 from flowleap.scripts.cli.main import run_verb
-from flowleap.scripts.common import peak_megabytes, plain, show_table, timed
+from flowleap.scripts.common import peak_megabytes, plain, say, selected, show_table, timed
 
 CONFIG = "config.yaml"
 RESUMABLE = ("trainer.", "eval.")
@@ -54,11 +55,12 @@ def main(cfg: DictConfig) -> Path:
     options = TrainerConfig.from_mapping(plain(cfg.trainer))
     task, kwargs = None, {}
     cache = require_int("data.image_cache_mb", cfg.data.image_cache_mb, 0, 2**30) * 2**20
-    with open_dataset(cfg.dataset) as dataset:
+    with open_dataset(cfg.dataset, **selected(cfg)) as dataset:
         if cfg.get("task"):
             kwargs = with_recorded_env(cfg.task.name, plain(cfg.task.get("kwargs", {})), dataset)
             task = make_task(cfg.task.name, **kwargs)
         data = load_columns(task, dataset, cache, images=cfg.encoder.name != "lowdim")
+        unused = {} if task else dataset.unused
     recorded = data.n_episodes
     if cfg.data.mirror:
         data = with_mirrored(task, data)
@@ -76,6 +78,8 @@ def main(cfg: DictConfig) -> Path:
     }
     evaluate = partial(_evaluate, task, cfg.eval) if task and options.eval_every else None
     trainer = Trainer(policy, windows, options, run_dir, evaluate=evaluate, info=info)
+    if unused and trainer.accelerator.is_main_process:
+        say(f"not observed: {roles.explain(unused)}; keys=[...] chooses others")
     if options.dry_run:
         print_plan(trainer, spec, info)
         return run_dir

@@ -17,13 +17,14 @@ from flowleap.datasets.dataset import open_dataset
 from flowleap.datasets.quality.viewer import check_target, show
 from flowleap.policy.core.errors import optional_import
 from flowleap.scripts.cli.main import run_verb
+from flowleap.scripts.common import selected
 
 
 def main(cfg: DictConfig) -> None:
     """Stream `cfg.episode` of `cfg.dataset` to a viewer, or write it to `cfg.save`."""
     optional_import("rerun", extra="viewer")  # said before any work is done
     target = check_target(cfg.save)
-    with open_dataset(cfg.dataset, lenient=True) as dataset:
+    with open_dataset(cfg.dataset, lenient=True, **selected(cfg)) as dataset:
         frames = show(dataset, cfg.episode, target)
     print(frames if target is None else f"{target}: {frames}; open it with: rerun {target}")
 

@@ -14,8 +14,9 @@ from typing import Any, ClassVar, Self
 
 from numpy.typing import ArrayLike
 
+from flowleap.datasets import roles
 from flowleap.datasets.columns import ACTION, Episode, Layout
-from flowleap.datasets.dataset import Dataset
+from flowleap.datasets.interface import Dataset
 from flowleap.policy.core.errors import FlowleapError
 from flowleap.policy.core.files import atomic, remove, temporary_name
 from flowleap.policy.core.spec import ObsKey, Spec
@@ -61,6 +62,11 @@ class Source(Dataset):
         """Set Spec, extra columns and (no) attributes; `facts` are further fields of the Spec."""
         if len(action.shape) != 1:
             raise FlowleapError(f"'{self.path}': '{ACTION}' has shape {action.shape} a frame, not one axis")
+        observations, others, self.reasons = roles.split(observations)
+        if not observations:
+            why = f": {roles.explain(self.reasons)}; rename what is one" if others else ""
+            raise FlowleapError(f"'{self.path}' has no column beside '{ACTION}' to observe{why}")
+        extra = {**extra, **others}
         self.extra = extra if action.dtype == "float32" else {**extra, ACTION: action}
         facts["source"] = {"dataset": self.path.name, **facts.get("source", {})}
         self.spec, self.attrs = Spec(observations, action_dim=action.shape[0], **facts), {}

@@ -1,7 +1,7 @@
 """numpy: one .npz with flat arrays [N, ...] and episode_ends, or a folder with one .npz an episode
 
-Arrays called `action` or `actions` are the actions, `reward(s)`, `done(s)`, `terminals`, `timeouts` are extra columns,
-all others observations. In a flat file, arrays with one row an episode are extra columns that repeat it over the
+Arrays called `action` or `actions` are the actions, all others observations, but for those whose names say that they
+are none (`roles`). In a flat file, arrays with one row an episode are extra columns that repeat it over the
 episode's frames, and arrays with neither are left out. Nothing is unpickled.
 """
 
@@ -18,13 +18,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flowleap.datasets.columns import ACTION, Episode, flat_names, infer_key, require_memory
-from flowleap.datasets.dataset import Dataset
 from flowleap.datasets.formats.base import DAMAGE, Source, explain
+from flowleap.datasets.interface import Dataset
 from flowleap.policy.core.errors import FlowleapError
 
 _ENDS = "episode_ends"
 _ACTIONS = (ACTION, "actions")
-_EXTRA = {"reward", "rewards", "done", "dones", "terminals", "timeouts"}
 
 
 def detect(path: Path) -> bool:
@@ -109,10 +108,9 @@ class _NpzSource(Source):
         actions = arrays.pop(action)
         names = flat_names(sorted(arrays), [])
         columns = {key: arrays[name] for key, name in names.items()}
-        extra = {key: columns.pop(key) for key in list(columns) if key in _EXTRA}
         if not columns:
             raise FlowleapError(f"'{path}' has no observations, with a row a frame{why}")
-        self.describe(columns, actions, extra)
+        self.describe(columns, actions, {})
         self._paths = names | {ACTION: action}
 
 

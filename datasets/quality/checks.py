@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flowleap.datasets.columns import ACTION
-from flowleap.datasets.dataset import Dataset
+from flowleap.datasets.interface import Dataset
 
 _CLIPPED = 0.05  # share of frames at the smallest or largest value from which a dimension counts as clipped
 _SWITCH = 0.9  # share of frames at either end from which it is a switch (a gripper), which is neither clipped nor jumps

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flowleap.datasets.columns import ACTION
-from flowleap.datasets.dataset import Dataset
+from flowleap.datasets.interface import Dataset
 from flowleap.datasets.quality import charts
 from flowleap.datasets.quality.checks import Checks, grouped
 from flowleap.datasets.quality.profile import Profile, Statistics

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flowleap.datasets.columns import ACTION
-from flowleap.datasets.dataset import Dataset
+from flowleap.datasets.interface import Dataset
 from flowleap.datasets.quality.checks import Checks, Finding, some
 from flowleap.datasets.windows import Windows
 from flowleap.policy.core.spec import ObsKey, Spec

@@ -9,8 +9,9 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
+from flowleap.datasets import roles
 from flowleap.datasets.columns import ACTION
-from flowleap.datasets.dataset import Dataset
+from flowleap.datasets.interface import Dataset
 from flowleap.datasets.quality.checks import Checks, Finding, grouped
 from flowleap.datasets.quality.page import span
 from flowleap.datasets.quality.profile import Profile
@@ -58,6 +59,8 @@ def _columns(console: Console, source: Dataset, profile: Profile) -> None:
         table.add_row(key, reason)
     console.print()
     console.print(table)
+    if source.unused:
+        console.print(f"  not observed: {roles.explain(source.unused)}", markup=False)
     read = len(profile.image_episodes)
     if read < source.n_episodes and any(s.column.kind == "rgb" for s in profile.columns.values()):
         console.print(f"  images: {read} of {source.n_episodes} episodes read (image_episodes=0 reads all)")

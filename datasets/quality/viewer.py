@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flowleap.datasets.columns import ACTION
-from flowleap.datasets.dataset import Dataset
+from flowleap.datasets.interface import Dataset
 from flowleap.datasets.quality.page import to_pixels
 from flowleap.policy.core.errors import FlowleapError, optional_import
 from flowleap.policy.core.files import complete_file

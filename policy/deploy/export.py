@@ -1,6 +1,6 @@
 """Export: a policy becomes one ONNX graph, normaliser + encoder + head at a fixed NFE + unnormaliser.
 
-    OUT/policy.onnx   inputs `noise` [B,H,A] (DDPM: [B,100,H,A]) and one per observation key, output `action` [B,Ta,A], real units
+    OUT/policy.onnx   inputs `noise` [B,H,A] and one per observation key, output `action` [B,Ta,A], real units
     OUT/export.json   format version, Spec, NFE, input names, versions, digest, parity and latency reports
 
 The folder appears only when the graph, run by `runtime.ExportedPolicy`, repeats the eager policy.

@@ -62,6 +62,10 @@ def choices(part: str) -> dict[str, Choice]:
         from flowleap.policy.training.config import OPTIONS, TrainerConfig
 
         return {"default": Choice(_about(TrainerConfig), OPTIONS)}
+    if part == "selection":
+        from flowleap.datasets.selection import Selection
+
+        return {"": Choice(_about(Selection), parameters_of(Selection))}
     if part == "window":
         from flowleap.policy.core.spec import Window
 

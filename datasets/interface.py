@@ -1,0 +1,272 @@
+"""What a dataset is, whatever its format: episodes of columns, and a Spec that says which a policy observes."""
+
+from __future__ import annotations
+
+import json
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import cached_property
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from flowleap.datasets import roles
+from flowleap.datasets.columns import ACTION, CACHE_BYTES, Columns, Episode, infer_key
+from flowleap.datasets.windows import Windows
+from flowleap.policy.core.errors import FlowleapError, suggest
+from flowleap.policy.core.spec import ObsKey, Spec
+
+MALFORMED: tuple[type[Exception], ...] = (ArithmeticError, AttributeError, LookupError, MemoryError, OSError)
+MALFORMED += (RuntimeError, TypeError, ValueError)
+"""What reading metadata or data of a wrong shape or type may raise. A file of others is no bug of ours."""
+
+_TIMES = ("timestamp", "timestamps", "time")
+_BESIDE = "recorded beside the observations"
+
+
+class Dataset(ABC):
+    """Demonstrations. Of files, only metadata is in memory, and one episode at a time.
+
+    Attributes:
+        path: file or folder.
+        spec: observation keys, action, rate and origin.
+        has_spec: whether the Spec was recorded; else it is read off the columns.
+        extra: columns that are no observations (rewards, indices of tasks); `action` where it is not float32.
+        attrs: JSON-ready facts about the dataset that a Spec has no place for.
+        n_episodes: number of episodes.
+        refused: columns that cannot be read, and why.
+        reasons: why columns of `extra` are no observations, of those whose names say so (see `roles`).
+        lends_images: whether images can be trained from as they lie; in other formats they would fill the memory.
+    """
+
+    path: Path
+    spec: Spec
+    extra: dict[str, ObsKey]
+    attrs: dict[str, Any]
+    n_episodes: int
+    refused: Mapping[str, str] = MappingProxyType({})
+    reasons: Mapping[str, str] = MappingProxyType({})
+    has_spec = True
+    lends_images = False
+    _ends: NDArray[np.int64] | None = None
+
+    @staticmethod
+    def from_arrays(columns: Mapping[str, Any], episode_ends: ArrayLike, spec: Spec | None = None) -> Dataset:
+        """Return a dataset of arrays in memory.
+
+        Args:
+            columns: key -> [N, *shape], `action` [N, A] among them; images may be `frames.Frames`.
+            episode_ends: [E], the frame after each episode's last one.
+            spec: the observations; by default all columns but `action` and those whose names say that they are none
+                (`roles`), described by shape and dtype.
+
+        Raises:
+            FlowleapError: there are no actions. What does not fit the Spec is found by `windows`.
+        """
+        return _Arrays(columns, episode_ends, spec)
+
+    @abstractmethod
+    def _read(self, index: int, keys: Sequence[str]) -> Episode:
+        """Read some columns of one episode, as they are."""
+
+    @property
+    def keys(self) -> list[str]:
+        """Names of the columns, `action` last."""
+        return list(self.fields)
+
+    @property
+    def unused(self) -> dict[str, str]:
+        """Columns that are not observed, and why."""
+        beside = {key: self.reasons.get(key, _BESIDE) for key in self.extra if key != ACTION}
+        return beside | {key: f"cannot be read: {reason}" for key, reason in self.refused.items()}
+
+    @property
+    def episode_ends(self) -> NDArray[np.int64]:
+        """int64 [E], the frame after each episode's last one."""
+        if self._ends is None:
+            self.columns([ACTION])
+            assert self._ends is not None
+        return self._ends
+
+    @property
+    def n_frames(self) -> int:
+        """Frames of all episodes."""
+        return int(self.episode_ends[-1])
+
+    @cached_property
+    def trainable(self) -> Spec:
+        """The Spec, less images that cannot be trained from as they lie (see `lends_images`).
+
+        Raises:
+            FlowleapError: nothing else is observed.
+        """
+        if self.lends_images:
+            return self.spec
+        lowdim = {key: obs for key, obs in self.spec.observations.items() if obs.kind == "lowdim"}
+        if not lowdim:
+            remedy = f"`flowleap convert source={self.path} out=NAME.zarr` first"
+            raise FlowleapError(f"dataset '{self.path}' holds images only: {remedy}")
+        return replace(self.spec, observations=lowdim)
+
+    def columns(self, keys: Sequence[str] | None = None, cache_bytes: int = CACHE_BYTES) -> Columns:
+        """Read columns of all episodes into memory, key -> [N, *shape]; by default those of `trainable`.
+
+        Args:
+            keys: the columns.
+            cache_bytes: what images of a zarr store may take; larger ones are `Frames` that stay on the disk.
+
+        Raises:
+            FlowleapError: see `episode`; or a value is not finite.
+        """
+        keys = self._wanted(keys)
+        parts: dict[str, list[NDArray]] = {key: [] for key in keys}
+        lengths = []
+        for index in range(self.n_episodes):
+            episode = self.episode(index, keys)
+            for key, values in episode.items():
+                if values.dtype.kind == "f" and not np.isfinite(values).all():
+                    frame = int(np.argwhere(~np.isfinite(values))[0, 0])
+                    raise self.error(index, key, f"is not finite at frame {frame}")
+                parts[key].append(values)
+            lengths.append(len(episode[keys[0]]))
+        self._ends = np.cumsum(lengths, dtype=np.int64)
+        return {key: np.concatenate(values) for key, values in parts.items()}
+
+    def _wanted(self, keys: Sequence[str] | None) -> list[str]:
+        return [*self.trainable.observations, ACTION] if keys is None else list(keys)
+
+    def windows(
+        self,
+        n_obs_steps: int = 1,
+        horizon: int = 1,
+        n_action_steps: int = 1,
+        image_frames: int | None = None,
+        cache_bytes: int = CACHE_BYTES,
+    ) -> Windows:
+        """Return all training windows, one a frame; see `Windows` and `columns` for the arguments."""
+        spec = self.trainable.with_window(n_obs_steps, horizon, n_action_steps)
+        columns = self.columns([*spec.observations, ACTION], cache_bytes)
+        return Windows(columns, self.episode_ends, spec, image_frames)
+
+    def label(self, index: int) -> str:
+        """What the format calls the episode, for messages."""
+        return f"episode {index}"
+
+    def seed(self, index: int) -> int | None:
+        """The seed that an episode was recorded with, None if unknown."""
+        return None
+
+    def scene(self, index: int) -> str | None:
+        """The simulator's description of the episode's scene (robomimic's `model_file`), None if there is none."""
+        return None
+
+    def times(self, index: int) -> NDArray | None:
+        """Time stamps of the frames, [T] seconds, from a column of that name; None if there is none."""
+        key = next((key for key in _TIMES if key in self.fields and self.fields[key].size == 1), None)
+        return None if key is None else self._read(index, [key])[key].reshape(-1)
+
+    def close(self) -> None:  # noqa: B027, most sources hold no file open
+        """Release files."""
+
+    @cached_property
+    def fields(self) -> dict[str, ObsKey]:
+        """All columns and what a frame of them is: observations, then the extra ones, `action` last."""
+        action = {ACTION: self.extra.get(ACTION, ObsKey((self.spec.action_dim,)))}
+        return self.spec.observations | {k: v for k, v in self.extra.items() if k != ACTION} | action
+
+    def episode(self, index: int, keys: Sequence[str] | None = None) -> Episode:
+        """Read one episode, key -> [T, *shape]; all columns by default.
+
+        Raises:
+            FlowleapError: a key is unknown, or a column is missing, damaged, of another shape than in the other
+                episodes or of another length than its neighbours; the message names file, episode and key.
+        """
+        if not -self.n_episodes <= index < self.n_episodes:
+            raise FlowleapError(f"dataset '{self.path}' has episodes 0 to {self.n_episodes - 1}, not {index}")
+        index %= self.n_episodes
+        keys = list(self.fields) if keys is None else list(keys)
+        for key in keys:
+            if key not in self.fields:
+                known = f"{', '.join(self.fields)}{suggest(key, self.fields)}"
+                raise FlowleapError(f"'{self.path}' has no column '{key}', only {known}")
+        try:
+            columns = self._read(index, keys)
+        except MALFORMED as error:  # what a reader did not foresee in a file of others
+            reason = f"{type(error).__name__}: {error}"
+            raise FlowleapError(f"'{self.path}', {self.label(index)} is damaged ({reason})") from error
+        length = len(columns[keys[0]])
+        for key in keys:
+            values, shape = columns[key], self.fields[key].shape
+            if values.shape[1:] != shape:
+                problem = f"has shape {values.shape[1:]} a frame, {shape} in the episodes before"
+                raise self.error(index, key, problem)
+            if len(values) != length:
+                raise self.error(index, key, f"has {len(values)} frames, '{keys[0]}' has {length}")
+            columns[key] = self._in_dtype(index, key, values)
+        if length < 1:
+            raise self.error(index, keys[0], "has no frames")
+        return columns
+
+    def _in_dtype(self, index: int, key: str, values: NDArray) -> NDArray:
+        """Return a column in the dataset's dtype; raise where that could change a value (images: see `to_uint8`)."""
+        dtype = np.dtype(self.fields[key].dtype).newbyteorder("=")
+        if values.dtype == dtype or self.fields[key].kind == "rgb":
+            return values
+        rounded = values.dtype.kind in "iu" and dtype.kind == "f" and values.dtype.itemsize >= dtype.itemsize
+        if rounded or not np.can_cast(values.dtype, dtype, "safe"):  # numpy calls int64 to float64 safe
+            problem = f"has dtype {values.dtype}, {dtype} in the episodes before: write one"
+            raise self.error(index, key, problem)
+        return values.astype(dtype)
+
+    def error(self, index: int, key: str, problem: str) -> FlowleapError:
+        """Return an error that names file, episode and key."""
+        return FlowleapError(f"'{self.path}', {self.label(index)}: '{key}' {problem}")
+
+    def fingerprint(self) -> str:
+        """A text that changes when the files change: path, and count, bytes and last change of the files."""
+        files = [p for p in self.path.rglob("*") if p.is_file()] if self.path.is_dir() else [self.path]
+        stats = [file.stat() for file in files]
+        size, latest = sum(s.st_size for s in stats), max((s.st_mtime_ns for s in stats), default=0)
+        return json.dumps([os.path.abspath(self.path), len(files), size, latest])
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+
+class _Arrays(Dataset):
+    """Columns in memory."""
+
+    lends_images = True
+
+    def __init__(self, columns: Mapping[str, Any], episode_ends: ArrayLike, spec: Spec | None) -> None:
+        if ACTION not in columns:
+            raise FlowleapError(f"no column '{ACTION}' among {sorted(columns)}{suggest(ACTION, columns)}")
+        self.path, self.extra, self.attrs, self._columns = Path("arrays"), {}, {}, columns
+        self.has_spec = spec is not None
+        self._ends = np.asarray(episode_ends, np.int64)
+        self.n_episodes = len(self._ends)
+        if spec is None:
+            fields = {key: infer_key(x.shape[1:], x.dtype) for key, x in columns.items() if key != ACTION}
+            observed, self.extra, self.reasons = roles.split(fields)
+            spec = Spec(observed, action_dim=columns[ACTION].shape[-1])
+        self.spec = spec
+
+    def columns(self, keys: Sequence[str] | None = None, cache_bytes: int = CACHE_BYTES) -> Columns:
+        """Return columns, key -> [N, *shape]; by default all."""
+        return self._columns if keys is None else {key: self._columns[key] for key in keys}
+
+    def _in_dtype(self, index: int, key: str, values: NDArray) -> NDArray:
+        return values
+
+    def _read(self, index: int, keys: Sequence[str]) -> Episode:
+        assert self._ends is not None
+        rows = np.arange(self._ends[index - 1] if index else 0, self._ends[index])
+        return {key: self._columns[key].take(rows, axis=0) for key in keys}

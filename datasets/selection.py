@@ -1,0 +1,203 @@
+"""Some episodes and some columns of a dataset, of whatever format."""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Annotated, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from flowleap.datasets.columns import ACTION, CACHE_BYTES, Columns, Episode
+from flowleap.datasets.frames import Frames
+from flowleap.datasets.interface import Dataset
+from flowleap.policy.core.errors import FlowleapError, suggest
+from flowleap.policy.core.registry import Option
+
+MASKS = "masks"  # attribute of a dataset: name of a filter -> indices of its episodes
+
+Which = int | str | Sequence[int | str] | None
+"""Episodes: how many from the first; a slice as text, `10:20`; or a list of numbers and slices."""
+
+
+def chosen_episodes(which: Which, n: int, name: str, path: Any) -> list[int]:
+    """The episodes that an option names, in its order, each once.
+
+    Raises:
+        FlowleapError: it names none, or one that is not there.
+    """
+    if isinstance(which, int) and not isinstance(which, bool):
+        which = [f":{which}"] if which > 0 else []
+    parts = [which] if isinstance(which, str) else which
+    found: list[int] = []
+    try:
+        for part in parts if isinstance(parts, Sequence) else [parts]:
+            if isinstance(part, str):
+                for piece in filter(None, part.replace(" ", "").split(",")):
+                    first, *rest = (int(number) if number else None for number in piece.split(":"))
+                    found += range(n)[slice(first, *rest)] if rest else [first if first is not None else -1]
+            elif isinstance(part, int) and not isinstance(part, bool):
+                found.append(part)
+            else:
+                raise ValueError
+    except (TypeError, ValueError) as error:
+        raise FlowleapError(
+            f"{name}={which!r} is no list of episodes: say {name}=[0,2,5] or {name}='10:20'"
+        ) from error
+    for index in found:
+        if not 0 <= index < n:
+            raise FlowleapError(f"{name}: '{path}' has episodes 0 to {n - 1}, not {index}")
+    return list(dict.fromkeys(found))
+
+
+def chosen_keys(patterns: Sequence[str] | str, dataset: Dataset) -> list[str]:
+    """The columns that patterns name, in their order: `state*`, and `!timestamp` for all that are observed but this.
+
+    Raises:
+        FlowleapError: a pattern fits no column, or nothing is left.
+    """
+    patterns = [patterns] if isinstance(patterns, str) else list(patterns)
+    known = [key for key in dataset.fields if key != ACTION]
+    keys = (
+        list(dataset.spec.observations) if patterns and all(str(p).startswith("!") for p in patterns) else []
+    )
+    for pattern in map(str, patterns):
+        fits = fnmatch.filter(known, pattern.removeprefix("!")) or [k for k in known if k == pattern]
+        if not fits:
+            hint = f"{', '.join(known)}{suggest(pattern.removeprefix('!'), known)}"
+            raise FlowleapError(f"keys: '{dataset.path}' has no column '{pattern}' to observe, only {hint}")
+        keys = [k for k in keys if k not in fits] if pattern.startswith("!") else [*keys, *fits]
+    if not keys:
+        raise FlowleapError(f"keys={patterns} leaves nothing of '{dataset.path}' to observe")
+    return list(dict.fromkeys(keys))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Selection:
+    """What to read of a dataset; the options of every verb that reads one."""
+
+    keys: Annotated[
+        Sequence[str] | None,
+        Option(
+            "columns to observe, with patterns: [state,cam*] or [!goal]; null is all that may be observed"
+        ),
+    ] = None
+    episodes: Annotated[
+        Sequence[int] | None, Option("those to read: 50 (the first ones), '10:20', [0,2,5]; null is all")
+    ] = None
+    drop: Annotated[Sequence[int] | None, Option("episodes not to read, in the same way")] = None
+    filter: Annotated[
+        str | None, Option("only the episodes of a filter of the dataset (robomimic: mask/<filter>)")
+    ] = None
+
+
+class Picked:
+    """The frames `rows` of an image column; see `Frames` for the rest."""
+
+    dtype = np.dtype(np.uint8)
+
+    def __init__(self, frames: Frames, rows: NDArray[np.int64]) -> None:
+        self._frames, self._rows = frames, rows
+        self.shape = (len(rows), *frames.shape[1:])
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def take(self, rows: NDArray[np.integer], axis: int = 0) -> NDArray[np.uint8]:
+        """Return the frames `rows` (integers, any shape): uint8 [*rows.shape, H, W, 3]."""
+        return self._frames.take(self._rows[rows], axis)
+
+    def describe(self) -> str:
+        """One line for people: size, and where the frames are."""
+        return f"{len(self):,} of {len(self._frames):,} frames, {self._frames.describe()}"
+
+
+class Selected(Dataset):
+    """A view of another dataset.
+
+    Args:
+        dataset: the other one.
+        keys: the columns to observe, see `chosen_keys`; others are not there any more. None leaves the columns alone.
+        episodes: those that are there, see `Which`; None is all.
+        drop: episodes, by their numbers in `dataset`, that are not.
+
+    Raises:
+        FlowleapError: a column or an episode is not there, or none is left.
+    """
+
+    def __init__(
+        self, dataset: Dataset, keys: Sequence[str] | None = None, episodes: Which = None, drop: Which = None
+    ) -> None:
+        self.path, self._whole, n = dataset.path, dataset, dataset.n_episodes
+        self.has_spec, self.lends_images, self.refused = (
+            dataset.has_spec,
+            dataset.lends_images,
+            dataset.refused,
+        )
+        chosen = (
+            list(range(n)) if episodes is None else chosen_episodes(episodes, n, "episodes", dataset.path)
+        )
+        dropped = set() if drop is None else set(chosen_episodes(drop, n, "drop", dataset.path))
+        self.chosen = [index for index in chosen if index not in dropped]
+        if not self.chosen:
+            raise FlowleapError(f"episodes={episodes}, drop={drop} leave no episode of '{dataset.path}'")
+        self.n_episodes = len(self.chosen)
+        self.spec, self.extra, self.reasons = dataset.spec, dict(dataset.extra), dataset.reasons
+        if keys is not None:
+            fields = dataset.fields
+            self.spec = replace(self.spec, observations={k: fields[k] for k in chosen_keys(keys, dataset)})
+            self.extra = {k: column for k, column in self.extra.items() if k == ACTION}
+        place = {index: i for i, index in enumerate(self.chosen)}
+        masks = dataset.attrs.get(MASKS)
+        self.attrs = dict(dataset.attrs)
+        if isinstance(masks, dict):
+            self.attrs[MASKS] = {
+                name: [place[i] for i in found if i in place] for name, found in masks.items()
+            }
+
+    def columns(self, keys: Sequence[str] | None = None, cache_bytes: int = CACHE_BYTES) -> Columns:
+        """Columns of the chosen episodes; what the others hold is not looked at, but of images."""
+        wanted = self._wanted(keys)
+        images = [key for key in wanted if self.lends_images and self.fields[key].kind == "rgb"]
+        columns: dict[str, Any] = dict(super().columns([k for k in wanted if k not in images] or [ACTION]))
+        whole = self._whole.columns(images, cache_bytes) if images else {}
+        ends = self._whole.episode_ends if images else np.zeros(0, np.int64)
+        rows = [np.arange(ends[i - 1] if i else 0, ends[i]) for i in self.chosen] if images else []
+        for key, frames in whole.items():
+            picked = np.concatenate(rows)
+            columns[key] = (
+                frames.take(picked, axis=0) if isinstance(frames, np.ndarray) else Picked(frames, picked)
+            )
+        return {key: columns[key] for key in wanted}
+
+    def _read(self, index: int, keys: Sequence[str]) -> Episode:
+        return self._whole.episode(self.chosen[index], keys)
+
+    def _in_dtype(self, index: int, key: str, values: NDArray) -> NDArray:
+        return values  # it was looked at there
+
+    def label(self, index: int) -> str:
+        """What the dataset calls the episode."""
+        return self._whole.label(self.chosen[index])
+
+    def seed(self, index: int) -> int | None:
+        """The seed that the episode was recorded with."""
+        return self._whole.seed(self.chosen[index])
+
+    def scene(self, index: int) -> str | None:
+        """The episode's scene."""
+        return self._whole.scene(self.chosen[index])
+
+    def times(self, index: int) -> NDArray | None:
+        """Time stamps of the frames, also where their column is not chosen."""
+        return self._whole.times(self.chosen[index])
+
+    def fingerprint(self) -> str:
+        """That of the dataset."""
+        return self._whole.fingerprint()
+
+    def close(self) -> None:
+        """Close the dataset."""
+        self._whole.close()
