@@ -17,6 +17,7 @@ Optional packages (h5py, pyarrow, av) are imported when a dataset is opened.
 from __future__ import annotations
 
 import importlib
+import inspect
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -24,7 +25,7 @@ from types import ModuleType
 from typing import Any
 
 from flowleap.datasets.interface import MALFORMED, Dataset
-from flowleap.datasets.selection import Selected
+from flowleap.datasets.selection import MASKS, Selected, chosen_episodes
 from flowleap.policy.core.errors import FlowleapError, suggest
 
 __all__ = [

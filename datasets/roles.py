@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from itertools import pairwise
 
 from flowleap.policy.core.spec import ObsKey
 
@@ -59,7 +60,7 @@ def no_observation(name: str) -> str | None:
     parts = words(name)
     if not parts:
         return None
-    last, pairs = parts[-1], set(zip(parts, parts[1:], strict=False))
+    last, pairs = parts[-1], set(pairwise(parts))
     if last in _TIME or parts == ["t"]:
         return "a time"
     if last in _INDEX and (
