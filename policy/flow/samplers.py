@@ -92,7 +92,7 @@ def _diffusion_steps(steps: int, prediction: Prediction) -> list[tuple[float, ..
         *scheduler.alphas_cumprod.double().tolist(),
     ]  # of level -1, the clean chunk, and of all others
     levels = scheduler.timesteps.tolist()
-    rows = []
+    rows: list[tuple[float, ...]] = []
     for level, following in pairwise([*levels, -1]):
         now, then = kept[level + 1], kept[following + 1]
         signal, noise = now**0.5, (1 - now) ** 0.5
