@@ -270,7 +270,7 @@ def test_a_closed_pipe_is_no_bug() -> None:
     [
         ("flowleap insp", ["inspect "]),
         ("flowleap nothing x", []),
-        ("flowleap inspect d", ["dataset="]),
+        ("flowleap inspect d", ["dataset=", "drop="]),
         ("flowleap inspect dataset=", []),
         ("flowleap train obj", ["objective.", "objective="]),
         ("flowleap train objective=flow", ["objective=flow_matching"]),
