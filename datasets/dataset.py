@@ -42,6 +42,10 @@ FORMATS = {  # in the order in which they are asked whether a path is theirs
     "zarr": "flowleap.datasets.formats.zarr_store",
     "minari": "flowleap.datasets.formats.minari",
     "lerobot": "flowleap.datasets.formats.lerobot",
+    "isaac_lab": "flowleap.datasets.formats.isaac_lab",
+    "maniskill": "flowleap.datasets.formats.maniskill",
+    "d4rl": "flowleap.datasets.formats.d4rl",
+    "aloha": "flowleap.datasets.formats.aloha",
     "robomimic": "flowleap.datasets.formats.robomimic",
     "npz": "flowleap.datasets.formats.npz",
 }

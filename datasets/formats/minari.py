@@ -7,7 +7,6 @@ left out.
 
 from __future__ import annotations
 
-import io
 import json
 import math
 import re
@@ -16,12 +15,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from flowleap.datasets.columns import ACTION, Episode, flat_names, infer_key, require_memory
-from flowleap.datasets.formats.base import explain, read_json
-from flowleap.datasets.formats.hdf5 import Hdf5Source
-from flowleap.policy.core.errors import FlowleapError, optional_import
+from flowleap.datasets.formats.base import read_json
+from flowleap.datasets.formats.hdf5 import Hdf5Source, decode_images
+from flowleap.policy.core.errors import FlowleapError
 
 _FILE = "main_data.hdf5"
 _EXTRA = ("rewards", "terminations", "truncations")
@@ -98,7 +96,7 @@ class Reader(Hdf5Source):
                         raise FlowleapError(f"has {len(values)} frames for {length} actions, not one more")
                     values = values[:-1]
                 if path in self._images:
-                    values = _decode(values)
+                    values = decode_images(values)
             columns[key] = values[:, None] if key == ACTION and values.ndim == 1 else values
         return columns
 
@@ -113,12 +111,6 @@ def _folder(path: Path) -> Path | None:
     home = path.parent if path.name == _FILE else path
     folders = (home, home / "data")
     return next((f for f in folders if (f / _FILE).is_file() and (f / "metadata.json").is_file()), None)
-
-
-def _decode(frames: NDArray) -> NDArray[np.uint8]:
-    image = optional_import("PIL.Image", extra="formats")
-    with explain("holds a damaged JPEG", OSError, ValueError, image.DecompressionBombError):
-        return np.stack([np.asarray(image.open(io.BytesIO(bytes(frame)))) for frame in frames])
 
 
 def _image_spaces(space: Any) -> set[str]:
