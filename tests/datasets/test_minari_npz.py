@@ -198,7 +198,7 @@ def test_a_folder_of_episodes(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("ends", "message"),
-    [([4, 4], "increase from above 0"), ([0, 12], "increase"), ([4.0, 12.0], "whole numbers")],
+    [([4, 4], "increase from above 0"), ([0, 12], "increase"), ([4.5, 12.0], "whole numbers")],
 )
 def test_bad_ends(tmp_path: Path, ends: list[float], message: str) -> None:
     np.savez(tmp_path / "a.npz", q=np.zeros((12, 1)), action=np.zeros((12, 1)), episode_ends=ends)
