@@ -174,7 +174,10 @@ def _open(
         given["allow_nan"] = True
     for key in given:
         if key not in known:
-            raise FlowleapError(f"format {name} has no option '{key}' ('{path}' was taken for {name})")
+            others = ", ".join(other for other in FORMATS if key in _options_of(other)) or "none"
+            raise FlowleapError(
+                f"format {name} has no option '{key}' ('{path}' was taken for {name}; of the formats, {others} have it)"
+            )
     try:
         dataset: Dataset = module.Reader(place, **given)
     except FlowleapError as error:

@@ -91,6 +91,10 @@ class Selection:
     filter: Annotated[
         str | None, Option("only the episodes of a filter of the dataset (robomimic: mask/<filter>)")
     ] = None
+    actions: Annotated[
+        str | Sequence[str] | None,
+        Option("HDF5 layouts: the dataset with the actions, actions_abs, or several: [action,base_action]"),
+    ] = None
 
 
 class Picked:

@@ -108,7 +108,9 @@ class Reader(Hdf5Episodes):
         first = f"`{script}.conversion.convert_robosuite --dataset {self.path}` and "
         extract = f"`{script}.dataset_states_to_obs --dataset {self.path} {made}`"
         commands = extract if "env_args" in self._data.attrs else first + extract
-        return f"has no observations in 'obs': with robomimic, {commands} extract them from the states"
+        version = self._data.attrs.get("repository_version")
+        suite = "" if version is None else f" and robosuite {version}"
+        return f"has no observations in 'obs': with robomimic{suite}, {commands} extract them from the states"
 
     def _select(self, filter: str | None) -> list[str]:
         """Names of the demonstrations, by number; those of a filter only."""
@@ -172,8 +174,11 @@ class Reader(Hdf5Episodes):
         samples = self._samples(group)
         if samples not in (None, length):
             line = f"h5py.File({str(self.path)!r}, 'a')['data/{name}'].attrs['num_samples'] = {length}"
-            remedy = f'`python -c "import h5py; {line}"` corrects it, drop=[{index}] leaves the episode out'
-            raise self.error(index, keys[0], f"has {length} frames, but num_samples says {samples}: {remedy}")
+            remedy = f'`python -c "import h5py; {line}"` corrects it'
+            if self.n_episodes > 1:
+                remedy += f", drop=[{index}] leaves the episode out"
+            wrong = f"has {length} frames, but num_samples says {samples}"
+            raise self.error(index, keys[0], f"{wrong}: {remedy}")
         return columns
 
     def _whole(self, index: int, group: Any, path: str) -> NDArray:
