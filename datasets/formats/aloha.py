@@ -33,6 +33,7 @@ class Reader(Hdf5Episodes):
     """
 
     observed = ("observations/images/", "observations/")
+    ignored = ("compress_len",)  # the lengths of the JPEG files, which need none
 
     def __init__(self, path: Path, actions: str | Sequence[str] | None = None) -> None:
         self._files = _files(path)
