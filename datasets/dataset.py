@@ -39,6 +39,7 @@ __all__ = [
 ]
 
 FORMATS = {  # in the order in which they are asked whether a path is theirs
+    "umi": "flowleap.datasets.formats.umi",
     "zarr": "flowleap.datasets.formats.zarr_store",
     "minari": "flowleap.datasets.formats.minari",
     "lerobot": "flowleap.datasets.formats.lerobot",

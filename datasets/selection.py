@@ -53,7 +53,7 @@ def chosen_episodes(which: Which, n: int, name: str, path: Any) -> list[int]:
 
 
 def chosen_keys(patterns: Sequence[str] | str, dataset: Dataset) -> list[str]:
-    """The columns that patterns name, in their order: `state*`, and `!timestamp` for all that are observed but this.
+    """The columns that patterns name, in their order: `state*`, and `-timestamp` for all that are observed but this.
 
     Raises:
         FlowleapError: a pattern fits no column, or nothing is left.
@@ -61,14 +61,14 @@ def chosen_keys(patterns: Sequence[str] | str, dataset: Dataset) -> list[str]:
     patterns = [patterns] if isinstance(patterns, str) else list(patterns)
     known = [key for key in dataset.fields if key != ACTION]
     keys = (
-        list(dataset.spec.observations) if patterns and all(str(p).startswith("!") for p in patterns) else []
+        list(dataset.spec.observations) if patterns and all(str(p).startswith("-") for p in patterns) else []
     )
     for pattern in map(str, patterns):
-        fits = fnmatch.filter(known, pattern.removeprefix("!")) or [k for k in known if k == pattern]
+        fits = fnmatch.filter(known, pattern.removeprefix("-")) or [k for k in known if k == pattern]
         if not fits:
             hint = f"{', '.join(known)}{suggest(pattern.removeprefix('!'), known)}"
             raise FlowleapError(f"keys: '{dataset.path}' has no column '{pattern}' to observe, only {hint}")
-        keys = [k for k in keys if k not in fits] if pattern.startswith("!") else [*keys, *fits]
+        keys = [k for k in keys if k not in fits] if pattern.startswith("-") else [*keys, *fits]
     if not keys:
         raise FlowleapError(f"keys={patterns} leaves nothing of '{dataset.path}' to observe")
     return list(dict.fromkeys(keys))
@@ -81,7 +81,7 @@ class Selection:
     keys: Annotated[
         Sequence[str] | None,
         Option(
-            "columns to observe, with patterns: [state,cam*] or [!goal]; null is all that may be observed"
+            "columns to observe, with patterns: [state,cam*] or [-goal]; null is all that may be observed"
         ),
     ] = None
     episodes: Annotated[

@@ -10,11 +10,15 @@ checks the files itself before it reads them.
 
 from __future__ import annotations
 
+import importlib
 import itertools
 import math
 import os
+import warnings
 import zipfile
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -233,14 +237,17 @@ class EpisodeStore(Source):
         arrays: dict[str, zarr.Array] = {}
         refused: dict[str, str] = {}
         names = self._folders("data")
+        _register_codecs()
         for name in names:
             try:
                 node = group[f"data/{name}"]
                 if isinstance(node, zarr.Array) and node.dtype == np.uint8:
-                    with zarr.config.set(_PIPELINE):
+                    with zarr.config.set(_PIPELINE), warnings.catch_warnings():
+                        # Codecs that zarrs does not know are left to zarr.
+                        warnings.filterwarnings("ignore", "Array is unsupported by ZarrsCodecPipeline")
                         node = group[f"data/{name}"]
             except Exception as error:  # zarr raises many kinds for metadata it cannot parse
-                refused[name] = str(error)
+                refused[name] = _codec_remedy(str(error))
                 continue
             if not isinstance(node, zarr.Array):
                 continue
@@ -372,6 +379,19 @@ def _open_group(path: Path) -> tuple[zarr.Group, Path | zipfile.Path]:
         inside = sorted(p.name for p in path.glob("[!.]*.zarr")) if path.is_dir() else []
         hint = f"; it contains {', '.join(inside[:8])}" if inside else ""
         raise FlowleapError(f"dataset '{path}' is not a zarr group: {_LAYOUT}{hint}") from error
+
+
+@cache
+def _register_codecs() -> None:
+    """Let zarr read JPEG-XL and the like, with which UMI stores its images."""
+    with suppress(ImportError):
+        importlib.import_module("imagecodecs.numcodecs").register_codecs(verbose=False)
+
+
+def _codec_remedy(problem: str) -> str:
+    """What zarr says of metadata that it cannot read; of a codec that is not there, what brings it."""
+    known = "imagecodecs" in problem
+    return "its codec is not installed: pip install 'flowleap[umi]' brings imagecodecs" if known else problem
 
 
 Reader, Writer = EpisodeStore, EpisodeWriter

@@ -62,7 +62,8 @@ class LowdimEncoder(nn.Module):
         for key, obs in spec.observations.items():
             if obs.kind != "lowdim":
                 raise FlowleapError(
-                    f"encoder 'lowdim' cannot read observation '{key}' of kind {obs.kind!r}: choose encoder=cnn"
+                    f"encoder 'lowdim' cannot read observation '{key}' of kind {obs.kind!r}: choose encoder=cnn, or "
+                    f"leave it out with keys=[-{key}]"
                 )
         self.noise = noise
         self.keys = tuple(spec.observations)
