@@ -119,7 +119,7 @@ class Selected(Dataset):
 
     Args:
         dataset: the other one.
-        keys: the columns to observe, see `chosen_keys`; others are not there any more. None leaves the columns alone.
+        keys: the columns to observe, see `chosen_keys`; other observations are not there any more.
         episodes: those that are there, see `Which`; None is all.
         drop: episodes, by their numbers in `dataset`, that are not.
 
@@ -130,6 +130,7 @@ class Selected(Dataset):
     def __init__(
         self, dataset: Dataset, keys: Sequence[str] | None = None, episodes: Which = None, drop: Which = None
     ) -> None:
+        self._left_out: list[str] = []
         self.path, self._whole, n = dataset.path, dataset, dataset.n_episodes
         self.has_spec, self.lends_images, self.refused = (
             dataset.has_spec,
@@ -148,7 +149,8 @@ class Selected(Dataset):
         if keys is not None:
             fields = dataset.fields
             self.spec = replace(self.spec, observations={k: fields[k] for k in chosen_keys(keys, dataset)})
-            self.extra = {k: column for k, column in self.extra.items() if k == ACTION}
+            self.extra = {k: column for k, column in self.extra.items() if k not in self.spec.observations}
+            self._left_out = [k for k in dataset.spec.observations if k not in self.spec.observations]
         place = {index: i for i, index in enumerate(self.chosen)}
         masks = dataset.attrs.get(MASKS)
         self.attrs = dict(dataset.attrs)
@@ -156,6 +158,11 @@ class Selected(Dataset):
             self.attrs[MASKS] = {
                 name: [place[i] for i in found if i in place] for name, found in masks.items()
             }
+
+    @property
+    def unused(self) -> dict[str, str]:
+        """Columns that are not observed, and why."""
+        return dict.fromkeys(self._left_out, "left out by keys") | super().unused
 
     def columns(self, keys: Sequence[str] | None = None, cache_bytes: int = CACHE_BYTES) -> Columns:
         """Columns of the chosen episodes; what the others hold is not looked at, but of images."""

@@ -66,7 +66,10 @@ def _plan(source: Dataset, cfg: DictConfig) -> Plan:
     """Return what to do with the columns, before rotations."""
     task = task_of(cfg.task)
     if task is None:
-        return Plan(list(source.fields), dict, source.spec, source.extra)
+        extra = {key: column for key, column in source.extra.items() if cfg["keys"] is None or key == ACTION}
+        return Plan(
+            [*source.spec.observations, *(k for k in extra if k != ACTION), ACTION], dict, source.spec, extra
+        )
     if cfg["keys"] is not None:
         raise FlowleapError("say task=... or keys=[...], not both: the task decides which columns are read")
     translate, read = task.recording.translate, task.recording.keys
