@@ -132,7 +132,7 @@ def test_images_in_jpeg_xl_and_zips(tmp_path: Path, capsys: pytest.CaptureFixtur
         *small,
     ]
     assert cli.main(words) == 0
-    assert "not observed: robot0_demo_start_pose (an initial or final state)" in capsys.readouterr().out
+    assert "; robot0_demo_start_pose (an initial or final state)" in capsys.readouterr().out
 
 
 def test_a_robot_without_a_part_is_refused(tmp_path: Path) -> None:
