@@ -45,6 +45,7 @@ FORMATS = {  # in the order in which they are asked whether a path is theirs
     "lerobot": "flowleap.datasets.formats.lerobot",
     "robomimic": "flowleap.datasets.formats.robomimic",
     "npz": "flowleap.datasets.formats.npz",
+    "rosbag": "flowleap.datasets.formats.rosbag",
 }
 
 

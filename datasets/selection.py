@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Annotated, Any
 
@@ -88,6 +88,13 @@ class Selection:
         Sequence[int] | None, Option("those to read: 50 (the first ones), '10:20', [0,2,5]; null is all")
     ] = None
     drop: Annotated[Sequence[int] | None, Option("episodes not to read, in the same way")] = None
+    topics: Annotated[
+        Mapping[str, str] | None,
+        Option("ROS bags: {NAME: /topic.field, action: /topic}, what becomes a column"),
+    ] = None
+    rate: Annotated[
+        float | None, Option("ROS bags: frames per second; null is the slowest topic's", 0, 1e4)
+    ] = None
     filter: Annotated[
         str | None, Option("only the episodes of a filter of the dataset (robomimic: mask/<filter>)")
     ] = None
