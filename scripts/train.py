@@ -80,6 +80,9 @@ def main(cfg: DictConfig) -> Path:
     trainer = Trainer(policy, windows, options, run_dir, evaluate=evaluate, info=info)
     if unused and trainer.accelerator.is_main_process:
         say(f"not observed: {roles.explain(unused)}; keys=[...] chooses others")
+    held = ", ".join(f"'{key}' {dims}" for key, dims in policy.normalizer.noise.items() if dims)
+    if held and trainer.accelerator.is_main_process:
+        say(f"range taken for noise, not amplified: {held} (normalizer.floor)")
     if options.dry_run:
         print_plan(trainer, spec, info)
         return run_dir

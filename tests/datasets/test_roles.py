@@ -106,7 +106,7 @@ def write_lerobot(path: Path, data: dict[str, np.ndarray]) -> None:
         "codebase_version": "v2.1", "total_episodes": E, "total_frames": E * T, "total_tasks": 1, "chunks_size": 1000,
         "fps": 10, "data_path": "data/chunk-{episode_chunk:03d}/episode_{episode_index:06d}.parquet",
         "features": {name: {"dtype": "float32", "shape": [size], "names": None} for name, size in features.items()}
-        | {k: {"dtype": "int64", "shape": [1], "names": None} for k in ("episode_index", "frame_index", "index", "task_index")}
+        | {k: {"dtype": "int64", "shape": [1]} for k in ("episode_index", "frame_index", "index", "task_index")}
         | {"timestamp": {"dtype": "float32", "shape": [1], "names": None}},
     }  # fmt: skip
     (path / "meta" / "info.json").write_text(json.dumps(info))
