@@ -170,7 +170,7 @@ def fit(
 NOISE = {
     "a locked joint whose encoder flickers": lambda t, rng: 0.7 + 1.5e-3 * rng.integers(0, 2, len(t)),
     "a sensor's noise": lambda t, rng: 0.3 + 2e-5 * rng.normal(size=len(t)),
-    "a constant with rounding": lambda t, rng: (0.1 * t + 0.7) - 0.1 * t,
+    "a constant with rounding": lambda t, rng: 0.7 + 1.2e-7 * rng.integers(0, 2, len(t)),
     "rounding of a large number": lambda t, rng: 1e6 + 0.06 * rng.integers(0, 2, len(t)),
 }
 SIGNAL = {
