@@ -158,7 +158,7 @@ def test_comments_of_yaml_files_become_help(tmp_path: Path) -> None:
         (["inspect"], "'dataset' is required"),
         (["inspect", "datset=x"], "unknown option 'datset'; did you mean 'dataset'?"),
         (["inspect", "dataset"], "cannot read 'dataset': write key=value"),
-        (["inspect", "dataset=a(b"], "cannot read 'dataset=a(b'"),
+        (["list", "filter=a(b"], "cannot read 'filter=a(b'"),
         (["inspect", "--data-set=x"], "unknown flag '--data-set': options are written data_set=x"),
         (["inspect", "--experimental-rerun", "x.pickle"], "unknown flag '--experimental-rerun'"),
         (["inspect", "-sc", "install=bash"], "completion is set up without a verb"),
