@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from flowleap.datasets.columns import ACTION, CACHE_BYTES, Columns
 from flowleap.datasets.dataset import Dataset
+from flowleap.datasets.digest import digest
 from flowleap.datasets.frames import Frames, Mirrored
 from flowleap.envs.registry import task_options
 from flowleap.envs.task import Task
@@ -28,11 +29,13 @@ def load_columns(
     that leaving them out would be a mistake.
 
     Returns:
-        A dataset in memory, of the task's observations and `action`, with the task's Spec (To, H, Ta still 1).
+        A dataset in memory, of the task's observations and `action`, with the task's Spec (To, H, Ta still 1); its
+        attribute `digest` is that of the columns as recorded (see `datasets.digest`).
 
     Raises:
         FlowleapError: the dataset is damaged, or does not fit the task; the message names the key.
     """
+    translate: Callable[[Columns], Columns] = dict
     if task is None:
         left_out = [key for key in dataset.spec.observations if key not in dataset.trainable.observations]
         if images and left_out:
@@ -45,8 +48,10 @@ def load_columns(
         unread = [k for k, c in dataset.fields.items() if c.kind == "rgb" and not dataset.lends_images]
         offered = [key for key in dataset.keys if key not in unread]
         keys, translate = task_columns(task, dataset, offered)
-        columns, spec = translate(dataset.columns(keys, cache_bytes)), task.spec
-    return Dataset.from_arrays(columns, dataset.episode_ends, spec)
+        columns, spec = dataset.columns(keys, cache_bytes), task.spec
+    loaded = Dataset.from_arrays(translate(columns), dataset.episode_ends, spec)
+    loaded.attrs["digest"] = digest(columns, dataset.episode_ends)
+    return loaded
 
 
 def task_columns(

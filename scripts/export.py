@@ -55,8 +55,9 @@ def _observations(dataset: str | None, info: Mapping[str, Any], spec: Spec) -> d
         dataset = info.get("dataset")
         if not isinstance(dataset, str) or not Path(dataset).exists():
             return None
-    with open_dataset(dataset) as opened:
-        data = load_columns(task_of(info.get("task")), opened)
+    task = task_of(info.get("task"))
+    with open_dataset(dataset, keys=None if task else list(spec.observations)) as opened:
+        data = load_columns(task, opened)
     spec.require_match(data.spec, "the checkpoint", f"dataset {dataset}")
     windows = data.windows(spec.n_obs_steps, spec.horizon, spec.n_action_steps)
     index = np.linspace(0, len(windows) - 1, min(PARITY_WINDOWS, len(windows))).astype(np.int64)

@@ -114,7 +114,9 @@ class Writer(ABC):
         self._prepare()
         self.path, self._overwrite = Path(path).expanduser(), overwrite
         self._check_name()
-        self._temporary = temporary_name(self.path, self._job)  # where a killed process left the same job
+        self._temporary = temporary_name(
+            self.path, self._job
+        ).absolute()  # of a killed process, for the same job
         self.n_episodes = self.n_frames = 0
 
     @staticmethod

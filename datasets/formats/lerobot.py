@@ -127,7 +127,7 @@ class Reader(Source):
         where, table = f"'{self.path}', episode {place.episode}", place.table.relative_to(self.path)
         begin, end = place.offset, place.offset + place.length
         with explain(f"{where}: {table} cannot be read", OSError, self._pa.ArrowException):
-            file = self._parquet.ParquetFile(place.table)
+            file = self._parquet.ParquetFile(place.table.absolute())  # see `lerobot_index`
             for name in names:
                 if name not in file.schema_arrow.names:
                     raise self.error(index, name, f"is no column of {table}")

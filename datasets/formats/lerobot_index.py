@@ -102,8 +102,9 @@ def _parquet_rows(root: Path, file: Path) -> list[dict[str, Any]]:
     parquet = optional_import("pyarrow.parquet", extra="formats")
     pa = optional_import("pyarrow", extra="formats")
     with explain(f"'{root}': {file.relative_to(root)} cannot be read", OSError, pa.ArrowException):
-        columns = [name for name in parquet.read_schema(file).names if not name.startswith("stats/")]
-        rows: list[dict[str, Any]] = parquet.read_table(file, columns=columns).to_pylist()
+        place = file.absolute()  # pyarrow takes the relative path `a:b` for a URI
+        columns = [name for name in parquet.read_schema(place).names if not name.startswith("stats/")]
+        rows: list[dict[str, Any]] = parquet.read_table(place, columns=columns).to_pylist()
     return rows
 
 

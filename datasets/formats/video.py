@@ -30,7 +30,7 @@ def read_frames(
     tolerance = _TOLERANCE / fps
     found = 0
     try:
-        with av.open(str(file)) as container:
+        with av.open(str(file.absolute())) as container:
             if not container.streams.video:
                 raise FlowleapError("has no video stream")
             stream = container.streams.video[0]
@@ -64,7 +64,7 @@ def write_frames(file: Path, frames: NDArray[np.uint8], fps: float) -> str:
         raise FlowleapError(f"a video needs even height and width, not {height} x {width}: say video=false")
     encoder = next(name for name in _ENCODERS if name in av.codecs_available)
     file.parent.mkdir(parents=True, exist_ok=True)
-    with av.open(str(file), "w") as container:
+    with av.open(str(file.absolute()), "w") as container:
         stream = container.add_stream(encoder, rate=Fraction(fps).limit_denominator(1001))
         stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
         if encoder in ("libsvtav1", "libx264"):
