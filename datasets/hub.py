@@ -45,6 +45,7 @@ def _command(name: str, revision: str | None = None) -> str:
 def _fetched(name: str, revision: str | None) -> Path:
     """Where the files of a dataset lie, fetched as far as they are not there yet."""
     import huggingface_hub
+    import huggingface_hub.errors
 
     try:
         return Path(huggingface_hub.snapshot_download(name, repo_type="dataset", revision=revision))

@@ -117,7 +117,7 @@ class Mapped(View):
         if observations:
             self.must_choose = ""
         elif self.extra:
-            self.must_choose = whole.must_choose or roles.explain(self.reasons) or "other than observations"
+            self.must_choose = roles.explain(self.reasons) or whole.must_choose
             observations, self.extra = self.extra, {}
         else:
             raise FlowleapError(f"'{self.path}' has no column beside the actions to observe")
@@ -125,6 +125,7 @@ class Mapped(View):
             self.extra[ACTION] = whole.extra[ACTION]
         facts: dict[str, Any] = {}
         if self._parts:
+            self.attrs["action_columns"] = [whole.stored.get(key, key) for key in self._parts]
             fields = [whole.fields[key] for key in self._parts]
             facts["action_dim"] = sum(field.size for field in fields)
             dtype = np.result_type(*(np.dtype(field.dtype) for field in fields))

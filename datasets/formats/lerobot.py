@@ -131,9 +131,9 @@ class Reader(Source):
         return _numbers(self._pa, self._rows(index, [_TIME])[_TIME], (1,))[:, 0]
 
     def disorder(self, index: int) -> str | None:
-        """What is wrong with the time stamps; the rows are in the order of `frame_index`."""
+        """What is wrong with the time stamps, or a column beside; the rows are in the order of `frame_index`."""
         problem = order.problem(self.times(index))
-        return None if problem is None else f"'{_TIME}' {problem}"
+        return super().disorder(index) if problem is None else f"'{_TIME}' {problem}"
 
     def _order(self, index: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Which rows of the table are the episode's, in the order of its frames, and the numbers of the frames.
