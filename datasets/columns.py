@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -83,7 +84,7 @@ class Layout:
             self.columns[key] = (tuple(column.shape), np.dtype(column.dtype))
         self.columns[ACTION] = ((spec.action_dim,), np.dtype(action.dtype))
         for key in self.columns:
-            _check_key(key)
+            check_key(key)
 
     def fit(self, episode: Mapping[str, ArrayLike], where: str) -> Episode:
         """Return the episode as arrays of the right dtypes; those that fit already are passed on.
@@ -110,6 +111,11 @@ class Layout:
         return columns
 
 
+def vectors(values: NDArray) -> NDArray:
+    """Frames [T, ...] as vectors [T, n]; a number a frame, [T], is [T, 1]."""
+    return values.reshape(len(values), math.prod(values.shape[1:]))
+
+
 def plain(value: Any) -> Any:
     """Make an attribute JSON-ready: numpy scalars and arrays as numbers and lists, the rest as text."""
     return value.tolist() if isinstance(value, np.generic | np.ndarray) else str(value)
@@ -127,7 +133,7 @@ def to_uint8(images: NDArray, where: str) -> NDArray[np.uint8]:
     return cast
 
 
-def _check_key(key: str) -> None:
+def check_key(key: str) -> None:
     """Raise unless `key` can name a zarr array and a file."""
     bad = not key.isprintable() or any(c in key for c in "/\\") or key.startswith((".", "__"))
     if not key or bad or len(key.encode()) > 200:

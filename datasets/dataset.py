@@ -24,7 +24,9 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from flowleap.datasets.hub import local_path
 from flowleap.datasets.interface import MALFORMED, Dataset
+from flowleap.datasets.mapping import mapped
 from flowleap.datasets.selection import MASKS, Selected, chosen_episodes
 from flowleap.policy.core.errors import FlowleapError, suggest
 
@@ -68,7 +70,7 @@ def format_module(name: str) -> ModuleType:
 
 def detect(path: str | os.PathLike[str]) -> str:
     """Return the name of the format of a path; `zarr` where nothing is there, whose errors say what is near."""
-    place = Path(path).expanduser()
+    place = local_path(path)
     if not place.exists():
         return "zarr"
     for name in FORMATS:
@@ -87,33 +89,42 @@ def open_dataset(
     keys: Sequence[str] | None = None,
     episodes: Any = None,
     drop: Any = None,
+    action: str | Sequence[str] | None = None,
+    rename: Mapping[str, str] | None = None,
     **options: Any,
 ) -> Dataset:
     """Open a dataset of any format for reading.
 
     Args:
-        path: file or folder.
+        path: file or folder, or `hf://OWNER/NAME` of the Hugging Face Hub (see `hub`).
         name: the format; looked up by `detect` if None.
         lenient: let `episode` return NaN and infinity also where the format would refuse them.
         keys: the columns to observe, with patterns; None is what the format takes for observations.
         episodes: those to read: how many from the first, a slice as text (`10:20`), or a list; None is all.
         drop: episodes not to read, in the same way.
+        action: the column that holds the actions, or several that are put side by side; None goes by their names.
+        rename: other names of columns, new -> old; `keys` are the new ones.
         options: keyword arguments of the format's `Reader`, such as `filter="train"`; None stands for absent.
 
     Raises:
         FlowleapError: nothing there, an unknown format, an option the format does not have, a damaged file, a column
             or an episode that is not there.
     """
+    path = local_path(path)
     mask = options.get("filter")
     if mask is not None and "filter" not in _options_of(name or detect(path)):
         del options["filter"]
     dataset = _open(path, name, lenient, options)
-    if mask is not None and "filter" not in options:
-        episodes = _masked(dataset, mask, episodes)
-    if keys is None and episodes is None and drop is None:
-        return dataset
     try:
-        return Selected(dataset, keys, episodes, drop)
+        if mask is not None and "filter" not in options:
+            episodes = _masked(dataset, mask, episodes)
+        view = mapped(dataset, action, rename)
+        if keys is not None or episodes is not None or drop is not None:
+            view = Selected(view, keys, episodes, drop)
+        if view.must_choose:
+            remedy = "keys=[NAME] observes one all the same, rename={NEW:OLD} gives it a name of its own"
+            raise FlowleapError(f"'{path}' has nothing to observe: {view.must_choose}; {remedy}")
+        return view
     except FlowleapError:
         dataset.close()
         raise
@@ -151,6 +162,7 @@ def _open(
             raise FlowleapError(f"format {name} has no option '{key}' ('{path}' was taken for {name})")
     try:
         dataset: Dataset = module.Reader(Path(path).expanduser(), **given)
+        dataset.lenient = lenient
     except FlowleapError as error:
         if str(path) in str(error) or str(Path(path).expanduser()) in str(error):
             raise

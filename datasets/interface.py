@@ -15,8 +15,8 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from flowleap.datasets import roles
-from flowleap.datasets.columns import ACTION, CACHE_BYTES, Columns, Episode, infer_key
+from flowleap.datasets import order, roles
+from flowleap.datasets.columns import ACTION, CACHE_BYTES, Columns, Episode, infer_key, vectors
 from flowleap.datasets.windows import Windows
 from flowleap.policy.core.errors import FlowleapError, suggest
 from flowleap.policy.core.spec import ObsKey, Spec
@@ -25,7 +25,6 @@ MALFORMED: tuple[type[Exception], ...] = (ArithmeticError, AttributeError, Looku
 MALFORMED += (RuntimeError, TypeError, ValueError)
 """What reading metadata or data of a wrong shape or type may raise. A file of others is no bug of ours."""
 
-_TIMES = ("timestamp", "timestamps", "time")
 _BESIDE = "recorded beside the observations"
 
 
@@ -42,6 +41,10 @@ class Dataset(ABC):
         refused: columns that cannot be read, and why.
         reasons: why columns of `extra` are no observations, of those whose names say so (see `roles`).
         lends_images: whether images can be trained from as they lie; in other formats they would fill the memory.
+        stored: column -> its name in the file, where that is another.
+        has_action: whether it is known which column holds the actions; else the Spec's are made up.
+        must_choose: why no column may be observed, empty if some may; else the Spec's are those of no use.
+        lenient: hand out rows that are out of order, which `disorder` tells.
     """
 
     path: Path
@@ -51,7 +54,11 @@ class Dataset(ABC):
     n_episodes: int
     refused: Mapping[str, str] = MappingProxyType({})
     reasons: Mapping[str, str] = MappingProxyType({})
+    stored: Mapping[str, str] = MappingProxyType({})
     has_spec = True
+    has_action = True
+    must_choose = ""
+    lenient = False
     lends_images = False
     _ends: NDArray[np.int64] | None = None
 
@@ -167,8 +174,19 @@ class Dataset(ABC):
 
     def times(self, index: int) -> NDArray | None:
         """Time stamps of the frames, [T] seconds, from a column of that name; None if there is none."""
-        key = next((key for key in _TIMES if key in self.fields and self.fields[key].size == 1), None)
+        key = order.first_of(order.TIMES, self.fields)
         return None if key is None else self._read(index, [key])[key].reshape(-1)
+
+    def disorder(self, index: int) -> str | None:
+        """Which column says that rows of an episode are out of order or there twice, and where; None if none does."""
+        found = self._read(index, self._ordering) if self._ordering else {}
+        problems = ((key, order.problem(values)) for key, values in found.items())
+        return next((f"'{key}' {problem}" for key, problem in problems if problem), None)
+
+    @cached_property
+    def _ordering(self) -> list[str]:
+        """Columns that increase from row to row."""
+        return order.ordering(self.fields)
 
     def close(self) -> None:  # noqa: B027, most sources hold no file open
         """Release files."""
@@ -176,7 +194,7 @@ class Dataset(ABC):
     @cached_property
     def fields(self) -> dict[str, ObsKey]:
         """All columns and what a frame of them is: observations, then the extra ones, `action` last."""
-        action = {ACTION: self.extra.get(ACTION, ObsKey((self.spec.action_dim,)))}
+        action = {ACTION: self.extra.get(ACTION, ObsKey((self.spec.action_dim,)))} if self.has_action else {}
         return self.spec.observations | {k: v for k, v in self.extra.items() if k != ACTION} | action
 
     def episode(self, index: int, keys: Sequence[str] | None = None) -> Episode:
@@ -195,16 +213,21 @@ class Dataset(ABC):
                 known = f"{', '.join(self.fields)}{suggest(key, self.fields)}"
                 raise FlowleapError(f"'{self.path}' has no column '{key}', only {known}")
         try:
+            problem = None if self.lenient else self.disorder(index)
             columns = self._read(index, keys)
         except MALFORMED as error:  # what a reader did not foresee in a file of others
             reason = f"{type(error).__name__}: {error}"
             raise FlowleapError(f"'{self.path}', {self.label(index)} is damaged ({reason})") from error
+        if problem is not None:
+            raise FlowleapError(f"'{self.path}', {self.label(index)}: {problem}; {order.REMEDY}")
+        if ACTION in keys:
+            columns[ACTION] = vectors(columns[ACTION])
         length = len(columns[keys[0]])
         for key in keys:
             values, shape = columns[key], self.fields[key].shape
             if values.shape[1:] != shape:
-                problem = f"has shape {values.shape[1:]} a frame, {shape} in the episodes before"
-                raise self.error(index, key, problem)
+                wrong = f"has shape {values.shape[1:]} a frame, {shape} in the episodes before"
+                raise self.error(index, key, wrong)
             if len(values) != length:
                 raise self.error(index, key, f"has {len(values)} frames, '{keys[0]}' has {length}")
             columns[key] = self._in_dtype(index, key, values)

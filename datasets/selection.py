@@ -60,13 +60,12 @@ def chosen_keys(patterns: Sequence[str] | str, dataset: Dataset) -> list[str]:
     """
     patterns = [patterns] if isinstance(patterns, str) else list(patterns)
     known = [key for key in dataset.fields if key != ACTION]
-    keys = (
-        list(dataset.spec.observations) if patterns and all(str(p).startswith("-") for p in patterns) else []
-    )
+    without = bool(patterns) and all(str(pattern).startswith("-") for pattern in patterns)
+    keys = list(dataset.spec.observations) if without else []
     for pattern in map(str, patterns):
         fits = fnmatch.filter(known, pattern.removeprefix("-")) or [k for k in known if k == pattern]
         if not fits:
-            hint = f"{', '.join(known)}{suggest(pattern.removeprefix('!'), known)}"
+            hint = f"{', '.join(known)}{suggest(pattern.removeprefix('-'), known)}"
             raise FlowleapError(f"keys: '{dataset.path}' has no column '{pattern}' to observe, only {hint}")
         keys = [k for k in keys if k not in fits] if pattern.startswith("-") else [*keys, *fits]
     if not keys:
@@ -95,6 +94,15 @@ class Selection:
     rate: Annotated[
         float | None, Option("ROS bags: frames per second; null is the slowest topic's", 0, 1e4)
     ] = None
+    action: Annotated[
+        Sequence[str] | None,
+        Option(
+            "columns that hold the actions, side by side: cmd or [arm_cmd,hand_cmd]; null is the one called so"
+        ),
+    ] = None
+    rename: Annotated[
+        Mapping[str, str] | None, Option("other names for columns, new:old: {state:joint_pos,top:cam_high}")
+    ] = None
     filter: Annotated[
         str | None, Option("only the episodes of a filter of the dataset (robomimic: mask/<filter>)")
     ] = None
@@ -121,8 +129,62 @@ class Picked:
         return f"{len(self):,} of {len(self._frames):,} frames, {self._frames.describe()}"
 
 
-class Selected(Dataset):
-    """A view of another dataset.
+class View(Dataset):
+    """What views of another dataset share: the facts about its episodes, which are checked there."""
+
+    def __init__(self, dataset: Dataset) -> None:
+        self.path, self._whole, self.n_episodes = dataset.path, dataset, dataset.n_episodes
+        self.has_spec, self.lends_images, self.refused = (
+            dataset.has_spec,
+            dataset.lends_images,
+            dataset.refused,
+        )
+        self.has_action, self.must_choose, self.stored = (
+            dataset.has_action,
+            dataset.must_choose,
+            dataset.stored,
+        )
+        self.spec, self.extra, self.reasons = dataset.spec, dict(dataset.extra), dataset.reasons
+        self.attrs, self.lenient = dict(dataset.attrs), True
+
+    def _original(self, index: int) -> int:
+        """The number of an episode in the other dataset."""
+        return index
+
+    def _in_dtype(self, index: int, key: str, values: NDArray) -> NDArray:
+        return values  # it was looked at there
+
+    def disorder(self, index: int) -> str | None:
+        """What is wrong with the order of the rows, also where the column that says it is not chosen."""
+        return self._whole.disorder(self._original(index))
+
+    def label(self, index: int) -> str:
+        """What the dataset calls the episode."""
+        return self._whole.label(self._original(index))
+
+    def seed(self, index: int) -> int | None:
+        """The seed that the episode was recorded with."""
+        return self._whole.seed(self._original(index))
+
+    def scene(self, index: int) -> str | None:
+        """The episode's scene."""
+        return self._whole.scene(self._original(index))
+
+    def times(self, index: int) -> NDArray | None:
+        """Time stamps of the frames, also where their column is not chosen."""
+        return self._whole.times(self._original(index))
+
+    def fingerprint(self) -> str:
+        """That of the dataset."""
+        return self._whole.fingerprint()
+
+    def close(self) -> None:
+        """Close the dataset."""
+        self._whole.close()
+
+
+class Selected(View):
+    """Some episodes and columns of another dataset.
 
     Args:
         dataset: the other one.
@@ -138,12 +200,8 @@ class Selected(Dataset):
         self, dataset: Dataset, keys: Sequence[str] | None = None, episodes: Which = None, drop: Which = None
     ) -> None:
         self._left_out: list[str] = []
-        self.path, self._whole, n = dataset.path, dataset, dataset.n_episodes
-        self.has_spec, self.lends_images, self.refused = (
-            dataset.has_spec,
-            dataset.lends_images,
-            dataset.refused,
-        )
+        super().__init__(dataset)
+        n = dataset.n_episodes
         chosen = (
             list(range(n)) if episodes is None else chosen_episodes(episodes, n, "episodes", dataset.path)
         )
@@ -152,15 +210,14 @@ class Selected(Dataset):
         if not self.chosen:
             raise FlowleapError(f"episodes={episodes}, drop={drop} leave no episode of '{dataset.path}'")
         self.n_episodes = len(self.chosen)
-        self.spec, self.extra, self.reasons = dataset.spec, dict(dataset.extra), dataset.reasons
         if keys is not None:
+            self.must_choose = ""
             fields = dataset.fields
             self.spec = replace(self.spec, observations={k: fields[k] for k in chosen_keys(keys, dataset)})
             self.extra = {k: column for k, column in self.extra.items() if k not in self.spec.observations}
             self._left_out = [k for k in dataset.spec.observations if k not in self.spec.observations]
         place = {index: i for i, index in enumerate(self.chosen)}
         masks = dataset.attrs.get(MASKS)
-        self.attrs = dict(dataset.attrs)
         if isinstance(masks, dict):
             self.attrs[MASKS] = {
                 name: [place[i] for i in found if i in place] for name, found in masks.items()
@@ -189,29 +246,5 @@ class Selected(Dataset):
     def _read(self, index: int, keys: Sequence[str]) -> Episode:
         return self._whole.episode(self.chosen[index], keys)
 
-    def _in_dtype(self, index: int, key: str, values: NDArray) -> NDArray:
-        return values  # it was looked at there
-
-    def label(self, index: int) -> str:
-        """What the dataset calls the episode."""
-        return self._whole.label(self.chosen[index])
-
-    def seed(self, index: int) -> int | None:
-        """The seed that the episode was recorded with."""
-        return self._whole.seed(self.chosen[index])
-
-    def scene(self, index: int) -> str | None:
-        """The episode's scene."""
-        return self._whole.scene(self.chosen[index])
-
-    def times(self, index: int) -> NDArray | None:
-        """Time stamps of the frames, also where their column is not chosen."""
-        return self._whole.times(self.chosen[index])
-
-    def fingerprint(self) -> str:
-        """That of the dataset."""
-        return self._whole.fingerprint()
-
-    def close(self) -> None:
-        """Close the dataset."""
-        self._whole.close()
+    def _original(self, index: int) -> int:
+        return self.chosen[index]

@@ -31,9 +31,8 @@ _SUFFIXES = {".hdf5": "robomimic", ".h5": "robomimic"}
 def main(cfg: DictConfig) -> None:
     """Write `cfg.source` to `cfg.out`."""
     to = _target_format(cfg)
-    options = {"actions": cfg.actions, "fill_missing": cfg.fill_missing or None}
     chosen = selected(cfg) | ({"keys": None} if cfg.task else {})
-    with open_dataset(cfg.source, cfg.format, **options, **chosen) as source:
+    with open_dataset(cfg.source, cfg.format, fill_missing=cfg.fill_missing or None, **chosen) as source:
         plan = with_rotations(_plan(source, cfg), cfg.rotation)
         asked = {"control_hz": float(cfg.control_hz or 0), "action_convention": cfg.action_convention}
         spec = replace(plan.spec, **{key: value for key, value in asked.items() if value})

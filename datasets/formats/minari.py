@@ -48,6 +48,10 @@ class Reader(Hdf5Source):
         expected = self._metadata.get("total_episodes", self.n_episodes)
         if not names or expected != self.n_episodes:
             raise FlowleapError(f"'{path}' has {self.n_episodes} episodes, metadata.json says {expected}")
+        steps = self._metadata.get("total_steps")
+        found = sum(self._length(index) or 0 for index in range(self.n_episodes))
+        if found and steps not in (None, found):
+            raise FlowleapError(f"'{path}' has {found} frames, total_steps in metadata.json says {steps}")
         jpeg = self._metadata.get("jpeg_encoding", True)
         self._images = _image_spaces(self._metadata.get("observation_space")) if jpeg else set()
         self._infer()
@@ -67,6 +71,7 @@ class Reader(Hdf5Source):
             observations.visititems(visit)
         self._paths = flat_names(paths, ["observations/"]) | {key: key for key in _EXTRA}
         self._paths[ACTION] = "actions"
+        self.stored = self._paths
         first = self._read(0, list(self._paths))
         described = {key: infer_key(values.shape[1:], values.dtype) for key, values in first.items()}
         action, extra = described.pop(ACTION), {key: described.pop(key) for key in _EXTRA}
@@ -79,11 +84,19 @@ class Reader(Hdf5Source):
     def _group(self, index: int) -> Any:
         return self._file[self._episodes[index]]
 
+    def _length(self, index: int) -> int | None:
+        """How many actions an episode has; None where they are not in one dataset."""
+        actions = self._group(index).get("actions")
+        return len(actions) if isinstance(actions, self._h5.Dataset) and actions.shape else None
+
     def _read(self, index: int, keys: Sequence[str]) -> Episode:
         """Read some columns of one episode; observations without the last one."""
         columns: Episode = {}
         group = self._group(index)
-        length = len(group["actions"]) if isinstance(group.get("actions"), self._h5.Dataset) else None
+        length = self._length(index)
+        stated = group.attrs.get("total_steps", length)
+        if length is not None and stated != length:
+            raise self.error(index, ACTION, f"has {length} frames, but total_steps says {stated}")
         for key in keys:
             path = self._paths[key]
             with self.naming(index, key):
@@ -99,7 +112,7 @@ class Reader(Hdf5Source):
                     values = values[:-1]
                 if path in self._images:
                     values = _decode(values)
-            columns[key] = values[:, None] if key == ACTION and values.ndim == 1 else values
+            columns[key] = values
         return columns
 
     def seed(self, index: int) -> int | None:

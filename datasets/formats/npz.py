@@ -1,7 +1,7 @@
 """numpy: one .npz with flat arrays [N, ...] and episode_ends, or a folder with one .npz an episode
 
-Arrays called `action` or `actions` are the actions, all others observations, but for those whose names say that they
-are none (`roles`). In a flat file, arrays with one row an episode are extra columns that repeat it over the
+The array called `action` holds the actions, all others are observed, but for those whose names say that they are none
+(`roles`). In a flat file, arrays with one row an episode are extra columns that repeat it over the
 episode's frames, and arrays with neither are left out. Nothing is unpickled.
 """
 
@@ -23,7 +23,6 @@ from flowleap.datasets.interface import Dataset
 from flowleap.policy.core.errors import FlowleapError
 
 _ENDS = "episode_ends"
-_ACTIONS = (ACTION, "actions")
 
 
 def detect(path: Path) -> bool:
@@ -102,16 +101,13 @@ class _NpzSource(Source):
         self.path, self.refused = path, file.refused
         why = "".join(f"; '{name}' {reason}" for name, reason in file.refused.items())
         arrays = {name: infer_key(array.shape[1:], array.dtype) for name, array in found.items()}
-        action = next((name for name in _ACTIONS if name in found), None)
-        if action is None:
-            raise FlowleapError(f"'{path}' has no array 'action' among {sorted(found)}{why}")
-        actions = arrays.pop(action)
+        actions = arrays.pop(ACTION, None)
         names = flat_names(sorted(arrays), [])
         columns = {key: arrays[name] for key, name in names.items()}
         if not columns:
             raise FlowleapError(f"'{path}' has no observations, with a row a frame{why}")
         self.describe(columns, actions, {})
-        self._paths = names | {ACTION: action}
+        self._paths = self.stored = names | ({ACTION: ACTION} if actions else {})
 
 
 class FlatSource(_NpzSource):

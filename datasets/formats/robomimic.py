@@ -44,10 +44,9 @@ class Reader(Hdf5Source):
     Args:
         path: the file.
         filter: read the demonstrations of `mask/<filter>` only, such as `train` or `valid`.
-        actions: the dataset with the actions, such as `actions_abs`.
     """
 
-    def __init__(self, path: Path, filter: str | None = None, actions: str = _ACTIONS) -> None:
+    def __init__(self, path: Path, filter: str | None = None) -> None:
         super().__init__(path, path)
         data = self._file.get("data")
         if not isinstance(data, self._h5.Group):
@@ -63,7 +62,7 @@ class Reader(Hdf5Source):
         self._types: dict[str, tuple[Any, np.dtype]] = {}  # column -> HDF5 type and dtype that were met last
         self._demos = self._select(filter)
         self.n_episodes = len(self._demos)
-        self._noted = actions == _ACTIONS and _NOTE in self._file
+        self._noted = _NOTE in self._file
         if self._noted:
             where = f"'{path}', {_NOTE}"
             with base.explain(f"{where} is damaged", ValueError, TypeError, AttributeError):
@@ -71,16 +70,16 @@ class Reader(Hdf5Source):
             self.take_note(note, where)
             paths = {key: f"obs/{key}" if key in self.spec.observations else key for key in self.fields}
         else:
-            paths = self._names(actions)
-            self._infer(paths, actions)
-        self._paths = paths | {ACTION: actions}
+            paths = self._names()
+            self._infer(paths)
+        self._paths = self.stored = paths | {ACTION: _ACTIONS}
         masks = self._filters() if filter is None else {}
         if masks:
             number = {name: i for i, name in enumerate(self._demos)}
             found = {name: sorted(number[d] for d in demos if d in number) for name, demos in masks.items()}
             self.attrs[_MASKS] = found
 
-    def _infer(self, names: Mapping[str, str], actions: str) -> None:
+    def _infer(self, names: Mapping[str, str]) -> None:
         """Describe the columns of a file that others wrote."""
         found = {key: self._described(key, path) for key, path in names.items()}
         observations = {key: column for key, column in found.items() if names[key].startswith("obs/")}
@@ -93,9 +92,10 @@ class Reader(Hdf5Source):
         env_args = self._env_args()
         rate = _env_kwargs(env_args).get("control_freq")
         hz = float(rate) if isinstance(rate, int | float) and 0 < rate < np.inf else 0.0
-        convention = "absolute" if actions.endswith("_abs") else action_convention(env_args)
+        convention = action_convention(env_args)
         facts = {"control_hz": hz, "action_convention": convention, "source": {"env_args": env_args}}
-        self.describe(observations, self._described(ACTION, actions), extra, **facts)
+        action = self._described(ACTION, _ACTIONS) if _ACTIONS in self._group(0) else None
+        self.describe(observations, action, extra, **facts)
 
     def _described(self, key: str, path: str) -> ObsKey:
         dataset = self._group(0).get(path)
@@ -133,13 +133,13 @@ class Reader(Hdf5Source):
             found[name] = list(dict.fromkeys(self._text(demo, f"mask/{name}") for demo in node[()]))
         return found
 
-    def _names(self, actions: str) -> dict[str, str]:
+    def _names(self) -> dict[str, str]:
         """Column -> path below the demonstration, of all numeric datasets but the actions."""
         found: list[str] = []
 
         def visit(name: str, node: Any) -> None:
             name = self._text(name, self.label(0))
-            if self._numeric(node) and name != actions and not name.startswith("next_obs/"):
+            if self._numeric(node) and name != _ACTIONS and not name.startswith("next_obs/"):
                 found.append(name)
 
         self._group(0).visititems(visit)

@@ -18,7 +18,7 @@ import warnings
 import zipfile
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,16 @@ import zarr
 import zarr.storage
 from numpy.typing import NDArray
 
-from flowleap.datasets.columns import ACTION, CACHE_BYTES, Columns, Episode, infer_key, require_memory
+from flowleap.datasets import order
+from flowleap.datasets.columns import (
+    ACTION,
+    CACHE_BYTES,
+    Columns,
+    Episode,
+    infer_key,
+    require_memory,
+    vectors,
+)
 from flowleap.datasets.formats.base import Source, explain
 from flowleap.datasets.formats.zarr_writer import FORMAT, NO_SEED, SPEC_ATTRIBUTE, EpisodeWriter, is_store
 from flowleap.datasets.frames import Frames, rows_of_chunks
@@ -164,8 +173,12 @@ class EpisodeStore(Source):
     def columns(self, keys: Sequence[str] | None = None, cache_bytes: int = CACHE_BYTES) -> Columns:
         """Columns of all episodes; images are `Frames`."""
         keys = self._wanted(keys)
+        for index, problem in self._disorders.items() if not self.lenient else ():
+            raise self._wrong(f", {self.label(index)}: {problem}; {order.REMEDY}")
         images = [key for key in keys if infer_key(self.shape(key), self.dtype(key)).kind == "rgb"]
         columns: dict[str, Any] = dict(self.read([key for key in keys if key not in images]))
+        if ACTION in columns:
+            columns[ACTION] = vectors(columns[ACTION])
         for key in images:
             columns[key] = Frames(self, key, cache_bytes)
             cache_bytes -= columns[key].nbytes if columns[key].cached else 0
@@ -211,6 +224,22 @@ class EpisodeStore(Source):
                 self._require_finite(key, values, start)
         return episode
 
+    def disorder(self, index: int) -> str | None:
+        """Which column says that rows of an episode are out of order or there twice, and where."""
+        return self._disorders.get(index)
+
+    @cached_property
+    def _disorders(self) -> dict[int, str]:
+        """Episode -> what `disorder` says of it."""
+        found: dict[int, str] = {}
+        for key in self._ordering:
+            values = self.read([key], allow_nan=True)[key]
+            for index, (start, stop) in enumerate(zip(self._starts, self.episode_ends, strict=True)):
+                problem = order.problem(values[start:stop])
+                if problem is not None:
+                    found.setdefault(index, f"'{key}' {problem}")
+        return dict(sorted(found.items()))
+
     def seed(self, index: int) -> int | None:
         """The seed that an episode was recorded with, None if unknown."""
         seeds = self.episode_seeds
@@ -218,10 +247,11 @@ class EpisodeStore(Source):
 
     def _infer_spec(self) -> None:
         """Read a Spec off the columns of a store that carries none."""
-        self.array(ACTION)
+        if ACTION in self.refused:
+            self.array(ACTION)
         known = [key for key in self._keys if key in self._arrays]
         fields = {key: infer_key(self.shape(key), self.dtype(key)) for key in known}
-        action = fields.pop(ACTION)
+        action = fields.pop(ACTION, None)
         if not fields:
             why = "".join(f"; '{key}' cannot be read: {reason}" for key, reason in self.refused.items())
             raise self._wrong(f" has no column beside '{ACTION}' to observe{why}")

@@ -29,6 +29,7 @@ CONFIG_DIR = Path(configs.__file__).parent
 # verb -> an option's earlier name -> its name today. Both are understood, also in the configurations of stored runs.
 RENAMED = {
     "train": {"cameras": "task.kwargs.cameras"} | {k: f"data.{k}" for k in ("mirror", "image_cache_mb")},
+    "convert": {"actions": "action"},
     "collect": {"cameras": "task.kwargs.cameras"},
 }
 _REGISTRIES = {  # group -> module and registry; a module is only imported for verbs that have its group

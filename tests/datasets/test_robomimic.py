@@ -86,7 +86,7 @@ def test_what_a_file_says(file: Path) -> None:
             np.testing.assert_array_equal(got["action"], expected["actions"])
     with formats.open_dataset(file, filter="train") as source:
         assert [source.label(i) for i in range(source.n_episodes)] == ["demo_0", "demo_2", "demo_10"]
-    with formats.open_dataset(file, actions="actions_abs") as source:
+    with formats.open_dataset(file, action="actions_abs") as source:
         np.testing.assert_array_equal(source.episode(2)["action"], demonstration(2)["actions_abs"])
     with pytest.raises(
         FlowleapError, match=r"no filter 'trian', only \['train', 'valid'\]; did you mean 'train'"
