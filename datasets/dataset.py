@@ -24,6 +24,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from flowleap.datasets.finding import datasets_inside, way_in
 from flowleap.datasets.hub import local_path
 from flowleap.datasets.interface import MALFORMED, Dataset
 from flowleap.datasets.mapping import mapped
@@ -45,6 +46,10 @@ FORMATS = {  # in the order in which they are asked whether a path is theirs
     "zarr": "flowleap.datasets.formats.zarr_store",
     "minari": "flowleap.datasets.formats.minari",
     "lerobot": "flowleap.datasets.formats.lerobot",
+    "isaac_lab": "flowleap.datasets.formats.isaac_lab",
+    "maniskill": "flowleap.datasets.formats.maniskill",
+    "d4rl": "flowleap.datasets.formats.d4rl",
+    "aloha": "flowleap.datasets.formats.aloha",
     "robomimic": "flowleap.datasets.formats.robomimic",
     "npz": "flowleap.datasets.formats.npz",
     "rosbag": "flowleap.datasets.formats.rosbag",
@@ -69,16 +74,36 @@ def format_module(name: str) -> ModuleType:
 
 
 def detect(path: str | os.PathLike[str]) -> str:
-    """Return the name of the format of a path; `zarr` where nothing is there, whose errors say what is near."""
+    """Return the name of the format of a path, see `locate`."""
+    return locate(path)[1]
+
+
+def locate(path: str | os.PathLike[str]) -> tuple[Path, str]:
+    """Return where the dataset of a path is, and its format: the path itself, or the only dataset inside a folder.
+
+    Where nothing is there, it is a path of `zarr`, whose errors say what is near.
+
+    Raises:
+        FlowleapError: a folder with several datasets, or a file that is none.
+    """
     place = local_path(path)
     if not place.exists():
-        return "zarr"
-    for name in FORMATS:
-        if format_module(name).detect(place):
-            return name
-    if place.is_dir():
-        return "zarr"
-    raise FlowleapError(f"'{place}' is in none of the formats {', '.join(FORMATS)}; say format=...")
+        return place, "zarr"
+    if (name := _format_of(place)) is not None:
+        return place, name
+    if not place.is_dir():
+        raise FlowleapError(f"'{place}' is in none of the formats {', '.join(FORMATS)}: {way_in(place)}")
+    found = datasets_inside(place, lambda inner: _format_of(inner) is not None)
+    if len(found) > 1:
+        listed = ", ".join(str(inner) for inner in found[:8]) + (", ..." if len(found) > 8 else "")
+        raise FlowleapError(f"'{place}' holds {len(found)} datasets, say which one: {listed}")
+    inner = found[0] if found else place
+    return inner, _format_of(inner) or "zarr"
+
+
+def _format_of(place: Path) -> str | None:
+    """The name of the format of what is at a path itself, None if it is none."""
+    return next((name for name in FORMATS if format_module(name).detect(place)), None)
 
 
 def open_dataset(
@@ -151,7 +176,10 @@ def _masked(dataset: Dataset, mask: str, episodes: Any) -> list[int]:
 def _open(
     path: str | os.PathLike[str], name: str | None, lenient: bool, options: Mapping[str, Any]
 ) -> Dataset:
-    name = name or detect(path)
+    place = Path(path).expanduser()
+    if name is None or (place.is_dir() and not format_module(name).detect(place)):
+        place, found = locate(path)
+        name = name or found
     module = format_module(name)
     given = {key: value for key, value in options.items() if value is not None}
     known = _options_of(name)
@@ -159,9 +187,12 @@ def _open(
         given["allow_nan"] = True
     for key in given:
         if key not in known:
-            raise FlowleapError(f"format {name} has no option '{key}' ('{path}' was taken for {name})")
+            others = ", ".join(other for other in FORMATS if key in _options_of(other)) or "none"
+            raise FlowleapError(
+                f"format {name} has no option '{key}' ('{path}' was taken for {name}; of the formats, {others} have it)"
+            )
     try:
-        dataset: Dataset = module.Reader(Path(path).expanduser(), **given)
+        dataset: Dataset = module.Reader(place, **given)
         dataset.lenient = lenient
     except FlowleapError as error:
         if str(path) in str(error) or str(Path(path).expanduser()) in str(error):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import fnmatch
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -105,6 +105,10 @@ class Selection:
     ] = None
     filter: Annotated[
         str | None, Option("only the episodes of a filter of the dataset (robomimic: mask/<filter>)")
+    ] = None
+    poses: Annotated[
+        Literal["absolute", "relative"] | None,
+        Option("UMI: what actions are made of the recorded poses; null is absolute"),
     ] = None
 
 

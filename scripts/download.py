@@ -28,7 +28,7 @@ def main(cfg: DictConfig) -> None:
     """Fetch `cfg.name` into `cfg.out`, or list what there is."""
     if cfg.name is None:
         for name, public in PUBLIC.items():
-            print(f"  {name:<22}  {public.about}")
+            print(f"  {name:<27}  {public.about}")
         return
     name = str(cfg.name)
     if name not in PUBLIC:

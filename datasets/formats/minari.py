@@ -1,17 +1,18 @@
-"""Minari (Farama): a folder with metadata.json and main_data.hdf5; read without the minari package
+"""Minari (Farama): a folder with metadata.json and HDF5, Arrow or Parquet storage; read without the minari package
 
 Minari stores one observation more than actions; the last one, after the last action, is left out. The entries of
-dictionary and tuple spaces become columns of their own, rewards and ends become extra columns, infos and texts are
-left out.
+dictionary and tuple spaces become columns of their own, choices (Discrete) become one-hot vectors, rewards and ends
+become extra columns, infos and texts are left out. Actions are the numbers of their space; dictionaries and tuples of
+them are joined; choices are refused, since a policy here draws real numbers.
 """
 
 from __future__ import annotations
 
-import io
 import json
 import math
 import re
-from collections.abc import Mapping, Sequence
+from abc import abstractmethod
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +20,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flowleap.datasets.columns import ACTION, Episode, flat_names, infer_key, require_memory
-from flowleap.datasets.formats.base import explain, read_json
-from flowleap.datasets.formats.hdf5 import Hdf5Source
+from flowleap.datasets.formats.base import Source, explain, read_json
+from flowleap.datasets.formats.hdf5 import Hdf5Source, by_number, decode_images, joined
+from flowleap.datasets.formats.minari_spaces import Leaf, leaves
 from flowleap.policy.core.errors import FlowleapError, optional_import
 
 _FILE = "main_data.hdf5"
 _EXTRA = ("rewards", "terminations", "truncations")
-_MIN_IMAGE_SIDE = 32  # Minari's rule: Box spaces of uint8 from this height and width on are JPEG
+_TABLES = (".arrow", ".parquet")
 
 
 def detect(path: Path) -> bool:
@@ -33,87 +35,139 @@ def detect(path: Path) -> bool:
     return _folder(path) is not None
 
 
-class Reader(Hdf5Source):
-    """A Minari dataset; the columns are those of its first episode."""
+def open_minari(path: Path) -> Source:
+    """Open a Minari dataset; the columns are those of its first episode."""
+    folder = _folder(path)
+    if folder is None:
+        raise FlowleapError(
+            f"'{path}' is no Minari dataset: it needs metadata.json and {_FILE} or tables in 0, 1, ..."
+        )
+    kind = Hdf5Minari if (folder / _FILE).is_file() else TableMinari
+    return kind(path, folder)
 
-    def __init__(self, path: Path) -> None:
-        folder = _folder(path)
-        if folder is None:
-            raise FlowleapError(f"'{path}' is no Minari dataset: it needs metadata.json and {_FILE}")
-        super().__init__(path, folder / _FILE)
+
+class _Minari(Source):
+    """What the storages share."""
+
+    def _begin(self, folder: Path) -> None:
+        """Take what metadata.json says of spaces and environment."""
+        where = f"'{folder / 'metadata.json'}' is damaged"
         self._metadata = read_json(folder / "metadata.json")
-        names = [name for name in self._file if re.fullmatch(r"episode_[0-9]+", self._text(name, _FILE))]
-        self._episodes = sorted(names, key=lambda name: int(name[8:]))
-        self.n_episodes = len(self._episodes)
+        with explain(where, KeyError, ValueError, TypeError, AttributeError, RecursionError):
+            jpeg = bool(self._metadata.get("jpeg_encoding", True))
+            self._observed = leaves(self._metadata.get("observation_space"), jpeg)
+            self._acted = leaves(self._metadata.get("action_space")) or [Leaf(())]
+            env = self._metadata.get("env_spec")
+            env_spec = dict(json.loads(env)) if isinstance(env, str) else {}
+        self._source: dict[str, Any] = {"dataset": self._metadata.get("dataset_id", self.path.name)}
+        if env_spec:
+            self._source |= {"env_spec": env_spec, "env": env_spec.get("id")}
+        for leaf in self._acted:
+            if leaf.kind not in (None, "Box"):
+                part = f" at {'/'.join(leaf.names)}" if leaf.names else ""
+                raise FlowleapError(
+                    f"'{self.path}' has actions of a {leaf.kind} space{part}, and a policy draws real numbers: write "
+                    "choices as one-hot vectors, see 'Choices as actions' in docs/data.md"
+                )
+
+    def _check_count(self) -> None:
+        """Raise unless there are as many episodes as metadata.json says."""
         expected = self._metadata.get("total_episodes", self.n_episodes)
-        if not names or expected != self.n_episodes:
-            raise FlowleapError(f"'{path}' has {self.n_episodes} episodes, metadata.json says {expected}")
-        steps = self._metadata.get("total_steps")
-        found = sum(self._length(index) or 0 for index in range(self.n_episodes))
-        if found and steps not in (None, found):
-            raise FlowleapError(f"'{path}' has {found} frames, total_steps in metadata.json says {steps}")
-        jpeg = self._metadata.get("jpeg_encoding", True)
-        self._images = _image_spaces(self._metadata.get("observation_space")) if jpeg else set()
-        self._infer()
+        if not self.n_episodes or expected != self.n_episodes:
+            raise FlowleapError(
+                f"'{self.path}' has {self.n_episodes} episodes, metadata.json says {expected}"
+            )
+        steps, found = self._metadata.get("total_steps"), sum(map(self._length, range(self.n_episodes)))
+        if steps not in (None, found):
+            raise FlowleapError(
+                f"'{self.path}' has {found} frames, total_steps in metadata.json says {steps}"
+            )
 
-    def _infer(self) -> None:
-        paths: list[str] = []
-
-        def visit(name: str, node: Any) -> None:
-            full = f"observations/{self._text(name, 'episode 0')}"
-            if isinstance(node, self._h5.Dataset) and (node.dtype.kind in "biuf" or full in self._images):
-                paths.append(full)
-
-        observations = self._group(0).get("observations")
-        if isinstance(observations, self._h5.Dataset):
-            paths.append("observations")
-        elif observations is not None:
-            observations.visititems(visit)
-        self._paths = flat_names(paths, ["observations/"]) | {key: key for key in _EXTRA}
-        self._paths[ACTION] = "actions"
-        self.stored = self._paths
-        first = self._read(0, list(self._paths))
+    def _describe(self) -> None:
+        """Describe the columns by the first episode."""
+        found = {"/".join(("observations", *leaf.names)): leaf for leaf in self._observed}
+        names = flat_names(found, ["observations/"])
+        self._leaves = {key: found[name] for key, name in names.items() if found[name].refusal is None}
+        self.refused = {key: why for key, name in names.items() if (why := found[name].refusal) is not None}
+        first = self._read(0, [*self._leaves, *_EXTRA, ACTION])
         described = {key: infer_key(values.shape[1:], values.dtype) for key, values in first.items()}
         action, extra = described.pop(ACTION), {key: described.pop(key) for key in _EXTRA}
-        env = self._metadata.get("env_spec")
-        source: dict[str, Any] = {"dataset": self._metadata.get("dataset_id", self.path.name)}
-        if isinstance(env, str):
-            source |= {"env_spec": json.loads(env), "env": json.loads(env).get("id")}
-        self.describe(described, action, extra, source=source)
+        self.describe(described, action, extra, source=self._source)
 
-    def _group(self, index: int) -> Any:
-        return self._file[self._episodes[index]]
+    @abstractmethod
+    def _length(self, index: int) -> int:
+        """The number of actions of an episode."""
 
-    def _length(self, index: int) -> int | None:
-        """How many actions an episode has; None where they are not in one dataset."""
-        actions = self._group(index).get("actions")
-        return len(actions) if isinstance(actions, self._h5.Dataset) and actions.shape else None
+    @abstractmethod
+    def _stored(self, index: int, name: str, leaf: Leaf, length: int) -> NDArray:
+        """Read what is stored of a leaf of `observations`, `actions` or the like, images decoded."""
 
     def _read(self, index: int, keys: Sequence[str]) -> Episode:
         """Read some columns of one episode; observations without the last one."""
         columns: Episode = {}
-        group = self._group(index)
         length = self._length(index)
-        stated = group.attrs.get("total_steps", length)
-        if length is not None and stated != length:
-            raise self.error(index, ACTION, f"has {length} frames, but total_steps says {stated}")
         for key in keys:
-            path = self._paths[key]
             with self.naming(index, key):
-                node = group.get(path)
-                if not isinstance(node, self._h5.Dataset):
-                    raise FlowleapError(f"is missing (no dataset {path})")
-                self._require_own(node.id)
-                require_memory(math.prod(node.shape) * node.dtype.itemsize, "")
-                values = node[()]
-                if path.startswith("observations"):
-                    if length is not None and len(values) != length + 1:
+                if key == ACTION:
+                    columns[key] = joined(
+                        [self._stored(index, "actions", leaf, length) for leaf in self._acted]
+                    )
+                    if columns[key].ndim == 1:
+                        columns[key] = columns[key][:, None]
+                elif key in _EXTRA:
+                    columns[key] = self._stored(index, key, Leaf(()), length)
+                else:
+                    leaf = self._leaves[key]
+                    values = self._stored(index, "observations", leaf, length)
+                    if len(values) != length + 1:
                         raise FlowleapError(f"has {len(values)} frames for {length} actions, not one more")
-                    values = values[:-1]
-                if path in self._images:
-                    values = _decode(values)
-            columns[key] = values
+                    columns[key] = (leaf.one_hot(values) if leaf.choices else values)[:-1]
         return columns
+
+
+class Hdf5Minari(_Minari, Hdf5Source):
+    """A Minari dataset in an HDF5 file."""
+
+    def __init__(self, path: Path, folder: Path) -> None:
+        super().__init__(path, folder / _FILE)
+        self._begin(folder)
+        names = [name for name in self._file if re.fullmatch(r"episode_[0-9]+", self._text(name, _FILE))]
+        self._episodes = sorted(names, key=by_number)
+        self.n_episodes = len(self._episodes)
+        self._check_count()
+        self._observed = self._observed or self._found()
+        self._describe()
+
+    def _found(self) -> list[Leaf]:
+        """The observations of the first episode, where metadata.json does not describe them."""
+        observations = self._group(0).get("observations")
+        if not isinstance(observations, self._h5.Group):
+            return [Leaf(())]
+        found: list[Leaf] = []
+
+        def visit(name: str, node: Any) -> None:
+            if self._numeric(node):
+                found.append(Leaf(tuple(self._text(name, "episode 0").split("/"))))
+
+        observations.visititems(visit)
+        return found
+
+    def _group(self, index: int) -> Any:
+        return self._file[self._episodes[index]]
+
+    def _length(self, index: int) -> int:
+        with self.naming(index, _EXTRA[0]):
+            group = self._group(index)
+            length = len(self._require_dataset(group, _EXTRA[0]))
+            stated = group.attrs.get("total_steps", length)
+            if stated != length:
+                raise FlowleapError(f"has {length} frames, but total_steps says {stated}")
+            return length
+
+    def _stored(self, index: int, name: str, leaf: Leaf, length: int) -> NDArray:
+        node = self._require_dataset(self._group(index), "/".join((name, *leaf.names)))
+        values = self._rows(node)
+        return decode_images(values) if leaf.jpeg else values
 
     def seed(self, index: int) -> int | None:
         """The seed of the episode's reset."""
@@ -121,39 +175,95 @@ class Reader(Hdf5Source):
         return int(seed) if isinstance(seed, int | np.integer) else None
 
 
+class TableMinari(_Minari):
+    """A Minari dataset in Arrow or Parquet files, a folder an episode; all columns have a row an observation."""
+
+    def __init__(self, path: Path, folder: Path) -> None:
+        self.path = path
+        self._arrow = optional_import("pyarrow", extra="formats")
+        self._begin(folder)
+        if not self._observed:
+            raise FlowleapError(
+                f"'{path}': metadata.json has no observation_space, without which tables have no shapes"
+            )
+        self._folders = sorted((f for f in folder.iterdir() if f.name.isdigit()), key=lambda f: int(f.name))
+        self.n_episodes = len(self._folders)
+        self._check_count()
+        self._opened: tuple[int, Any] = (-1, None)
+        self._describe()
+
+    def _table(self, index: int) -> Any:
+        """The table of an episode; the latest one is kept."""
+        if self._opened[0] != index:
+            files = [file for file in self._folders[index].iterdir() if file.suffix in _TABLES]
+            where = f"'{self._folders[index]}'"
+            with explain(
+                f"{where} cannot be read", self._arrow.ArrowException, OSError, remedy="; copy it again"
+            ):
+                tables = [self._open(file) for file in sorted(files, key=lambda file: by_number(file.name))]
+            if not tables:
+                raise FlowleapError(f"{where} holds no {' or '.join(_TABLES)} file")
+            with explain(f"{where} is damaged", self._arrow.ArrowException):
+                table = self._arrow.concat_tables(tables)
+                table.validate(full=True)
+            self._opened = index, table
+        return self._opened[1]
+
+    def _open(self, file: Path) -> Any:
+        if file.suffix == ".parquet":
+            parquet = optional_import("pyarrow.parquet", extra="formats").ParquetFile(file)
+            sizes = (
+                parquet.metadata.row_group(i).total_byte_size for i in range(parquet.metadata.num_row_groups)
+            )
+            require_memory(sum(sizes), f"'{file}'")
+            return parquet.read()
+        ipc = optional_import("pyarrow.ipc", extra="formats")
+        return ipc.open_file(self._arrow.memory_map(str(file))).read_all()
+
+    def _length(self, index: int) -> int:
+        return len(self._table(index)) - 1
+
+    def _stored(self, index: int, name: str, leaf: Leaf, length: int) -> NDArray:
+        table = self._table(index)
+        if name not in table.column_names:
+            raise FlowleapError(f"is missing: no column {name}")
+        array = table.column(name).combine_chunks()
+        for part in leaf.names:
+            with explain(f"is missing: no {part} in {name}", KeyError, AttributeError):
+                array = array.field(
+                    part.removeprefix("_index_") if array.type.get_field_index(part) < 0 else part
+                )
+        if name != "observations":
+            array = array[:length]  # padded to the length of the observations
+        if array.null_count:
+            raise FlowleapError(f"has {array.null_count} missing values")
+        if leaf.jpeg:
+            return decode_images(array.to_pylist())
+        lists = self._arrow.types.is_fixed_size_list(array.type) or self._arrow.types.is_list(array.type)
+        flat = (array.flatten() if lists else array).to_numpy(zero_copy_only=False)
+        if not lists:
+            return flat
+        shape = leaf.shape if leaf.shape is not None else (-1,)
+        if flat.size != len(array) * math.prod(shape):
+            raise FlowleapError(f"has {flat.size} values in {len(array)} frames, its space has shape {shape}")
+        return flat.reshape(len(array), *shape)
+
+    def seed(self, index: int) -> int | None:
+        """The seed of the episode's reset."""
+        file = self._folders[index] / "metadata.json"
+        seed = read_json(file).get("seed") if file.is_file() else None
+        return seed if isinstance(seed, int) else None
+
+
 def _folder(path: Path) -> Path | None:
     """The folder with metadata and data, from any of the paths that name a dataset."""
     home = path.parent if path.name == _FILE else path
     folders = (home, home / "data")
-    return next((f for f in folders if (f / _FILE).is_file() and (f / "metadata.json").is_file()), None)
+    return next((f for f in folders if (f / "metadata.json").is_file() and _has_data(f)), None)
 
 
-def _decode(frames: NDArray) -> NDArray[np.uint8]:
-    image = optional_import("PIL.Image", extra="formats")
-    with explain("holds a damaged JPEG", OSError, ValueError, image.DecompressionBombError):
-        return np.stack([np.asarray(image.open(io.BytesIO(bytes(frame)))) for frame in frames])
+def _has_data(folder: Path) -> bool:
+    return (folder / _FILE).is_file() or any(file.suffix in _TABLES for file in folder.glob("0/*"))
 
 
-def _image_spaces(space: Any) -> set[str]:
-    """Paths of the observations that Minari stores as JPEG, from the JSON of the observation space."""
-    found: set[str] = set()
-
-    def visit(node: Any, path: str) -> None:
-        if not isinstance(node, Mapping):
-            return
-        inside = node.get("subspaces")
-        if isinstance(inside, list):
-            inside = {f"_index_{i}": child for i, child in enumerate(inside)}
-        if isinstance(inside, Mapping):
-            for name, child in inside.items():
-                visit(child, f"{path}/{name}")
-        elif node.get("type") == "Box" and node.get("dtype") == "uint8":
-            shape = node.get("shape") or []
-            if len(shape) in (2, 3) and min(shape[:2]) >= _MIN_IMAGE_SIDE:
-                low, high = np.asarray(node.get("low")), np.asarray(node.get("high"))
-                if not low.any() and (high == 255).all():
-                    found.add(path)
-
-    if isinstance(space, str):
-        visit(json.loads(space), "observations")
-    return found
+Reader = open_minari

@@ -26,8 +26,20 @@ _ENDS = "episode_ends"
 
 
 def detect(path: Path) -> bool:
-    """A `.npz` file, or a folder with such files."""
-    return path.suffix == ".npz" if path.is_file() else any(path.glob("*.npz"))
+    """A `.npz` file, or a folder with such files, of which none is a whole dataset."""
+    if path.is_file():
+        return path.suffix == ".npz"
+    first = next(path.glob("*.npz"), None)
+    return first is not None and not _is_flat(first)
+
+
+def _is_flat(path: Path) -> bool:
+    """Whether a file says where its episodes end."""
+    try:
+        with zipfile.ZipFile(path) as file:
+            return f"{_ENDS}.npy" in file.namelist()
+    except (OSError, zipfile.BadZipFile):
+        return False
 
 
 def open_npz(path: Path) -> Dataset:
@@ -74,6 +86,8 @@ class _Zip:
         shape, fortran, dtype = read_header(stream)
         if dtype.kind not in "biuf":
             self.refused[name] = f"has dtype {dtype}, only numbers are read"
+            if dtype.hasobject:
+                self.refused[name] += ": np.concatenate episodes of several lengths, and save episode_ends"
         elif fortran and len(shape) > 1:
             self.refused[name] = "is in Fortran order: save np.ascontiguousarray(...)"
         elif shape:
@@ -115,12 +129,19 @@ class FlatSource(_NpzSource):
 
     def __init__(self, path: Path) -> None:
         self._zip = _Zip(path)
-        with explain(f"'{path}': {_ENDS} cannot be read", FlowleapError):
+        rows = {array.shape[0] for name, array in self._zip.arrays.items() if name in (ACTION, "actions")}
+        with explain(f"'{path}': {_ENDS} cannot be read", FlowleapError, remedy=self._ends_line(path, rows)):
             stored = self._zip.require(_ENDS)
         with explain(f"'{path}': {_ENDS} is damaged", *DAMAGE, remedy="; copy the file again"):
-            ends = stored.rows(0, stored.shape[0]).astype(np.int64)
-        if stored.dtype.kind not in "iu" or len(ends) < 1 or np.any(np.diff(ends, prepend=0) < 1):
-            raise FlowleapError(f"'{path}': {_ENDS} must be whole numbers that increase from above 0")
+            given = stored.rows(0, stored.shape[0])
+        with np.errstate(invalid="ignore"):
+            ends = np.nan_to_num(given).astype(np.int64)
+        if given.ndim != 1 or not np.array_equal(ends, given) or np.any(np.diff(ends, prepend=0) < 1):
+            remedy = self._ends_line(path, rows)
+            raise FlowleapError(f"'{path}': {_ENDS} must be whole numbers that increase from above 0{remedy}")
+        if ends.size and rows and int(ends[-1]) not in rows:
+            wrong = f"the last episode ends at {ends[-1]}, the actions have {min(rows)} rows"
+            raise FlowleapError(f"'{path}': {_ENDS} does not fit: {wrong}{self._ends_line(path, rows)}")
         self._bounds, self._ends, self.n_episodes = np.append(0, ends), ends, len(ends)
         arrays = {name: array for name, array in self._zip.arrays.items() if name != _ENDS}
         frames = {name: array for name, array in arrays.items() if array.shape[0] == ends[-1]}
@@ -129,6 +150,13 @@ class FlatSource(_NpzSource):
         self._once = {key: name for key, name in flat_names(once, []).items() if key not in self._paths}
         for key, name in self._once.items():
             self.extra[key] = infer_key(arrays[name].shape[1:], arrays[name].dtype)
+
+    def _ends_line(self, path: Path, rows: set[int]) -> str:
+        """The line of Python that writes the ends of one long episode, of which there is no doubt at all."""
+        left_out = f" if k not in {sorted(self._zip.refused)}" if self._zip.refused else ""
+        saved = f"**{{k: z[k] for k in z.files{left_out}}} | {{'{_ENDS}': [{max(rows, default=0)}]}}"
+        line = f"import numpy as np; z = np.load({str(path)!r}); np.savez({str(path)!r}, {saved})"
+        return f'; it holds the frame after each episode\'s last one: for one episode, python -c "{line}" writes it'
 
     def _read(self, index: int, keys: Sequence[str]) -> Episode:
         """Read some columns of one episode."""

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import math
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,28 +16,23 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from flowleap.datasets.columns import ACTION, Episode, flat_names, infer_key, plain, require_memory
+from flowleap.datasets.columns import ACTION, Episode, plain, require_memory
 from flowleap.datasets.formats import base
-from flowleap.datasets.formats.hdf5 import Hdf5Source
+from flowleap.datasets.formats.hdf5 import Hdf5Episodes, by_number, is_hdf5, joined, positive
+from flowleap.datasets.selection import MASKS
 from flowleap.policy.core.errors import FlowleapError, optional_import, suggest
-from flowleap.policy.core.spec import ActionConvention, ObsKey
+from flowleap.policy.core.spec import ActionConvention
 
 _ACTIONS = "actions"
-_MASKS = "masks"  # attribute of a store: name of a filter -> indices of its episodes
-_NOTE = "flowleap"  # dataset with JSON as bytes: an HDF5 attribute could not hold more than 64 KiB
-_MAGIC = b"\x89HDF\r\n\x1a\n"
+NOTE = "flowleap"  # dataset with JSON as bytes: an HDF5 attribute could not hold more than 64 KiB
 _GYM = 2  # robomimic's EnvType
+_BY_NUMBER = "episodes=[0,2] or episodes='10:20' chooses by number"
 
 
-def detect(path: Path) -> bool:
-    """A file with the signature, or at least a suffix, of HDF5."""
-    if not path.is_file():
-        return False
-    with path.open("rb") as stream:
-        return stream.read(len(_MAGIC)) == _MAGIC or path.suffix in (".hdf5", ".h5")
+detect = is_hdf5  # other layouts are asked first
 
 
-class Reader(Hdf5Source):
+class Reader(Hdf5Episodes):
     """A robomimic file; the shapes are those of the first demonstration.
 
     Args:
@@ -46,11 +40,18 @@ class Reader(Hdf5Source):
         filter: read the demonstrations of `mask/<filter>` only, such as `train` or `valid`.
     """
 
+    observed = ("obs/",)
+    ignored = ("next_obs/",)
+
     def __init__(self, path: Path, filter: str | None = None) -> None:
-        super().__init__(path, path)
+        super().__init__(path, path, _ACTIONS)
         data = self._file.get("data")
         if not isinstance(data, self._h5.Group):
-            raise FlowleapError(f"'{path}' has no group 'data', only {sorted(self._file)}: not of robomimic")
+            raise FlowleapError(
+                f"'{path}' has no group 'data', only {sorted(self._file)}: neither of robomimic or Isaac Lab "
+                "(data/demo_*) nor of ManiSkill (traj_*), ALOHA (observations/*, action) or D4RL (observations, "
+                "actions, terminals); write it anew, see 'Recordings of your own' in docs/data.md"
+            )
         with base.explain(f"'{path}': data cannot be read", FlowleapError):
             self._require_own(data.id)
         # At most 2 MiB of metadata: HDF5's own 32 MiB are ten times that in memory, and reading never looks back.
@@ -59,49 +60,54 @@ class Reader(Hdf5Source):
         config.min_size, config.max_size = 2**20, 2 * 2**20
         self._file.id.set_mdc_config(config)
         self._data = data
-        self._types: dict[str, tuple[Any, np.dtype]] = {}  # column -> HDF5 type and dtype that were met last
+        self._types: dict[str, tuple[Any, np.dtype]] = {}  # path -> HDF5 type and dtype that were met last
         self._demos = self._select(filter)
         self.n_episodes = len(self._demos)
-        self._noted = _NOTE in self._file
+        self._noted = NOTE in self._file
         if self._noted:
-            where = f"'{path}', {_NOTE}"
+            where = f"'{path}', {NOTE}"
             with base.explain(f"{where} is damaged", ValueError, TypeError, AttributeError):
-                note = json.loads(self._file[_NOTE][()].tobytes())
+                note = json.loads(self._file[NOTE][()].tobytes())
             self.take_note(note, where)
-            paths = {key: f"obs/{key}" if key in self.spec.observations else key for key in self.fields}
+            self._paths = {key: f"obs/{key}" if key in self.spec.observations else key for key in self.fields}
         else:
-            paths = self._names()
-            self._infer(paths)
-        self._paths = self.stored = paths | {ACTION: _ACTIONS}
+            self._require_actions()
+            env_args = self._env_args()
+            hz, convention = self._facts(env_args)
+            self._infer(control_hz=hz, action_convention=convention, source={"env_args": env_args})
         masks = self._filters() if filter is None else {}
         if masks:
             number = {name: i for i, name in enumerate(self._demos)}
             found = {name: sorted(number[d] for d in demos if d in number) for name, demos in masks.items()}
-            self.attrs[_MASKS] = found
+            self.attrs[MASKS] = found
 
-    def _infer(self, names: Mapping[str, str]) -> None:
-        """Describe the columns of a file that others wrote."""
-        found = {key: self._described(key, path) for key, path in names.items()}
-        observations = {key: column for key, column in found.items() if names[key].startswith("obs/")}
-        if not observations:
-            raise FlowleapError(
-                f"'{self.path}', {self.label(0)} has no observations in 'obs': extract them from the states with "
-                "robomimic's dataset_states_to_obs.py"
+    def _require_actions(self) -> None:
+        """Raise unless the first demonstration has the datasets with the actions."""
+        group = self._group(0)
+        for name in self._actions:
+            if not self._numeric(group.get(name)):
+                known = sorted(str(key) for key, node in group.items() if self._numeric(node))
+                raise self.error(0, name, f"is no dataset of actions, among {known}{suggest(name, known)}")
+
+    def _facts(self, env_args: Mapping[str, Any]) -> tuple[float, ActionConvention]:
+        """The rate (0: unknown) and the convention of the actions that `env_args` state."""
+        hz = positive(_env_kwargs(env_args).get("control_freq"))
+        absolute = all(name.endswith("_abs") for name in self._actions)
+        return hz, "absolute" if absolute else action_convention(env_args)
+
+    def _no_observations(self) -> str:
+        if "states" not in self._group(0):
+            there = sorted(str(name) for name in self._group(0))
+            return (
+                f"has no observations in 'obs', only {there}: they belong into data/{self.label(0)}/obs/NAME"
             )
-        extra = {key: column for key, column in found.items() if key not in observations}
-        env_args = self._env_args()
-        rate = _env_kwargs(env_args).get("control_freq")
-        hz = float(rate) if isinstance(rate, int | float) and 0 < rate < np.inf else 0.0
-        convention = action_convention(env_args)
-        facts = {"control_hz": hz, "action_convention": convention, "source": {"env_args": env_args}}
-        action = self._described(ACTION, _ACTIONS) if _ACTIONS in self._group(0) else None
-        self.describe(observations, action, extra, **facts)
-
-    def _described(self, key: str, path: str) -> ObsKey:
-        dataset = self._group(0).get(path)
-        if not self._numeric(dataset):
-            raise self.error(0, key, f"is no numeric dataset ({path})")
-        return infer_key(dataset.shape[1:], dataset.dtype)
+        script, made = "python -m robomimic.scripts", "--output_name NAME.hdf5 --done_mode 2"
+        first = f"`{script}.conversion.convert_robosuite --dataset {self.path}` and "
+        extract = f"`{script}.dataset_states_to_obs --dataset {self.path} {made}`"
+        commands = extract if "env_args" in self._data.attrs else first + extract
+        version = self._data.attrs.get("repository_version")
+        suite = "" if version is None else f" and robosuite {version}"
+        return f"has no observations in 'obs': with robomimic{suite}, {commands} extract them from the states"
 
     def _select(self, filter: str | None) -> list[str]:
         """Names of the demonstrations, by number; those of a filter only."""
@@ -110,15 +116,16 @@ class Reader(Hdf5Source):
         else:
             masks = self._filters()
             if filter not in masks:
-                known = f"{sorted(masks)}{suggest(filter, masks)}"
-                raise FlowleapError(f"'{self.path}' has no filter '{filter}', only {known}")
+                known = f"only {sorted(masks)}{suggest(filter, masks)}" if masks else "and no others in mask/"
+                raise FlowleapError(f"'{self.path}' has no filter '{filter}', {known}; {_BY_NUMBER}")
             demos = masks[filter]
-            for name in demos:
-                if name not in self._data:
-                    raise FlowleapError(f"'{self.path}': mask/{filter} names '{name}', which is not in data/")
+            missing = [name for name in demos if name not in self._data]
+            if missing or not demos:
+                wrong = f"names {missing}, which data/ does not have" if missing else "names no demonstration"
+                raise FlowleapError(f"'{self.path}': mask/{filter} {wrong}; without filter=, {_BY_NUMBER}")
         if not demos:
             raise FlowleapError(f"'{self.path}' has no demonstrations in data/")
-        return sorted(demos, key=lambda name: (int("".join(re.findall(r"[0-9]+", name)) or 0), name))
+        return sorted(demos, key=by_number)
 
     def _filters(self) -> dict[str, list[str]]:
         """Filter -> names of its demonstrations, each once."""
@@ -133,19 +140,6 @@ class Reader(Hdf5Source):
             found[name] = list(dict.fromkeys(self._text(demo, f"mask/{name}") for demo in node[()]))
         return found
 
-    def _names(self) -> dict[str, str]:
-        """Column -> path below the demonstration, of all numeric datasets but the actions."""
-        found: list[str] = []
-
-        def visit(name: str, node: Any) -> None:
-            name = self._text(name, self.label(0))
-            if self._numeric(node) and name != _ACTIONS and not name.startswith("next_obs/"):
-                found.append(name)
-
-        self._group(0).visititems(visit)
-        found.sort(key=lambda name: (not name.startswith("obs/"), name))
-        return flat_names(found, ["obs/"])
-
     def _env_args(self) -> dict[str, Any]:
         wrong = f"'{self.path}': attribute env_args of data is no JSON"
         with base.explain(wrong, ValueError, TypeError, RecursionError):
@@ -158,6 +152,11 @@ class Reader(Hdf5Source):
             raise FlowleapError(f"'{self.path}': data/{name} is no group")
         return self._data[name]
 
+    def _place(self, index: int) -> tuple[Any, int, int]:
+        group = self._group(index)
+        with self.naming(index, self._actions[0]):
+            return group, 0, len(self._require_dataset(group, self._actions[0]))
+
     def _read(self, index: int, keys: Sequence[str]) -> Episode:
         """Read some columns of one demonstration."""
         name = self._demos[index]
@@ -165,27 +164,36 @@ class Reader(Hdf5Source):
             group = self._h5.h5g.open(self._data.id, name.encode())
         columns: Episode = {}
         for key in keys:
+            paths = self._actions if key == ACTION else [self._paths[key]]
             with self.naming(index, key):
-                columns[key] = self._values(group, key)
+                columns[key] = joined([self._whole(index, group, path) for path in paths])
         length = len(columns[keys[0]])
         samples = self._samples(group)
         if samples not in (None, length):
-            raise self.error(index, keys[0], f"has {length} frames, but num_samples says {samples}")
+            line = f"h5py.File({str(self.path)!r}, 'a')['data/{name}'].attrs['num_samples'] = {length}"
+            remedy = f'`python -c "import h5py; {line}"` corrects it'
+            if self.n_episodes > 1:
+                remedy += f", drop=[{index}] leaves the episode out"
+            wrong = f"has {length} frames, but num_samples says {samples}"
+            raise self.error(index, keys[0], f"{wrong}: {remedy}")
         return columns
 
-    def _values(self, group: Any, key: str) -> NDArray:
-        """Read a column of a demonstration.
+    def _whole(self, index: int, group: Any, path: str) -> NDArray:
+        """Read a dataset of a demonstration, whose group is given as h5py's low-level identifier.
 
         The low-level interface of h5py is three times as fast as `group[path][()]` for the small datasets here.
         """
-        h5, path = self._h5, self._paths[key]
+        if path in self._encoded:
+            node = self._require_dataset(self._group(index), path)
+            return self._decoded(node, 0, len(node))
+        h5 = self._h5
         with base.explain(f"is missing: no dataset {path}", KeyError, ValueError, TypeError):
             dataset = h5.h5d.open(group, path.encode())
         self._require_own(dataset)
         kind, shape = dataset.get_type(), dataset.shape
-        known = self._types.get(key)
+        known = self._types.get(path)
         if known is None or not known[0].equal(kind):
-            known = self._types[key] = kind, dataset.dtype
+            known = self._types[path] = kind, dataset.dtype
         dtype = known[1]
         if dtype.kind not in "biuf" or not shape:
             raise FlowleapError(f"has dtype {dtype} and shape {shape}, not numbers a frame")
@@ -257,12 +265,12 @@ class Writer(base.Writer):
         self._data.attrs["total"] = self.n_frames
         default = {"env_name": self.spec.source.get("env", "unknown"), "type": _GYM, "env_kwargs": {}}
         self._data.attrs["env_args"] = json.dumps(self.spec.source.get("env_args") or default, default=plain)
-        for name, episodes in self.attrs.get(_MASKS, {}).items():
+        for name, episodes in self.attrs.get(MASKS, {}).items():
             demos = np.array([f"demo_{i}" for i in episodes], dtype="S")
             self._file.create_dataset(f"mask/{name}", data=demos)
-        note = self._note() | {"attrs": {key: value for key, value in self.attrs.items() if key != _MASKS}}
+        note = self._note() | {"attrs": {key: value for key, value in self.attrs.items() if key != MASKS}}
         text = json.dumps(note, default=plain).encode()
-        self._file.create_dataset(_NOTE, data=np.frombuffer(text, dtype=np.uint8))
+        self._file.create_dataset(NOTE, data=np.frombuffer(text, dtype=np.uint8))
 
     def _close(self) -> None:
         self._file.close()

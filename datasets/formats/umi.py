@@ -51,25 +51,25 @@ class Reader(zarr_store.EpisodeStore):
 
     Args:
         path: the folder or zip file.
-        actions: `absolute` poses in the frame that the store is recorded in, or `relative` ones: the next pose in the
+        poses: `absolute` poses in the frame that the store is recorded in, or `relative` ones: the next pose in the
             frame of the present one, T(t)^-1 T(t+1), and the next width. (UMI's own relative actions are a whole chunk
             in the frame of its first pose; composed along the chunk, these give the same poses.)
         fill_missing, allow_nan: see `EpisodeStore`.
 
     Raises:
-        FlowleapError: `actions` is neither, or a robot lacks a part of its pose.
+        FlowleapError: `poses` is neither, or a robot lacks a part of its pose.
     """
 
     def __init__(
         self,
         path: str | os.PathLike[str],
-        actions: Kind = "absolute",
+        poses: Kind = "absolute",
         fill_missing: bool = False,
         allow_nan: bool = False,
     ) -> None:
-        if actions not in get_args(Kind):
-            raise FlowleapError(f"actions={actions} of a UMI store is none of {', '.join(get_args(Kind))}")
-        self._kind = actions
+        if poses not in get_args(Kind):
+            raise FlowleapError(f"poses={poses} of a UMI store is none of {', '.join(get_args(Kind))}")
+        self._kind = poses
         super().__init__(path, fill_missing, allow_nan)
 
     def _infer_spec(self) -> None:

@@ -48,6 +48,7 @@ __all__ = ["EpisodeStore", "EpisodeWriter", "Reader", "Writer", "detect"]
 _MAX_MISSING = 10_000  # chunk files after which nobody counts on: metadata may claim any number of them
 _MAX_EXPANSION, _MAX_EXTRA = 8, 2**20  # a chunk file larger than so many times its values, and bytes, is none
 _BLOCK_BYTES = 32 * 2**20
+_ENDS = "g['meta/episode_ends'][:]"
 _LAYOUT = "a dataset is a zarr folder with data/<key> and meta/episode_ends"
 # Image chunks are decoded by zarrs, since zarr's own codecs are slower. Measured once, on one machine: 9600 frames a
 # second through this pipeline, 18100 through a chunk reader of our own; the library was kept.
@@ -55,8 +56,8 @@ _PIPELINE = {"codec_pipeline.path": "zarrs.ZarrsCodecPipeline"}
 
 
 def detect(path: Path) -> bool:
-    """A folder with the metadata file of a zarr group, or a zip."""
-    return is_store(path) if path.is_dir() else path.suffix == ".zip"
+    """A folder with the metadata file of a zarr group, or a zip, which needs no suffix if it holds a store."""
+    return is_store(path) if path.is_dir() else path.suffix == ".zip" or bool(_zipped_stores(path))
 
 
 class EpisodeStore(Source):
@@ -83,6 +84,7 @@ class EpisodeStore(Source):
         self.path = Path(path).expanduser()
         self._fill_missing, self._allow_nan = fill_missing, allow_nan
         group, self._root = _open_group(self.path)
+        self._inside = group.path  # of the store in a zip: the folder that it is in, if any
         self._sizes: dict[str, int] | None = None  # of the files in a zip, before compression
         if isinstance(self._root, zipfile.Path):
             self._sizes = {info.filename: info.file_size for info in self._root.root.infolist()}
@@ -259,7 +261,7 @@ class EpisodeStore(Source):
 
     def _folders(self, name: str) -> list[str]:
         """Names of the folders in a folder; none if it is not there."""
-        folder = self._root / name
+        folder = self._root / self._inside / name
         return sorted(p.name for p in folder.iterdir() if p.is_dir()) if folder.is_dir() else []
 
     def _open_columns(self, group: zarr.Group) -> tuple[dict[str, zarr.Array], dict[str, str]]:
@@ -297,12 +299,26 @@ class EpisodeStore(Source):
         try:
             array = group[f"meta/{name}"]
         except KeyError as error:
-            raise self._wrong(f"{where} is missing: {_LAYOUT}") from error
+            longest = max((column.shape[0] for column in self._arrays.values()), default=0)
+            remedy = self._ends_line("if all is one episode", f"np.array([{longest}])")
+            raise self._wrong(f"{where} is missing: {_LAYOUT}; {remedy}") from error
         except Exception as error:  # zarr raises many kinds for metadata it cannot parse
             raise self._wrong(f"{where} is damaged ({error}); copy the dataset again") from error
-        if not isinstance(array, zarr.Array) or array.ndim != 1 or np.dtype(array.dtype).kind not in "iu":
+        if not isinstance(array, zarr.Array) or array.ndim != 1 or np.dtype(array.dtype).kind not in "iuf":
             raise self._wrong(f"{where} must be one vector of whole numbers")
-        return self._load(array, 0, array.shape[0]).astype(np.int64)
+        values = self._load(array, 0, array.shape[0])
+        if values.dtype.kind == "f" and not (
+            np.isfinite(values).all() and (values == np.round(values)).all()
+        ):
+            raise self._wrong(f"{where} must be one vector of whole numbers, not {values[:4].tolist()}...")
+        return values.astype(np.int64)
+
+    def _ends_line(self, case: str, ends: str) -> str:
+        """What to do in some case: the line of Python that writes the ends that an expression gives."""
+        first = "" if self._sizes is None else "unpack the zip; then, "
+        line = f"import numpy as np, zarr; g = zarr.open_group({str(self.path)!r})"
+        line = f"{line}; g.create_array('meta/episode_ends', data={ends}, overwrite=True)"
+        return f'{first}{case}, python -c "{line}" writes it'
 
     def _check_lengths(self) -> None:
         """Raise unless the episode ends increase from above 0 to the length of every column."""
@@ -314,11 +330,18 @@ class EpisodeStore(Source):
             i = int(bad[0])
             before = f"after {ends[i - 1]}" if i else "as the first end"
             entry = f"entry {i} is {ends[i]} {before}"
-            raise self._wrong(f": meta/episode_ends must increase from above 0, but {entry}")
-        for key, array in self._arrays.items():
-            if array.shape[0] != ends[-1]:
-                lengths = f"{array.shape[0]} frames, but the last episode ends at {ends[-1]}"
-                raise self._wrong(f": column '{key}' has {lengths}")
+            remedy = "copy the dataset again"
+            if (ends >= 0).all() and (np.diff(ends) >= 0).all():
+                remedy = self._ends_line("without the empty episodes", f"np.setdiff1d({_ENDS}, [0])")
+            raise self._wrong(f": meta/episode_ends must increase from above 0, but {entry}; {remedy}")
+        frames = {key: array.shape[0] for key, array in self._arrays.items()}
+        for key, n in frames.items():
+            if n != ends[-1]:
+                remedy = f"remove data/{key} or copy the dataset again"
+                if n > ends[-1] and len(set(frames.values())) == 1:
+                    remedy = self._ends_line("if the rest is one more episode", f"np.append({_ENDS}, {n})")
+                lengths = f"{n} frames, but the last episode ends at {ends[-1]}"
+                raise self._wrong(f": column '{key}' has {lengths}; {remedy}")
 
     def _require_finite(self, key: str, values: NDArray, start: int) -> None:
         """Raise if a value is NaN or infinite; `start` is the frame that `values` begin with."""
@@ -399,15 +422,22 @@ def _open_group(path: Path) -> tuple[zarr.Group, Path | zipfile.Path]:
         raise FlowleapError(f"dataset '{path}' does not exist{hint} ({_LAYOUT})")
     root: Path | zipfile.Path = path
     store: Any = path
+    inside = ""
     if path.is_file() and (path.suffix == ".zip" or zipfile.is_zipfile(path)):
         broken = f"dataset '{path}' is not a whole zip file"
         with explain(broken, OSError, zipfile.BadZipFile, remedy="; copy the dataset again"):
             root, store = zipfile.Path(zipfile.ZipFile(path)), zarr.storage.ZipStore(path, mode="r")
+        stores = _zipped_stores(path)
+        if len(stores) != 1:
+            found = f"the zarr stores {', '.join(stores[:8])}" if stores else "no zarr store"
+            remedy = f"unpack it with `python -m zipfile -e {path} FOLDER`, and give what is in there"
+            raise FlowleapError(f"dataset '{path}' is a zip with {found}; {remedy}")
+        inside = stores[0]
     try:
-        return zarr.open_group(store, mode="r", use_consolidated=False), root
+        return zarr.open_group(store, mode="r", path=inside, use_consolidated=False), root
     except Exception as error:  # FileNotFoundError, ContainsArrayError, JSON errors: all mean the same here
-        inside = sorted(p.name for p in path.glob("[!.]*.zarr")) if path.is_dir() else []
-        hint = f"; it contains {', '.join(inside[:8])}" if inside else ""
+        below = sorted(p.name for p in path.glob("[!.]*.zarr")) if path.is_dir() else []
+        hint = f"; it contains {', '.join(below[:8])}" if below else ""
         raise FlowleapError(f"dataset '{path}' is not a zarr group: {_LAYOUT}{hint}") from error
 
 
@@ -422,6 +452,23 @@ def _codec_remedy(problem: str) -> str:
     """What zarr says of metadata that it cannot read; of a codec that is not there, what brings it."""
     known = "imagecodecs" in problem
     return "its codec is not installed: pip install 'flowleap[umi]' brings imagecodecs" if known else problem
+
+
+def _zipped_stores(path: Path) -> list[str]:
+    """The folders in a zip that are groups in no other group: where its stores are."""
+    try:
+        with zipfile.ZipFile(path) as file:
+            names = file.namelist()
+    except (OSError, zipfile.BadZipFile):
+        return []
+    places = (name.rpartition("/") for name in names)
+    groups = {folder for folder, _, file in places if file in (".zgroup", "zarr.json")}
+
+    def is_inside(group: str) -> bool:
+        parts = group.split("/")
+        return bool(group) and any("/".join(parts[:i]) in groups for i in range(len(parts)))
+
+    return sorted(group for group in groups if not is_inside(group))
 
 
 Reader, Writer = EpisodeStore, EpisodeWriter

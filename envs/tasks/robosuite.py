@@ -8,6 +8,7 @@ versions refuse the controllers of those files.
 from __future__ import annotations
 
 import os
+import re
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -18,10 +19,11 @@ from typing import Any
 import gymnasium
 import numpy as np
 
+from flowleap.datasets.formats.robomimic import action_convention
 from flowleap.envs.rendering import OffscreenRenderer
 from flowleap.envs.task import SCENE, Expert, Observation, Recording, Task
 from flowleap.envs.tasks.base import SimEnv, Start, Step, origin
-from flowleap.policy.core.errors import FlowleapError, optional_import, suggest
+from flowleap.policy.core.errors import FlowleapError, optional_import
 from flowleap.policy.core.spec import ActionConvention, ObsKey, Spec
 
 
@@ -109,6 +111,7 @@ _CONTROLLER = {
 # What of `env_kwargs` this environment decides itself: it draws by its own renderer, and only when asked.
 _OFF = dict.fromkeys(("has_renderer", "has_offscreen_renderer", "use_camera_obs"), False)
 _OWN = {**_OFF, "use_object_obs": True, "ignore_done": True}
+_NO_TASK = "leave out task=... to train without a simulator"
 _COLLISION_GROUP = 0  # of geoms: what the contacts see, drawn over what people should see
 
 
@@ -287,20 +290,47 @@ def _checked(name: str, env_args: Mapping[str, Any]) -> dict[str, Any]:
     expected = _SCENES[name][0]
     found, kwargs = env_args.get("env_name"), env_args.get("env_kwargs")
     if found != expected:
-        raise FlowleapError(
-            f"task robosuite/{name} is robosuite's {expected}, but env_args describe {found!r}"
-            + suggest(str(found), [scene for scene, *_ in _SCENES.values()])
-        )
+        other = next((task for task, (scene, *_) in _SCENES.items() if scene == found), None)
+        remedy = f"say task=robosuite/{other}" if other else f"no task here simulates it; {_NO_TASK}"
+        described = f"task robosuite/{name} is robosuite's {expected}, but env_args describe {found!r}"
+        raise FlowleapError(f"{described}: {remedy}")
     if not isinstance(kwargs, Mapping):
-        problem = "have no env_kwargs: the robot and its controller are unknown"
+        problem = f"have no env_kwargs: the robot and its controller are unknown; {_NO_TASK}"
         raise FlowleapError(f"env_args of {expected} {problem}")
-    controller = kwargs.get("controller_configs")
+    controller, version = kwargs.get("controller_configs"), str(env_args.get("env_version", ""))
+    if _is_later(version) or (isinstance(controller, Mapping) and "body_parts" in controller):
+        raise FlowleapError(_later(name, version or "1.5", action_convention(env_args)))
     if not isinstance(controller, Mapping) or "type" not in controller:
         raise FlowleapError(
-            f"env_args of {expected} have no controller_configs of robosuite 1.4 (env_version "
-            f"{env_args.get('env_version')!r}): robosuite 1.5 describes controllers in another way"
+            f"env_args of {expected} have no controller_configs of robosuite 1.4: the meaning of its actions is "
+            f"unknown; {_NO_TASK}"
+        )
+    robots = kwargs.get("robots")
+    if isinstance(robots, list | tuple) and len(robots) != 1:
+        raise FlowleapError(
+            f"env_args have the robots {list(robots)}, robosuite/{name} has one arm; {_NO_TASK}"
         )
     return {**env_args, "env_kwargs": dict(kwargs)}
+
+
+def _is_later(version: str) -> bool:
+    """Whether a version is 1.5 or later, whose simulation is another one."""
+    numbers = re.match(r"([0-9]+)\.([0-9]+)", version)
+    return numbers is not None and tuple(map(int, numbers.groups())) >= (1, 5)
+
+
+def _later(name: str, version: str, convention: ActionConvention) -> str:
+    """What to do with a recording of robosuite 1.5. Its models move differently, so no translation is exact."""
+    same = (
+        ""
+        if convention == "absolute"
+        else ", or say +task.kwargs.env_args=null to meet that of 1.4.1 all the same"
+    )
+    return (
+        f"the dataset was recorded with robosuite {version}, whose controllers and models robosuite 1.4.1 does not "
+        f"have, so robosuite/{name} is another environment: take robomimic's files of 1.4.1 (`flowleap download "
+        f"robomimic/{name}_ph_v141`), {_NO_TASK}{same}"
+    )
 
 
 def _convention(env_args: Mapping[str, Any]) -> ActionConvention:

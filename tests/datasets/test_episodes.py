@@ -184,7 +184,7 @@ def test_no_episode_ends_and_no_columns(tmp_path: Path) -> None:
         ([10, 24], "has 25 frames, but the last episode ends at 24"),
         ([10, 26], "has 25 frames, but the last episode ends at 26"),
         ([], "empty"),
-        ([10.0, 25.0], "one vector of whole numbers"),
+        ([10.5, 25.0], "one vector of whole numbers"),
     ],
 )
 def test_bad_episode_ends(tmp_path: Path, ends: list[float], message: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 
 from flowleap.datasets import dataset as formats
+from flowleap.datasets.formats.minari_spaces import leaves
 from flowleap.envs.task_data import load_columns
 from flowleap.policy.core.errors import FlowleapError
 from flowleap.policy.core.spec import ObsKey
@@ -106,38 +108,172 @@ def test_broken_minari_datasets_are_named(minari_folder: Path) -> None:
         load_columns(None, formats.open_dataset(minari_folder))
 
 
-@pytest.mark.filterwarnings("ignore")
-def test_a_dataset_that_minari_wrote(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+FORMATS = ("hdf5", "arrow", "parquet")
+
+
+def recorded(
+    folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    data_format: str,
+    space: Any,
+    observed: Callable[[int], Any],
+    action_space: Any = None,
+    acted: Callable[[int], Any] | None = None,
+) -> Path:
+    """A dataset that minari writes, of LENGTHS steps, with observations and actions for each number of frames."""
     minari = pytest.importorskip("minari", reason="needs minari")
     spaces = pytest.importorskip("gymnasium").spaces
-    monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path))
-    space = spaces.Dict(
-        position=spaces.Box(-9, 9, (3,), np.float64), camera=spaces.Box(0, 255, (32, 40, 3), np.uint8)
-    )
+    monkeypatch.setenv("MINARI_DATASETS_PATH", str(folder))
+    acted = acted or (lambda n: np.arange(2.0 * n).reshape(n, 2))
     buffers = [
         minari.data_collector.EpisodeBuffer(
             id=i,
             seed=40 + i,
-            observations=observations(i),
-            actions=np.arange(n) % 2,
+            observations=observed(n + 1),
+            actions=acted(n),
             rewards=[0.5] * n,
             terminations=[False] * n,
             truncations=[False] * (n - 1) + [True],
+            infos={"note": np.zeros((n + 1, 2))},
         )
         for i, n in enumerate(LENGTHS)
     ]
     minari.create_dataset_from_buffers(
-        "mine/reach-v0", buffers, observation_space=space, action_space=spaces.Discrete(2), eval_env=None
+        "mine/reach-v0",
+        buffers,
+        observation_space=space,
+        action_space=action_space or spaces.Box(-99, 99, (2,), np.float64),
+        eval_env=None,
+        data_format=data_format,
     )
-    with formats.open_dataset(tmp_path / "mine" / "reach-v0") as source:
-        assert source.n_episodes == 3
-        for i, n in enumerate(LENGTHS):
-            got = source.episode(i)
-            np.testing.assert_array_equal(got["position"], observations(i)["position"][:-1])
-            assert np.abs(got["camera"].astype(int) - observations(i)["camera"][:-1]).max() <= 4
-            np.testing.assert_array_equal(got["action"][:, 0], np.arange(n) % 2)
+    return folder / "mine" / "reach-v0"
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("data_format", FORMATS)
+def test_a_dataset_that_minari_wrote(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, data_format: str
+) -> None:
+    """Nested dictionaries and tuples, choices, images and texts, in all storages of minari."""
+    spaces = pytest.importorskip("gymnasium").spaces
+    parts = {
+        "camera": spaces.Box(0, 255, (32, 40, 3), np.uint8),
+        "arm": spaces.Dict(q=spaces.Box(-9, 9, (2, 3), np.float64), on=spaces.MultiBinary(4)),
+        "pair": spaces.Tuple((spaces.Box(-9, 9, (3,), np.float32), spaces.Discrete(5, start=-2))),
+        "grid": spaces.MultiDiscrete([3, 4]),
+        "room": spaces.Discrete(4096),
+        "words": spaces.Text(9),
+    }
+
+    def observed(n: int) -> dict[str, Any]:
+        rng = np.random.default_rng(n)
+        return {
+            "camera": np.broadcast_to(rng.integers(0, 255, (n, 1, 1, 3), np.uint8), (n, 32, 40, 3)),
+            "arm": {"q": rng.normal(size=(n, 2, 3)), "on": rng.integers(0, 2, (n, 4), np.int8)},
+            "pair": (rng.normal(size=(n, 3)).astype(np.float32), rng.integers(-2, 3, n)),
+            "grid": np.stack([rng.integers(0, 3, n), rng.integers(0, 4, n)], axis=1),
+            "room": rng.integers(0, 4096, n),
+            "words": ["x"] * n,
+        }
+
+    path = recorded(tmp_path, monkeypatch, data_format, spaces.Dict(parts), observed)
+    assert formats.detect(path) == formats.detect(path / "data") == "minari"
+    with formats.open_dataset(path) as source:
+        assert source.spec.observations == {
+            "arm.on": ObsKey((4,), "int8"),
+            "arm.q": ObsKey((2, 3), "float64"),
+            "camera": ObsKey((32, 40, 3), "uint8", "rgb"),
+            "grid": ObsKey((7,)),
+            "pair._index_0": ObsKey((3,)),
+            "pair._index_1": ObsKey((5,)),
+        }
+        assert source.refused["words"] == "is of a Text space, only numbers are read"
+        assert source.refused["room"] == "is one of 4096 choices, too many for a one-hot vector"
+        for i in (2, 0, 1):
+            n = LENGTHS[i]
+            got, expected = source.episode(i), observed(n + 1)
+            np.testing.assert_array_equal(got["arm.q"], expected["arm"]["q"][:-1])
+            np.testing.assert_array_equal(got["arm.on"], expected["arm"]["on"][:-1])
+            np.testing.assert_array_equal(got["pair._index_0"], expected["pair"][0][:-1])
+            chosen = np.argmax(got["pair._index_1"], axis=1) - 2
+            np.testing.assert_array_equal(chosen, expected["pair"][1][:-1])
+            np.testing.assert_array_equal(np.argmax(got["grid"][:, :3], axis=1), expected["grid"][:-1, 0])
+            np.testing.assert_array_equal(np.argmax(got["grid"][:, 3:], axis=1), expected["grid"][:-1, 1])
+            np.testing.assert_array_equal(got["grid"].sum(axis=1), np.full(n, 2))
+            assert np.abs(got["camera"].astype(int) - expected["camera"][:-1]).max() <= 4
+            np.testing.assert_array_equal(got["action"], np.arange(2.0 * n).reshape(n, 2))
             assert got["truncations"].tolist() == [False] * (n - 1) + [True]
+            assert got["rewards"].tolist() == [0.5] * n
             assert source.seed(i) == 40 + i
+    assert load_columns(None, formats.open_dataset(path)).episode_ends.tolist() == [4, 5, 12]
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("data_format", FORMATS)
+def test_spaces_of_minaris_actions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, data_format: str) -> None:
+    """Choices observed as such are a one-hot vector; a tuple of actions is joined."""
+    spaces = pytest.importorskip("gymnasium").spaces
+    both = spaces.Tuple((spaces.Box(-9, 9, (2,), np.float64), spaces.Box(-9, 9, (1, 2), np.float64)))
+    parts = {n: (np.full((n, 2), float(n)), np.arange(2.0 * n).reshape(n, 1, 2)) for n in LENGTHS}
+    choice = spaces.Discrete(3)
+    path = recorded(
+        tmp_path, monkeypatch, data_format, choice, lambda n: np.arange(n) % 3, both, lambda n: parts[n]
+    )
+    with formats.open_dataset(path) as source:
+        assert source.spec.observations == {"observations": ObsKey((3,))}
+        np.testing.assert_array_equal(source.episode(2)["observations"], np.eye(3)[np.arange(7) % 3])
+        expected = np.concatenate([np.full((7, 2), 7), np.arange(14.0).reshape(7, 2)], axis=1)
+        np.testing.assert_array_equal(source.episode(2)["action"], expected)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("nested", [False, True])
+def test_choices_as_actions_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, nested: bool
+) -> None:
+    spaces = pytest.importorskip("gymnasium").spaces
+    space = spaces.Dict(key=spaces.Discrete(2)) if nested else spaces.Discrete(2)
+
+    def acted(n: int) -> Any:
+        return {"key": np.arange(n) % 2} if nested else np.arange(n) % 2
+
+    box = spaces.Box(-9, 9, (1,), np.float64)
+    path = recorded(tmp_path, monkeypatch, "hdf5", box, lambda n: np.zeros((n, 1)), space, acted)
+    at = " at key" if nested else ""
+    with pytest.raises(FlowleapError, match=f"has actions of a Discrete space{at}, and a policy draws real"):
+        formats.open_dataset(path)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("data_format", ["arrow", "parquet"])
+def test_broken_tables_of_minari_are_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, data_format: str
+) -> None:
+    spaces = pytest.importorskip("gymnasium").spaces
+    box = spaces.Box(-9, 9, (3,), np.float64)
+    path = recorded(tmp_path, monkeypatch, data_format, box, lambda n: np.ones((n, 3)))
+    (file,) = (path / "data" / "1").glob(f"*.{data_format}")
+    whole = file.read_bytes()
+    for damaged in (whole[: len(whole) // 2], b""):
+        file.unlink()  # the old one may be mapped into memory
+        file.write_bytes(damaged)
+        with pytest.raises(FlowleapError, match="reach-v0/data/1' cannot be read"):
+            formats.open_dataset(path).episode(1)
+    file.unlink()
+    with pytest.raises(FlowleapError, match=r"reach-v0/data/1' holds no \.arrow or \.parquet file"):
+        formats.open_dataset(path).episode(1)
+    (path / "data" / "1" / "metadata.json").unlink()
+    (path / "data" / "1").rmdir()
+    with pytest.raises(FlowleapError, match=r"has 2 episodes, metadata\.json says 3"):
+        formats.open_dataset(path)
+
+
+def test_one_hot_vectors_refuse_what_is_no_choice() -> None:
+    (leaf,) = leaves(json.dumps({"type": "Discrete", "n": 3, "start": 1}))
+    np.testing.assert_array_equal(leaf.one_hot(np.array([3, 1])), [[0, 0, 1], [1, 0, 0]])
+    for values in (np.array([0]), np.array([4]), np.array([1.5]), np.ones((2, 2), np.int64)):
+        with pytest.raises(FlowleapError, match=r"(outside of its choices 1 to 3|its space is Discrete)"):
+            leaf.one_hot(values)
 
 
 # numpy
@@ -198,7 +334,7 @@ def test_a_folder_of_episodes(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("ends", "message"),
-    [([4, 4], "increase from above 0"), ([0, 12], "increase"), ([4.0, 12.0], "whole numbers")],
+    [([4, 4], "increase from above 0"), ([0, 12], "increase"), ([4.5, 12.0], "whole numbers")],
 )
 def test_bad_ends(tmp_path: Path, ends: list[float], message: str) -> None:
     np.savez(tmp_path / "a.npz", q=np.zeros((12, 1)), action=np.zeros((12, 1)), episode_ends=ends)

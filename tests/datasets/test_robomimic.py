@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -215,8 +217,88 @@ def test_other_hdf5_files_are_refused(tmp_path: Path) -> None:
         formats.open_dataset(tmp_path / "a.h5")
     with h5py.File(tmp_path / "b.h5", "w") as f:
         f["data/demo_0/actions"] = np.zeros((3, 2))
-    with pytest.raises(FlowleapError, match="demo_0 has no observations in 'obs': extract them"):
+    with pytest.raises(FlowleapError, match=r"demo_0 has no observations in 'obs', only \['actions'\]"):
         formats.open_dataset(tmp_path / "b.h5")
+
+
+def test_files_without_observations_say_which_scripts_of_robomimic_make_them(file: Path) -> None:
+    """Robosuite's recorder leaves states and its own attributes; robomimic's raw files have `env_args`."""
+    with h5py.File(file, "a") as f:
+        for demo in f["data"].values():
+            del demo["obs"]
+    scripts = (
+        r"with robomimic, `python -m robomimic\.scripts\.dataset_states_to_obs --dataset .* --output_name"
+    )
+    with pytest.raises(FlowleapError, match=scripts):
+        formats.open_dataset(file)
+    with h5py.File(file, "a") as f:
+        del f["data"].attrs["env_args"]
+    with pytest.raises(
+        FlowleapError, match=r"`python -m robomimic\.scripts\.conversion\.convert_robosuite --dat"
+    ):
+        formats.open_dataset(file)
+    for module in ("conversion.convert_robosuite", "dataset_states_to_obs"):
+        pytest.importorskip("robomimic", reason="needs robomimic")
+        assert importlib.util.find_spec(f"robomimic.scripts.{module}") is not None
+
+
+def test_remedies_for_filters_and_counts_work(file: Path) -> None:
+    with h5py.File(file, "a") as f:
+        f["mask/gone"] = np.array(["demo_2", "demo_77"], dtype="S")
+        f["mask/empty"] = np.array([], dtype="S1")
+        f["data/demo_3"].attrs["num_samples"] = 4
+    for name, problem in (
+        ("gone", r"names \['demo_77'\], which data/ does not have"),
+        ("empty", "names no demo"),
+    ):
+        with pytest.raises(
+            FlowleapError, match=rf"mask/{name} {problem}.*episodes='10:20' chooses by number"
+        ):
+            formats.open_dataset(file, filter=name)
+    with formats.open_dataset(file, episodes="10:20") as source:
+        assert [source.label(i) for i in range(source.n_episodes)] == ["demo_10"]
+    with (
+        formats.open_dataset(file) as source,
+        pytest.raises(FlowleapError, match="num_samples says 4") as error,
+    ):
+        source.episode(3)
+    with formats.open_dataset(file, drop=[3]) as source:
+        assert load_columns(None, source).n_frames == sum(LENGTHS) - LENGTHS[3]
+    (line,) = re.findall('python -c "(.*)"', str(error.value))
+    exec(line)
+    with formats.open_dataset(file) as source:
+        assert len(source.episode(3)["action"]) == 3
+
+
+def test_without_filters_the_message_says_so(tmp_path: Path) -> None:
+    with h5py.File(tmp_path / "a.h5", "w") as f:
+        f["data/demo_0/actions"], f["data/demo_0/obs/q"] = np.zeros((3, 2)), np.zeros((3, 2))
+    with pytest.raises(FlowleapError, match="no filter 'train', and no others in mask/; episodes="):
+        formats.open_dataset(tmp_path / "a.h5", filter="train")
+    with pytest.raises(
+        FlowleapError, match=r"'actions_abs' is no dataset of actions.*did you mean 'actions'"
+    ):
+        formats.open_dataset(tmp_path / "a.h5", action="actions_abs")
+
+
+def test_unusual_nesting_becomes_no_observation(file: Path) -> None:
+    with h5py.File(file, "a") as f:
+        for demo in f["data"].values():
+            demo["initial_state/articulation/robot/root_pose"] = np.zeros((1, 7))
+            demo["obs/goal_pose"] = np.zeros((1, 7))
+            demo["extra/force"] = np.zeros((len(demo["actions"]), 6))
+            demo["data/obs/x"] = np.zeros((len(demo["actions"]), 2))
+    with formats.open_dataset(file) as source:
+        assert sorted(source.spec.observations) == ["agentview_image", "object", "robot0_eef_pos"]
+        assert {"extra.force", "data.obs.x"} < set(source.extra)
+        reason = "cannot be read: has 1 rows, not the 5 of the actions"
+        assert (
+            source.unused["obs.goal_pose"]
+            == source.unused["initial_state.articulation.robot.root_pose"]
+            == reason
+        )
+        assert load_columns(None, source).n_frames == sum(LENGTHS)
+        assert len(source.episode(2)["extra.force"]) == LENGTHS[2]
 
 
 def test_memory_stays_flat(tmp_path: Path) -> None:

@@ -33,8 +33,29 @@ BESIDE = {
     "init_qpos": "an initial or final state", "initial_state": "an initial or final state",
     "robot0_demo_start_pose": "an initial or final state",
 }  # fmt: skip
-OBSERVED = """state qpos robot0_eef_pos robot0_eef_quat object gripper_width goal desired_goal prev_action last_actions
-keypoint observation.state joints image top velocity tactile identity stepper_angle timely reactions""".split()
+OBSERVED = [
+    "state",
+    "qpos",
+    "robot0_eef_pos",
+    "robot0_eef_quat",
+    "object",
+    "gripper_width",
+    "goal",
+    "desired_goal",
+    "prev_action",
+    "last_actions",
+    "keypoint",
+    "observation.state",
+    "joints",
+    "image",
+    "top",
+    "velocity",
+    "tactile",
+    "identity",
+    "stepper_angle",
+    "timely",
+    "reactions",
+]
 
 
 def test_names() -> None:
@@ -52,6 +73,7 @@ def columns() -> dict[str, np.ndarray]:
     rng = np.random.default_rng(0)
     found = {key: rng.normal(size=(E * T, size)).astype(np.float32) for key, size in COLUMNS.items()}
     found["joints"][:, 0] = EPISODE
+    found["frame_index"][:, 0], found["timestamp"][:, 0] = np.arange(E * T) % T, np.arange(E * T) / 10
     found["action"] = rng.normal(size=(E * T, 2)).astype(np.float32)
     return found
 
@@ -70,14 +92,14 @@ def write(folder: Path, name: str, data: dict[str, np.ndarray] | None = None) ->
     elif name == "npz folder":
         path.mkdir()
         for e in range(E):
-            np.savez(path / f"{e}.npz", **{key: x[EPISODE == e] for key, x in data.items()})
+            np.savez(path / f"{e}.npz", **{key: x[e == EPISODE] for key, x in data.items()})
     elif name == "robomimic":
         with h5py.File(path, "w") as file:
             for e in range(E):
                 demo = file.create_group(f"data/demo_{e}")
-                demo["actions"] = data["action"][EPISODE == e]
+                demo["actions"] = data["action"][e == EPISODE]
                 for key in COLUMNS:
-                    demo[f"obs/{key}"] = data[key][EPISODE == e]
+                    demo[f"obs/{key}"] = data[key][e == EPISODE]
             file.create_dataset("mask/train", data=np.array(["demo_3", "demo_1"], dtype=h5py.string_dtype()))
     elif name == "lerobot":
         write_lerobot(path, data)
@@ -92,7 +114,7 @@ def write_lerobot(path: Path, data: dict[str, np.ndarray]) -> None:
     for e in range(E):
         rows = {
             name: pa.array(
-                list(data[name.removeprefix("observation.")][EPISODE == e]), pa.list_(pa.float32())
+                list(data[name.removeprefix("observation.")][e == EPISODE]), pa.list_(pa.float32())
             )
             for name in features
         }

@@ -89,7 +89,7 @@ def test_actions_are_the_next_poses(tmp_path: Path, robots: int) -> None:
 
 def test_relative_actions_compose_to_the_way(tmp_path: Path) -> None:
     truth = poses(write(tmp_path / "umi.zarr"), "robot0")
-    with open_dataset(tmp_path / "umi.zarr", actions="relative") as dataset:
+    with open_dataset(tmp_path / "umi.zarr", poses="relative") as dataset:
         assert dataset.spec.action_convention == "delta"
         steps = as_matrices(dataset.episode(0)["action"])
     place = truth[0]
@@ -97,8 +97,8 @@ def test_relative_actions_compose_to_the_way(tmp_path: Path) -> None:
         place = place @ steps[t]
         np.testing.assert_allclose(place, truth[t + 1], atol=1e-5)
     np.testing.assert_allclose(steps[29], np.eye(4), atol=1e-6)  # the last frame stays
-    with pytest.raises(FlowleapError, match="actions=delta of a UMI store is none of absolute, relative"):
-        open_dataset(tmp_path / "umi.zarr", actions="delta")
+    with pytest.raises(FlowleapError, match="poses=delta of a UMI store is none of absolute, relative"):
+        open_dataset(tmp_path / "umi.zarr", poses="delta")
 
 
 def test_images_in_jpeg_xl_and_zips(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -114,7 +114,7 @@ def test_images_in_jpeg_xl_and_zips(tmp_path: Path, capsys: pytest.CaptureFixtur
         expected = [[np.roll(image, k, axis=0) for k in row] for row in ([0, 5], [69, 3])]
         np.testing.assert_array_equal(frames, expected)
     out = tmp_path / "out.zarr"
-    assert cli.main(["convert", f"source={tmp_path / 'umi.zarr'}", f"out={out}", "actions=relative"]) == 0
+    assert cli.main(["convert", f"source={tmp_path / 'umi.zarr'}", f"out={out}", "poses=relative"]) == 0
     with open_dataset(out) as dataset:
         np.testing.assert_array_equal(dataset.episode(0)["camera0_rgb"][7], np.roll(image, 7, axis=0))
         assert dataset.spec.action_convention == "delta"

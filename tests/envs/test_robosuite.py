@@ -149,20 +149,72 @@ def test_env_args_make_the_environment() -> None:
     assert args == kept
 
 
-def test_env_args_of_others_are_refused() -> None:
-    args = default_env_args("can")
+def composite(input_type: str = "delta") -> dict[str, Any]:
+    """A controller as robosuite 1.5 describes it."""
+    arm = {
+        "type": "OSC_POSE",
+        "input_type": input_type,
+        "input_ref_frame": "base",
+        "gripper": {"type": "GRIP"},
+    }
+    return {"type": "BASIC", "body_parts": {"right": arm}}
+
+
+@pytest.mark.parametrize("found", ["PickPlaceCan", "Stack", "TwoArmLift", None])
+def test_env_args_of_other_environments_say_what_to_do(found: str | None) -> None:
+    args = default_env_args("can") | {"env_name": found}
+    remedy = (
+        "say task=robosuite/can" if found == "PickPlaceCan" else "no task here simulates it; leave out task="
+    )
     with pytest.raises(
-        FlowleapError, match=r"robosuite/lift is robosuite's Lift, but env_args describe 'PickPlaceCan'"
+        FlowleapError, match=f"robosuite/lift is robosuite's Lift, but env_args describe {found!r}: {remedy}"
     ):
         make_task("robosuite/lift", env_args=args)
-    args["env_kwargs"]["controller_configs"] = {"body_parts": {"right": {}}}
-    args["env_version"] = "1.5.1"
+
+
+@pytest.mark.parametrize(
+    ("version", "controller"),
+    [
+        ("1.5.1", composite()),
+        ("1.5.0", default_env_args("can")["env_kwargs"]["controller_configs"]),
+        ("1.10", composite()),
+        (None, composite()),
+    ],
+)
+def test_recordings_of_robosuite_15_are_refused_with_a_way_on(version: str | None, controller: Any) -> None:
+    args = default_env_args("can")
+    del args["env_version"]
+    if version is not None:
+        args["env_version"] = version
+    args["env_kwargs"]["controller_configs"] = controller
     with pytest.raises(
-        FlowleapError, match=r"no controller_configs of robosuite 1.4 \(env_version '1.5.1'\)"
+        FlowleapError,
+        match=rf"recorded with robosuite {version or '1.5'}, .*`flowleap download robomimic/can_ph_v141`\), leave "
+        r"out task=\.\.\. to train without a simulator, or say \+task\.kwargs\.env_args=null",
     ):
         make_task("robosuite/can", env_args=args)
+
+
+def test_absolute_actions_of_robosuite_15_are_not_for_the_default_controller() -> None:
+    args = default_env_args("can")
+    args["env_kwargs"]["controller_configs"] = composite("absolute")
+    with pytest.raises(FlowleapError, match=r"leave out task=\.\.\. to train without a simulator$"):
+        make_task("robosuite/can", env_args=args)
+
+
+def test_incomplete_env_args_are_refused() -> None:
     with pytest.raises(FlowleapError, match="have no env_kwargs"):
         make_task("robosuite/can", env_args={"env_name": "PickPlaceCan"})
+    args = default_env_args("can")
+    args["env_kwargs"]["robots"] = ["Panda", "Panda"]
+    with pytest.raises(
+        FlowleapError, match=r"have the robots \['Panda', 'Panda'\], robosuite/can has one arm; leave"
+    ):
+        make_task("robosuite/can", env_args=args)
+    args["env_kwargs"]["robots"] = "Panda"
+    del args["env_kwargs"]["controller_configs"]
+    with pytest.raises(FlowleapError, match=r"have no controller_configs of robosuite 1\.4"):
+        make_task("robosuite/can", env_args=args)
 
 
 def test_unknown_env_kwargs_are_named() -> None:

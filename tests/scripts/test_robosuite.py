@@ -125,3 +125,29 @@ def test_given_env_args_win_and_other_tasks_take_none(lift: Path) -> None:
         "env_args",
     }
     assert with_recorded_env("pusht/keypoints", {}, open_dataset(lift)) == {}
+
+
+def test_files_of_robosuite_15_are_refused_before_training(
+    lift: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The remedies of the message work: without a task, or in the default environment; images need no other one."""
+    file, words = tmp_path / "v15.hdf5", ["backbone.width=16", "backbone.depth=1", "trainer.device=cpu"]
+    shutil.copy(lift, file)
+    with h5py.File(file, "a") as f:
+        f.pop("flowleap", None)
+        args = json.loads(f["data"].attrs["env_args"]) | {"env_version": "1.5.1"}
+        arm = {"type": "OSC_POSE", "input_type": "delta"}
+        args["env_kwargs"]["controller_configs"] = {"type": "BASIC", "body_parts": {"right": arm}}
+        f["data"].attrs["env_args"] = json.dumps(args)
+    train = ["train", f"dataset={file}", f"run_dir={tmp_path / 'run'}", "trainer.dry_run=true", *words]
+    for command in ([*train, "task=robosuite/lift"], ["replay", f"dataset={file}", "task=robosuite/lift"]):
+        assert cli.main(command) == 1
+        (line,) = capsys.readouterr().err.strip().splitlines()
+        assert "recorded with robosuite 1.5.1" in line
+    assert cli.main(train) == 0
+    assert cli.main([*train, "task=robosuite/lift", "+task.kwargs.env_args=null"]) == 0
+    with h5py.File(file, "a") as f:
+        args = default_env_args("lift")
+        args["env_kwargs"] |= {"camera_names": ["agentview"], "camera_heights": 84, "use_camera_obs": True}
+        f["data"].attrs["env_args"] = json.dumps(args)
+    assert cli.main([*train, "task=robosuite/lift"]) == 0
