@@ -77,11 +77,6 @@ class _Minari(Source):
             raise FlowleapError(
                 f"'{self.path}' has {self.n_episodes} episodes, metadata.json says {expected}"
             )
-        steps, found = self._metadata.get("total_steps"), sum(map(self._length, range(self.n_episodes)))
-        if steps not in (None, found):
-            raise FlowleapError(
-                f"'{self.path}' has {found} frames, total_steps in metadata.json says {steps}"
-            )
 
     def _describe(self) -> None:
         """Describe the columns by the first episode."""
@@ -93,6 +88,11 @@ class _Minari(Source):
         described = {key: infer_key(values.shape[1:], values.dtype) for key, values in first.items()}
         action, extra = described.pop(ACTION), {key: described.pop(key) for key in _EXTRA}
         self.describe(described, action, extra, source=self._source)
+        steps, count = self._metadata.get("total_steps"), sum(map(self._length, range(self.n_episodes)))
+        if steps not in (None, count):
+            raise FlowleapError(
+                f"'{self.path}' has {count} frames, total_steps in metadata.json says {steps}"
+            )
 
     @abstractmethod
     def _length(self, index: int) -> int:
@@ -157,12 +157,15 @@ class Hdf5Minari(_Minari, Hdf5Source):
 
     def _length(self, index: int) -> int:
         with self.naming(index, _EXTRA[0]):
-            group = self._group(index)
-            length = len(self._require_dataset(group, _EXTRA[0]))
-            stated = group.attrs.get("total_steps", length)
-            if stated != length:
-                raise FlowleapError(f"has {length} frames, but total_steps says {stated}")
-            return length
+            return len(self._require_dataset(self._group(index), _EXTRA[0]))
+
+    def _read(self, index: int, keys: Sequence[str]) -> Episode:
+        """Read some columns of one episode, which has as many steps as it says."""
+        length = self._length(index)
+        stated = self._group(index).attrs.get("total_steps", length)
+        if stated != length:
+            raise self.error(index, ACTION, f"has {length} frames, but total_steps says {stated}")
+        return super()._read(index, keys)
 
     def _stored(self, index: int, name: str, leaf: Leaf, length: int) -> NDArray:
         node = self._require_dataset(self._group(index), "/".join((name, *leaf.names)))

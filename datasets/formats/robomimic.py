@@ -42,6 +42,7 @@ class Reader(Hdf5Episodes):
 
     observed = ("obs/",)
     ignored = ("next_obs/",)
+    may_lack_actions = True
 
     def __init__(self, path: Path, filter: str | None = None) -> None:
         super().__init__(path, path, _ACTIONS)
@@ -71,7 +72,6 @@ class Reader(Hdf5Episodes):
             self.take_note(note, where)
             self._paths = {key: f"obs/{key}" if key in self.spec.observations else key for key in self.fields}
         else:
-            self._require_actions()
             env_args = self._env_args()
             hz, convention = self._facts(env_args)
             self._infer(control_hz=hz, action_convention=convention, source={"env_args": env_args})
@@ -81,19 +81,10 @@ class Reader(Hdf5Episodes):
             found = {name: sorted(number[d] for d in demos if d in number) for name, demos in masks.items()}
             self.attrs[MASKS] = found
 
-    def _require_actions(self) -> None:
-        """Raise unless the first demonstration has the datasets with the actions."""
-        group = self._group(0)
-        for name in self._actions:
-            if not self._numeric(group.get(name)):
-                known = sorted(str(key) for key, node in group.items() if self._numeric(node))
-                raise self.error(0, name, f"is no dataset of actions, among {known}{suggest(name, known)}")
-
     def _facts(self, env_args: Mapping[str, Any]) -> tuple[float, ActionConvention]:
         """The rate (0: unknown) and the convention of the actions that `env_args` state."""
         hz = positive(_env_kwargs(env_args).get("control_freq"))
-        absolute = all(name.endswith("_abs") for name in self._actions)
-        return hz, "absolute" if absolute else action_convention(env_args)
+        return hz, action_convention(env_args)
 
     def _no_observations(self) -> str:
         if "states" not in self._group(0):

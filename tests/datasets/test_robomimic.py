@@ -276,7 +276,7 @@ def test_without_filters_the_message_says_so(tmp_path: Path) -> None:
     with pytest.raises(FlowleapError, match="no filter 'train', and no others in mask/; episodes="):
         formats.open_dataset(tmp_path / "a.h5", filter="train")
     with pytest.raises(
-        FlowleapError, match=r"'actions_abs' is no dataset of actions.*did you mean 'actions'"
+        FlowleapError, match=r"no column 'actions_abs', only q, action; did you mean 'action'"
     ):
         formats.open_dataset(tmp_path / "a.h5", action="actions_abs")
 

@@ -34,28 +34,10 @@ BESIDE = {
     "robot0_demo_start_pose": "an initial or final state",
 }  # fmt: skip
 OBSERVED = [
-    "state",
-    "qpos",
-    "robot0_eef_pos",
-    "robot0_eef_quat",
-    "object",
-    "gripper_width",
-    "goal",
-    "desired_goal",
-    "prev_action",
-    "last_actions",
-    "keypoint",
-    "observation.state",
-    "joints",
-    "image",
-    "top",
-    "velocity",
-    "tactile",
-    "identity",
-    "stepper_angle",
-    "timely",
-    "reactions",
-]
+    "state", "qpos", "robot0_eef_pos", "robot0_eef_quat", "object", "gripper_width", "goal", "desired_goal",
+    "prev_action", "last_actions", "keypoint", "observation.state", "joints", "image", "top", "velocity", "tactile", "identity",
+    "stepper_angle", "timely", "reactions",
+]  # fmt: skip
 
 
 def test_names() -> None:
@@ -173,7 +155,7 @@ def test_keys_and_episodes_choose(tmp_path: Path, name: str) -> None:
     with open_dataset(path, keys=["-width"]) as dataset:
         assert list(dataset.spec.observations) == ["joints"]
         assert dataset.unused["width"] == "left out by keys"
-    with pytest.raises(FlowleapError, match="no column 'jonts' to observe, only .*; did you mean 'joints'"):
+    with pytest.raises(FlowleapError, match=r"no column 'jonts' to observe, only .*; did you mean 'joints'"):
         open_dataset(path, keys=["jonts"])
     with pytest.raises(FlowleapError, match="leaves nothing"):
         open_dataset(path, keys=["-joints", "-width"])
@@ -251,7 +233,7 @@ def test_a_nan_in_a_dropped_episode_does_not_matter(tmp_path: Path) -> None:
         data = columns()
         data["action"][T + 3, 1] = np.nan
         path = write(folder, name, data)
-        with open_dataset(path) as dataset, pytest.raises(FlowleapError, match="nan|not finite"):
+        with open_dataset(path) as dataset, pytest.raises(FlowleapError, match=r"nan|not finite"):
             dataset.columns()
         with open_dataset(path, drop=[1]) as dataset:
             assert np.isfinite(dataset.columns()["action"]).all()

@@ -132,7 +132,7 @@ def test_what_is_missing_is_named(tmp_path: Path) -> None:
         FlowleapError, match=r"'top' is silent for 1.40 s at 1.0 s|'top' is silent for 1\.[34]"
     ):
         open_dataset(tmp_path / "run", topics=TOPICS, rate=10.0)
-    with pytest.raises(FlowleapError, match="no field 'positions'.*position"):
+    with pytest.raises(FlowleapError, match=r"no field 'positions'.*position"):
         open_dataset(
             tmp_path / "run", topics={"q": "/joint_states.positions", "action": "/command"}, rate=10.0
         )
@@ -140,6 +140,6 @@ def test_what_is_missing_is_named(tmp_path: Path) -> None:
         open_dataset(tmp_path / "run", topics={"q": "joint states", "action": "/command"})
     (tmp_path / "run" / "run.db3").write_bytes(b"SQLite format 3\x00 and then nothing")
     with pytest.raises(
-        FlowleapError, match="bag '.*run' cannot be read .*not a database.*: copy or reindex it"
+        FlowleapError, match=r"bag '.*run' cannot be read .*not a database.*: copy or reindex it"
     ):
         open_dataset(tmp_path / "run", topics=TOPICS)
