@@ -167,6 +167,10 @@ class Hdf5Episodes(Hdf5Source):
     def _place(self, index: int) -> tuple[Any, int, int]:
         """The group of an episode, and its rows [first, last)."""
 
+    def _first_group(self) -> Any:
+        """The group of the first episode."""
+        return self._place(0)[0]
+
     def _no_observations(self) -> str:
         """What to say, and to do, where nothing is observed."""
         return f"has no observations ({', '.join(f'{start}...' for start in self.observed)})"
@@ -190,7 +194,7 @@ class Hdf5Episodes(Hdf5Source):
 
     def _infer(self, **facts: Any) -> None:
         """Describe the columns by the first episode; `facts` are further fields of the Spec."""
-        group = self._place(0)[0]
+        group = self._first_group()
         if self.may_lack_actions and not all(self._numeric(group.get(name)) for name in self._actions):
             self._actions = []  # another column may hold them
         self._counted = self._actions[0] if self._actions else self._first_observed(group)

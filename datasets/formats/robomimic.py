@@ -81,6 +81,9 @@ class Reader(Hdf5Episodes):
             found = {name: sorted(number[d] for d in demos if d in number) for name, demos in masks.items()}
             self.attrs[MASKS] = found
 
+    def _first_group(self) -> Any:
+        return self._group(0)
+
     def _facts(self, env_args: Mapping[str, Any]) -> tuple[float, ActionConvention]:
         """The rate (0: unknown) and the convention of the actions that `env_args` state."""
         hz = positive(_env_kwargs(env_args).get("control_freq"))
@@ -145,8 +148,8 @@ class Reader(Hdf5Episodes):
 
     def _place(self, index: int) -> tuple[Any, int, int]:
         group = self._group(index)
-        with self.naming(index, self._actions[0]):
-            return group, 0, len(self._require_dataset(group, self._actions[0]))
+        with self.naming(index, self._counted):
+            return group, 0, len(self._require_dataset(group, self._counted))
 
     def _read(self, index: int, keys: Sequence[str]) -> Episode:
         """Read some columns of one demonstration."""
