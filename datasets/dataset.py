@@ -85,6 +85,8 @@ def open_dataset(
     keys: Sequence[str] | None = None,
     episodes: Any = None,
     drop: Any = None,
+    resize: Any = None,
+    crop: Any = None,
     **options: Any,
 ) -> Dataset:
     """Open a dataset of any format for reading.
@@ -96,6 +98,7 @@ def open_dataset(
         keys: the columns to observe, with patterns; None is what the format takes for observations.
         episodes: those to read: how many from the first, a slice as text (`10:20`), or a list; None is all.
         drop: episodes not to read, in the same way.
+        resize, crop: the size and the part in which cameras are read, see `Dataset.resize`.
         options: keyword arguments of the format's `Reader`, such as `filter="train"`; None stands for absent.
 
     Raises:
@@ -108,10 +111,10 @@ def open_dataset(
     dataset = _open(path, name, lenient, options)
     if mask is not None and "filter" not in options:
         episodes = _masked(dataset, mask, episodes)
-    if keys is None and episodes is None and drop is None:
-        return dataset
     try:
-        return Selected(dataset, keys, episodes, drop)
+        if resize is not None or crop is not None:
+            dataset.resize(resize, crop)
+        return dataset if keys is episodes is drop is None else Selected(dataset, keys, episodes, drop)
     except FlowleapError:
         dataset.close()
         raise

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -15,6 +16,7 @@ from flowleap.datasets.frames import Frames, Mirrored
 from flowleap.envs.registry import task_options
 from flowleap.envs.task import Task
 from flowleap.policy.core.errors import FlowleapError, suggest
+from flowleap.policy.core.spec import ObsKey, Spec
 
 
 def load_columns(
@@ -42,11 +44,26 @@ def load_columns(
             )
         columns, spec = dataset.columns(cache_bytes=cache_bytes), dataset.trainable
     else:
-        unread = [k for k, c in dataset.fields.items() if c.kind == "rgb" and not dataset.lends_images]
+        unread = [k for k, c in dataset.fields.items() if c.image and not dataset.lends_images]
         offered = [key for key in dataset.keys if key not in unread]
         keys, translate = task_columns(task, dataset, offered)
-        columns, spec = translate(dataset.columns(keys, cache_bytes)), task.spec
+        read = dataset.columns(keys, cache_bytes)
+        columns = translate(read)
+        spec = _seen(task.spec, columns, {id(read[key]): dataset.fields[key] for key in keys})
     return Dataset.from_arrays(columns, dataset.episode_ends, spec)
+
+
+def _seen(spec: Spec, columns: Columns, read: Mapping[int, ObsKey]) -> Spec:
+    """A task's Spec with cameras as the dataset reads them; `read` is the identity of a column -> what it is.
+
+    A task passes image columns on as they come, perhaps under another name.
+    """
+    observations = dict(spec.observations)
+    for key, obs in observations.items():
+        found = read.get(id(columns[key]))
+        if obs.image and found is not None and found.views:
+            observations[key] = replace(obs, shape=found.shape, views=found.views)
+    return replace(spec, observations=observations)
 
 
 def task_columns(
@@ -67,7 +84,7 @@ def task_columns(
     missing = next(key for key in keys if key not in offered)
     convert = ""
     wanted = task.spec.observations.get(missing)
-    if wanted is not None and wanted.kind == "rgb" and not dataset.lends_images:
+    if wanted is not None and wanted.image and not dataset.lends_images:
         convert = f"; images train from zarr: `flowleap convert source={dataset.path} out=NAME.zarr` first"
     cameras = _recorded_kwargs(dataset.spec.source).get("cameras") if match else None
     if missing in task.spec.observations and missing not in (cameras or ()) and isinstance(cameras, list):
@@ -113,6 +130,12 @@ def with_mirrored(task: Task | None, dataset: Dataset) -> Dataset:
     """
     if task is None or task.mirror is None:
         return dataset
+    for key, obs in dataset.spec.observations.items():
+        if any(abs(2 * view.crop[1] + view.crop[3] - view.size[1]) > 1 for view in obs.views):
+            raise FlowleapError(
+                f"mirror images of camera '{key}' would show another part of the world, for its crop is not in the "
+                "middle: say data.mirror=false"
+            )
     mirror, ends = task.mirror, dataset.episode_ends
     both: dict[str, Any] = {}
     for key, column in dataset.columns().items():

@@ -62,7 +62,9 @@ class Source(Dataset):
         """Set Spec, extra columns and (no) attributes; `facts` are further fields of the Spec."""
         if len(action.shape) != 1:
             raise FlowleapError(f"'{self.path}': '{ACTION}' has shape {action.shape} a frame, not one axis")
-        observations, others, self.reasons = roles.split(observations)
+        columns, odd = self.recognise({**extra, **observations})
+        extra = {key: columns[key] for key in extra}
+        observations, others, self.reasons = roles.split({key: columns[key] for key in observations}, odd)
         if not observations:
             why = f": {roles.explain(self.reasons)}; rename what is one" if others else ""
             raise FlowleapError(f"'{self.path}' has no column beside '{ACTION}' to observe{why}")

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from flowleap.datasets.columns import ACTION, Episode, flat_names, infer_key, require_memory
+from flowleap.datasets.columns import ACTION, Episode, as_stored, flat_names, require_memory
 from flowleap.datasets.formats.base import explain, read_json
 from flowleap.datasets.formats.hdf5 import Hdf5Source
 from flowleap.policy.core.errors import FlowleapError, optional_import
@@ -68,7 +68,7 @@ class Reader(Hdf5Source):
         self._paths = flat_names(paths, ["observations/"]) | {key: key for key in _EXTRA}
         self._paths[ACTION] = "actions"
         first = self._read(0, list(self._paths))
-        described = {key: infer_key(values.shape[1:], values.dtype) for key, values in first.items()}
+        described = {key: as_stored(values.shape[1:], values.dtype) for key, values in first.items()}
         action, extra = described.pop(ACTION), {key: described.pop(key) for key in _EXTRA}
         env = self._metadata.get("env_spec")
         source: dict[str, Any] = {"dataset": self._metadata.get("dataset_id", self.path.name)}

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from flowleap.datasets.columns import ACTION, Episode, flat_names, infer_key, plain, require_memory
+from flowleap.datasets.columns import ACTION, Episode, as_stored, flat_names, plain, require_memory
 from flowleap.datasets.formats import base
 from flowleap.datasets.formats.hdf5 import Hdf5Source
 from flowleap.policy.core.errors import FlowleapError, optional_import, suggest
@@ -72,8 +72,9 @@ class Reader(Hdf5Source):
             paths = {key: f"obs/{key}" if key in self.spec.observations else key for key in self.fields}
         else:
             paths = self._names(actions)
-            self._infer(paths, actions)
         self._paths = paths | {ACTION: actions}
+        if not self._noted:
+            self._infer(paths, actions)
         masks = self._filters() if filter is None else {}
         if masks:
             number = {name: i for i, name in enumerate(self._demos)}
@@ -101,7 +102,7 @@ class Reader(Hdf5Source):
         dataset = self._group(0).get(path)
         if not self._numeric(dataset):
             raise self.error(0, key, f"is no numeric dataset ({path})")
-        return infer_key(dataset.shape[1:], dataset.dtype)
+        return as_stored(dataset.shape[1:], dataset.dtype)
 
     def _select(self, filter: str | None) -> list[str]:
         """Names of the demonstrations, by number; those of a filter only."""
