@@ -73,8 +73,9 @@ class Frames:
         if costly or rows > _SLOW_CHUNK_FRAMES:
             raise FlowleapError(
                 f"dataset '{store.path}': image column '{key}' ({array.dtype}, {rows} frames a chunk) takes "
-                f"{self.nbytes / 2**20:.0f} MB as {self.dtype}, more than the image cache may hold (data.image_cache_mb), and "
-                f"cannot be read frame by frame: `flowleap convert source={store.path} out=NAME.zarr` once"
+                f"{self.nbytes / 2**20:.0f} MB as {self.dtype}, more than the image cache may hold "
+                "(data.image_cache_mb), and cannot be read frame by frame: "
+                f"`flowleap convert source={store.path} out=NAME.zarr` once"
             )
         store.check_files(key)
 

@@ -200,7 +200,7 @@ def _to_uint8(images: NDArray, scale: float) -> NDArray[np.uint8]:
     if images.dtype == np.uint8:
         return images
     levels = images.astype(np.float32) * np.float32(scale)
-    low, high = levels.min(initial=0), levels.max(initial=0)
+    low, high = levels.min(initial=255), levels.max(initial=0)
     if not (low >= -255 * _ROUNDING and high <= 255 * (1 + _ROUNDING)):  # NaN is neither
         found = f"{low / scale:.4g} to {high / scale:.4g}"
         raise FlowleapError(f"holds images with numbers from {found}, not 0 to {255 / scale:g}")

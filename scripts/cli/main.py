@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import signal
 import sys
 import traceback
@@ -165,7 +166,12 @@ def _split(verb: str, argv: Sequence[str]) -> tuple[list[str], argparse.Namespac
 
 
 def override(verb: str, word: str) -> str:
-    """Return a word of the command line as hydra's `key=value`, where the verb takes bare words."""
+    """Return a word of the command line as hydra's `key=value`, where the verb takes bare words.
+
+    `keys=[!goal]` is quoted: hydra knows no bare `!`.
+    """
+    if word.startswith("keys="):
+        return re.sub(r"(?<=[\[,=])(![\w.*?/-]+)", r"'\1'", word)
     key = VERBS[verb].word
     return f"{key}={word}" if key and "=" not in word else word
 
