@@ -18,6 +18,8 @@ from flowleap.envs.task import Task
 from flowleap.policy.core.errors import FlowleapError, suggest
 from flowleap.policy.core.spec import ObsKey, Spec
 
+_ROUNDING = 2  # of 255, which resizing one way and the other may differ by
+
 
 def load_columns(
     task: Task | None, dataset: Dataset, cache_bytes: int = CACHE_BYTES, images: bool = False
@@ -130,19 +132,26 @@ def with_mirrored(task: Task | None, dataset: Dataset) -> Dataset:
     """
     if task is None or task.mirror is None:
         return dataset
-    for key, obs in dataset.spec.observations.items():
-        if any(abs(2 * view.crop[1] + view.crop[3] - view.size[1]) > 1 for view in obs.views):
-            raise FlowleapError(
-                f"mirror images of camera '{key}' would show another part of the world, for its crop is not in the "
-                "middle: say data.mirror=false"
-            )
     mirror, ends = task.mirror, dataset.episode_ends
+    for key, obs in dataset.spec.observations.items():
+        if obs.views and not _commute(obs, partial(_mirrored, mirror, key)):
+            raise FlowleapError(
+                f"mirror images of camera '{key}' would not be cropped and resized as the camera's own are: choose a "
+                "square part around the middle, or say data.mirror=false"
+            )
     both: dict[str, Any] = {}
     for key, column in dataset.columns().items():
         image = partial(_mirrored, mirror, key)
         images = isinstance(column, Frames)
         both[key] = Mirrored(column, image) if images else np.concatenate([column, image(column)])
     return Dataset.from_arrays(both, np.concatenate([ends, ends[-1] + ends]), dataset.spec)
+
+
+def _commute(obs: ObsKey, mirror: Callable[[NDArray], NDArray]) -> bool:
+    """Whether the views of a camera's mirror image are the mirror image of its views, but for rounding."""
+    frame = np.random.default_rng(0).integers(0, 256, (1, *obs.camera_shape), np.uint8)
+    first, last = mirror(obs.see(frame)), obs.see(mirror(frame))
+    return first.shape == last.shape and int(np.abs(first.astype(int) - last.astype(int)).max()) <= _ROUNDING
 
 
 def _mirrored(mirror: Callable[[Columns], Columns], key: str, column: NDArray) -> NDArray:

@@ -26,9 +26,9 @@ class View:
     Attributes:
         size: (height, width) of the images that come in, px.
         crop: (top, left, height, width) of the part that is kept, px.
-        resize: (height, width) that this part gets. Colours are averaged over the area of each new pixel (interpolated
-            where the image grows); of depth, whose averages over an edge would be a place where nothing is, the nearest
-            pixel is taken.
+        resize: (height, width) that this part gets. Colours are averaged over the area of each new pixel where the
+            sides divide, and by an antialiasing filter of about that width where they do not. Of depth, whose average
+            over an edge would be a place where nothing is, the nearest pixel is taken.
 
     Raises:
         FlowleapError: a side is no whole number from 1 to 16384, or the crop is not inside of the image.
@@ -70,8 +70,9 @@ class View:
         from PIL import Image
 
         height, width = self.resize
-        shrinks = height <= frames.shape[1] and width <= frames.shape[2]
-        way = Image.Resampling.BOX if shrinks else Image.Resampling.BILINEAR
+        whole = frames.shape[1] % height == 0 and frames.shape[2] % width == 0
+        # Pillow's box is an exact average for whole factors alone; its bilinear filter widens where an image shrinks.
+        way = Image.Resampling.BOX if whole else Image.Resampling.BILINEAR
         small = np.empty((len(frames), height, width, 3), np.uint8)
         for i, frame in enumerate(frames):
             small[i] = np.asarray(Image.fromarray(np.ascontiguousarray(frame)).resize((width, height), way))
