@@ -116,6 +116,16 @@ def too_many(column: ObsKey) -> str | None:
     return f"{' x '.join(map(str, shape))} {what}"
 
 
+def plain_inputs(columns: Mapping[str, ObsKey]) -> dict[str, str]:
+    """What is observed as plain numbers although it is as large as an image: key -> what it is and what to do."""
+    remedy = "read as plain numbers: record images with kind 'rgb' or 'depth', or leave it out with"
+    return {
+        key: f"{' x '.join(map(str, column.shape))} numbers a frame, {remedy} keys=[!{key}]"
+        for key, column in columns.items()
+        if too_many(column)
+    }
+
+
 def choose_views(columns: Mapping[str, ObsKey], resize: Any, crop: Any) -> dict[str, View]:
     """The views that the options `resize` and `crop` ask for: key -> view.
 
@@ -201,7 +211,9 @@ def _to_uint8(images: NDArray, scale: float) -> NDArray[np.uint8]:
         return images
     levels = images.astype(np.float32) * np.float32(scale)
     low, high = levels.min(initial=255), levels.max(initial=0)
-    if not (low >= -255 * _ROUNDING and high <= 255 * (1 + _ROUNDING)):  # NaN is neither
+    if not np.isfinite(low + high):
+        raise FlowleapError("holds images with NaN or infinite numbers")
+    if not (low >= -255 * _ROUNDING and high <= 255 * (1 + _ROUNDING)):
         found = f"{low / scale:.4g} to {high / scale:.4g}"
         raise FlowleapError(f"holds images with numbers from {found}, not 0 to {255 / scale:g}")
     return np.rint(levels).clip(0, 255).astype(np.uint8)

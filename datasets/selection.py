@@ -5,7 +5,7 @@ from __future__ import annotations
 import fnmatch
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Annotated, Any
+from typing import Annotated, Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -162,6 +162,15 @@ class Selected(Dataset):
             self.attrs[MASKS] = {
                 name: [place[i] for i in found if i in place] for name, found in masks.items()
             }
+
+    def resize(self, resize: Any = None, crop: Any = None) -> Self:
+        """Let the dataset's cameras be read cropped and resized."""
+        fields = self._whole.resize(resize, crop).fields
+        self.spec = replace(self.spec, observations={key: fields[key] for key in self.spec.observations})
+        self.extra = {key: fields[key] for key in self.extra}
+        for cached in ("fields", "trainable"):
+            self.__dict__.pop(cached, None)
+        return self
 
     def columns(self, keys: Sequence[str] | None = None, cache_bytes: int = CACHE_BYTES) -> Columns:
         """Columns of the chosen episodes; what the others hold is not looked at, but of images."""

@@ -28,6 +28,7 @@ from rich.console import Console
 
 from flowleap.datasets import roles
 from flowleap.datasets.dataset import Dataset, open_dataset
+from flowleap.datasets.images import plain_inputs
 from flowleap.envs.registry import make_task
 from flowleap.envs.task import Task
 from flowleap.envs.task_data import load_columns, with_mirrored, with_recorded_env
@@ -80,6 +81,9 @@ def main(cfg: DictConfig) -> Path:
     trainer = Trainer(policy, windows, options, run_dir, evaluate=evaluate, info=info)
     if unused and trainer.accelerator.is_main_process:
         say(f"not observed: {roles.explain(unused)}; keys=[...] chooses others")
+    if trainer.accelerator.is_main_process:
+        for key, reason in plain_inputs(spec.observations).items():
+            say(f"'{key}': {reason}")
     if options.dry_run:
         print_plan(trainer, spec, info)
         return run_dir

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flowleap.datasets.columns import ACTION
-from flowleap.datasets.images import NoImages
+from flowleap.datasets.images import NoImages, plain_inputs
 from flowleap.datasets.interface import Dataset
 from flowleap.datasets.quality.checks import Checks, Finding, some
 from flowleap.datasets.windows import Windows
@@ -23,6 +23,7 @@ from flowleap.policy.core.spec import ObsKey, Spec
 BINS = 48
 _HISTOGRAMS = 64  # dimensions of a column that get one
 _IMAGE_FRAMES = 64
+_FLAT_IMAGES = "a network of plain numbers does not find in another place what it has seen in one"
 _CORE = 0.99  # share of the frames ...
 _SQUEEZED = 0.1  # ... that lie within this share of the range, where ...
 _STRAY = 3  # ... at most so many frames reach its ends: then outliers set the range
@@ -238,7 +239,8 @@ class Profile:
         return found
 
     def _cameras(self) -> list[Finding]:
-        found = []
+        observed = plain_inputs(self._source.spec.observations)
+        found = [Finding(f"'{key}': {reason}", _FLAT_IMAGES) for key, reason in observed.items()]
         for key, episodes in self._frozen.items():
             where = some([self._source.label(i) for i in episodes])
             share = f"{len(episodes)} of {len(self.image_episodes)} episodes: {where}"

@@ -334,6 +334,21 @@ def test_each_camera_has_its_own_size_and_wrong_names_are_named(tmp_path: Path) 
         open_dataset(write_npz(tmp_path, {"state": STATE, "action": ACTION}), resize=[10, 12])
 
 
+def test_some_episodes_of_some_cameras_are_read_smaller(tmp_path: Path) -> None:
+    path = write_zarr(tmp_path, {**columns_of("chw", "top"), "wrist": COLOUR})
+    small = View((H, W), (0, 0, H, W), (5, 6))(COLOUR)
+    for dataset in (
+        open_dataset(path, keys=["top"], drop=[0], resize=[5, 6]),
+        open_dataset(path, keys=["top"], drop=[0]).resize([5, 6]),
+    ):
+        assert list(dataset.spec.observations) == ["top"]
+        np.testing.assert_array_equal(dataset.episode(0)["top"], small[5:])
+        seen = dataset.windows().gather(np.array([2]))["obs"]["top"]
+        np.testing.assert_array_equal(seen[0], small[[7]])
+        on_disk = dataset.columns(cache_bytes=0)["top"]
+        np.testing.assert_array_equal(on_disk.take(np.array([3, 1]), axis=0), small[[8, 6]])
+
+
 def test_small_frames_of_a_large_camera_fit_into_the_cache(tmp_path: Path) -> None:
     with open_dataset(write_zarr(tmp_path, columns_of("hwc")), resize=[5, 6]) as dataset:
         frames: Any = dataset.columns(cache_bytes=COLOUR.nbytes // 4)["camera"]
@@ -366,3 +381,21 @@ def test_views_are_kept_in_a_spec_and_hostile_ones_are_refused() -> None:
         data["observations"]["camera"] |= change
         with pytest.raises(FlowleapError, match=message):
             Spec.from_dict(data)
+
+
+def test_images_of_16_bits_are_not_clipped_to_white() -> None:
+    pytest.importorskip("pyarrow")
+    import io
+
+    from PIL import Image
+
+    from flowleap.datasets.formats.lerobot import Reader
+
+    class Cell:
+        def as_py(self) -> dict[str, bytes]:
+            stream = io.BytesIO()
+            Image.fromarray(MILLIMETRES[0]).save(stream, "PNG")
+            return {"bytes": stream.getvalue()}
+
+    with pytest.raises(FlowleapError, match="numbers at frame 0, which are no colours but perhaps depth"):
+        Reader._images(Reader.__new__(Reader), [Cell()], (H, W, 3))

@@ -13,6 +13,7 @@ import zarr
 
 from flowleap.datasets.formats.zarr_store import EpisodeWriter
 from flowleap.envs.registry import make_task
+from flowleap.policy.core.spec import ObsKey, Spec
 from flowleap.policy.policy import Policy
 from flowleap.scripts.cli import main as cli
 
@@ -179,6 +180,24 @@ def test_what_is_left_out_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[
     run("convert", f"source={tmp_path}/a.npz", f"out={tmp_path}/a.zarr", "keys=[!points]")
     stored = zarr.open_group(tmp_path / "a.zarr")["data/cam"]
     np.testing.assert_array_equal(stored, np.moveaxis(columns["cam"], 1, -1))  # type: ignore[arg-type]
+
+
+def test_a_spec_that_calls_images_plain_numbers_is_pointed_out(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    spec = Spec({"cam": ObsKey((3, 24, 32), "uint8"), "state": ObsKey((2,))}, 2)
+    with EpisodeWriter(tmp_path / "a.zarr", spec) as writer:
+        state = np.random.default_rng(0).normal(size=(20, 2)).astype(np.float32)
+        images = np.random.default_rng(0).integers(0, 256, (20, 3, 24, 32), np.uint8)
+        writer.add({"cam": images, "state": state, "action": state})
+    small = ["backbone.width=16", "trainer.device=cpu", "trainer.dry_run=true"]
+    run("train", f"dataset={tmp_path}/a.zarr", f"run_dir={tmp_path}/run", *small)
+    words = "'cam': 3 x 24 x 32 numbers a frame, read as plain numbers: record images with"
+    assert words in " ".join(capsys.readouterr().out.split())
+    run("inspect", f"dataset={tmp_path}/a.zarr")
+    assert words in capsys.readouterr().out
+    run("train", f"dataset={tmp_path}/a.zarr", f"run_dir={tmp_path}/run", *small, "keys=[!cam]")
+    assert "'cam'" not in capsys.readouterr().out
 
 
 def test_mistakes_are_named(dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
