@@ -20,19 +20,10 @@ Episode = dict[str, NDArray]
 Columns = Mapping[str, Any]
 """key -> [N, *shape] over all frames: an array, or `Frames` where it holds images."""
 
-_MIN_IMAGE_SIDE = 16  # a column [N, H, W, 3] is taken for images from this height and width on
 
-
-def infer_key(shape: Sequence[int], dtype: np.dtype) -> ObsKey:
-    """Describe a column by the shape of one frame and its dtype.
-
-    uint8 or float frames [H, W, 3] with H, W >= 16 are images (`rgb`, uint8), all others `lowdim`.
-    """
-    shape = tuple(int(n) for n in shape)
-    image = len(shape) == 3 and shape[2] == 3 and min(shape[:2]) >= _MIN_IMAGE_SIDE
-    if image and (dtype == np.uint8 or dtype.kind == "f"):
-        return ObsKey(shape, "uint8", "rgb")
-    return ObsKey(shape, dtype.name)
+def as_stored(shape: Sequence[int], dtype: np.dtype) -> ObsKey:
+    """Describe a column as it lies, by the shape of one frame and its dtype; `Dataset.recognise` finds the images."""
+    return ObsKey(tuple(int(n) for n in shape), dtype.name)
 
 
 def flat_names(originals: Iterable[str], prefixes: Sequence[str]) -> dict[str, str]:
@@ -119,18 +110,6 @@ def vectors(values: NDArray) -> NDArray:
 def plain(value: Any) -> Any:
     """Make an attribute JSON-ready: numpy scalars and arrays as numbers and lists, the rest as text."""
     return value.tolist() if isinstance(value, np.generic | np.ndarray) else str(value)
-
-
-def to_uint8(images: NDArray, where: str) -> NDArray[np.uint8]:
-    """Return images as uint8; raise unless every value is a whole number from 0 to 255."""
-    if images.dtype == np.uint8:
-        return images
-    with np.errstate(invalid="ignore"):
-        cast = images.astype(np.uint8)
-    if not np.array_equal(cast, images):
-        values = f"values other than whole numbers 0..255 ({images.min():g} to {images.max():g})"
-        raise FlowleapError(f"{where} is an image with {values}; leave it out with keys=[...]")
-    return cast
 
 
 def check_key(key: str) -> None:

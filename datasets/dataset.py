@@ -116,6 +116,8 @@ def open_dataset(
     drop: Any = None,
     action: str | Sequence[str] | None = None,
     rename: Mapping[str, str] | None = None,
+    resize: Any = None,
+    crop: Any = None,
     **options: Any,
 ) -> Dataset:
     """Open a dataset of any format for reading.
@@ -129,6 +131,7 @@ def open_dataset(
         drop: episodes not to read, in the same way.
         action: the column that holds the actions, or several that are put side by side; None goes by their names.
         rename: other names of columns, new -> old; `keys` are the new ones.
+        resize, crop: the size and the part in which cameras are read, see `Dataset.resize`.
         options: keyword arguments of the format's `Reader`, such as `filter="train"`; None stands for absent.
 
     Raises:
@@ -141,6 +144,8 @@ def open_dataset(
         del options["filter"]
     dataset = _open(path, name, lenient, options)
     try:
+        if resize is not None or crop is not None:
+            dataset.resize(_old_names(resize, rename), _old_names(crop, rename))
         if mask is not None and "filter" not in options:
             episodes = _masked(dataset, mask, episodes)
         view = mapped(dataset, action, rename)
@@ -153,6 +158,16 @@ def open_dataset(
     except FlowleapError:
         dataset.close()
         raise
+
+
+def _old_names(option: Any, rename: Mapping[str, str] | None) -> Any:
+    """An option that names cameras, by the names that they have before `rename`."""
+    names = rename or {}
+    return (
+        {names.get(key, key): value for key, value in option.items()}
+        if isinstance(option, Mapping)
+        else option
+    )
 
 
 def _options_of(name: str) -> list[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import fnmatch
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -110,22 +110,28 @@ class Selection:
         Literal["absolute", "relative"] | None,
         Option("UMI: what actions are made of the recorded poses; null is absolute"),
     ] = None
+    resize: Annotated[
+        Sequence[int] | None,
+        Option("read cameras smaller, [120,160] is height and width; {top:[120,160]} names them"),
+    ] = None
+    crop: Annotated[
+        Sequence[int] | None,
+        Option("before that, keep a part of cameras: [top,left,height,width], [height,width] or centre"),
+    ] = None
 
 
 class Picked:
     """The frames `rows` of an image column; see `Frames` for the rest."""
 
-    dtype = np.dtype(np.uint8)
-
     def __init__(self, frames: Frames, rows: NDArray[np.int64]) -> None:
-        self._frames, self._rows = frames, rows
+        self._frames, self._rows, self.dtype = frames, rows, frames.dtype
         self.shape = (len(rows), *frames.shape[1:])
 
     def __len__(self) -> int:
         return self.shape[0]
 
-    def take(self, rows: NDArray[np.integer], axis: int = 0) -> NDArray[np.uint8]:
-        """Return the frames `rows` (integers, any shape): uint8 [*rows.shape, H, W, 3]."""
+    def take(self, rows: NDArray[np.integer], axis: int = 0) -> NDArray:
+        """Return the frames `rows` (integers, any shape): [*rows.shape, H, W, channels]."""
         return self._frames.take(self._rows[rows], axis)
 
     def describe(self) -> str:
@@ -232,10 +238,19 @@ class Selected(View):
         """Columns that are not observed, and why."""
         return dict.fromkeys(self._left_out, "left out by keys") | super().unused
 
+    def resize(self, resize: Any = None, crop: Any = None) -> Self:
+        """Let the dataset's cameras be read cropped and resized."""
+        fields = self._whole.resize(resize, crop).fields
+        self.spec = replace(self.spec, observations={key: fields[key] for key in self.spec.observations})
+        self.extra = {key: fields[key] for key in self.extra}
+        for cached in ("fields", "trainable"):
+            self.__dict__.pop(cached, None)
+        return self
+
     def columns(self, keys: Sequence[str] | None = None, cache_bytes: int = CACHE_BYTES) -> Columns:
         """Columns of the chosen episodes; what the others hold is not looked at, but of images."""
         wanted = self._wanted(keys)
-        images = [key for key in wanted if self.lends_images and self.fields[key].kind == "rgb"]
+        images = [key for key in wanted if self.lends_images and self.fields[key].image]
         columns: dict[str, Any] = dict(super().columns([k for k in wanted if k not in images] or [ACTION]))
         whole = self._whole.columns(images, cache_bytes) if images else {}
         ends = self._whole.episode_ends if images else np.zeros(0, np.int64)

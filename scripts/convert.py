@@ -2,8 +2,8 @@
 
     flowleap convert source=pusht_cchi_v7_replay.zarr out=data/pusht.zarr
 
-Reads every format that `flowleap list what=formats` shows, episode by episode. Float images that hold whole
-numbers from 0 to 255 become uint8, a quarter of the memory. `keys=[...]` keeps some of the columns;
+Reads every format that `flowleap list what=formats` shows, episode by episode. Images of whatever layout become
+uint8 [height, width, 3]; `resize=[120,160]` makes them smaller. `keys=[...]` keeps some of the columns;
 `task=pusht/keypoints` maps the recorded columns to that task's observations instead. A conversion to zarr that was
 killed goes on where it stopped when the same command is given again.
 """

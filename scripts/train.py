@@ -31,7 +31,8 @@ from rich.console import Console
 from rich.markup import escape
 
 from flowleap.datasets import roles
-from flowleap.datasets.dataset import open_dataset
+from flowleap.datasets.dataset import Dataset, open_dataset
+from flowleap.datasets.images import plain_inputs
 from flowleap.envs.registry import make_task
 from flowleap.envs.task import Task
 from flowleap.envs.task_data import load_columns, with_mirrored, with_recorded_env
@@ -71,7 +72,7 @@ def main(cfg: DictConfig) -> Path:
             kwargs = with_recorded_env(cfg.task.name, plain(cfg.task.get("kwargs", {})), dataset)
             task = make_task(cfg.task.name, **kwargs)
         data = load_columns(task, dataset, cache, images=cfg.encoder.name != "lowdim")
-        unused = {} if task else dataset.unused
+        unused = {} if task else _unused(dataset, data)
     recorded, digest = data.n_episodes, data.attrs["digest"]
     if before:
         before.check_data(digest)
@@ -97,6 +98,9 @@ def main(cfg: DictConfig) -> Path:
     held = ", ".join(f"'{key}' {dims}" for key, dims in policy.normalizer.noise.items() if dims)
     if held and trainer.accelerator.is_main_process:
         say(f"range taken for noise, not amplified: {held} (normalizer.floor)")
+    if trainer.accelerator.is_main_process:
+        for key, reason in plain_inputs(spec.observations).items():
+            say(f"'{key}': {reason}")
     if options.dry_run:
         print_plan(trainer, spec, info)
         return run_dir
@@ -107,10 +111,25 @@ def main(cfg: DictConfig) -> Path:
         OmegaConf.save(OmegaConf.create(escaped(plain(cfg))), run_dir / CONFIG)
         summary = escape(f" | {spec.summary()} | {len(windows)} windows, {_episodes(info)}")
         Console(soft_wrap=True).print(f"[bold]{escape(str(run_dir))}[/]{summary}")
+        _say_how_long(trainer)
     last = trainer.fit()
     if trainer.accelerator.is_main_process and trainer.stop_reason:
         say(trainer.stop_reason)
     return last
+
+
+def _say_how_long(trainer: Any) -> None:
+    """Print what a run on images will take, and what would shorten it; others begin at once."""
+    from flowleap.policy.training import estimate
+
+    images = any(obs.image for obs in trainer.policy.spec.observations.values())
+    seconds = estimate.seconds_a_step(trainer) if images else None
+    if seconds is None:
+        return
+    left = seconds * ((trainer.config.stop_at or trainer.config.steps) - trainer.step)
+    say(f"about {estimate.in_words(seconds)} a step, {estimate.in_words(left)} in all")
+    if (shorter := estimate.advice(trainer, left)) is not None:
+        say(shorter)
 
 
 def _evaluate(task: Task, options: DictConfig, policy: Any, step: int) -> Mapping[str, float]:
@@ -128,6 +147,13 @@ def _evaluate(task: Task, options: DictConfig, policy: Any, step: int) -> Mappin
         "max_reward": report["max_reward"]["mean"],
         "nfe": policy.objective.check_steps(options.steps),
     }
+
+
+def _unused(dataset: Dataset, data: Dataset) -> dict[str, str]:
+    """Columns that are not trained on, and why."""
+    left_out = [key for key in dataset.spec.observations if key not in data.spec.observations]
+    reason = "images train from zarr: `flowleap convert` first, and encoder=cnn"
+    return dataset.unused | dict.fromkeys(left_out, reason)
 
 
 def _episodes(info: Mapping[str, Any]) -> str:
@@ -154,6 +180,8 @@ def _new_run_dir(cfg: DictConfig) -> Path:
 
 def print_plan(trainer: Any, spec: Spec, info: Mapping[str, Any]) -> None:
     """Print what would be trained, one timed step, and the time and memory that follow from it."""
+    from flowleap.policy.training import estimate
+
     config, parts = trainer.config, trainer.policy.config
     batch, draw = trainer.batch()
     trainer.train_step(batch, draw)  # the first step pays for allocation
@@ -174,9 +202,11 @@ def print_plan(trainer: Any, spec: Spec, info: Mapping[str, Any]) -> None:
         f"{trainer.batches.most} batch(es) of {size / 1e6:.1f} MB, "
         f"peak of this process so far {peak_megabytes():.0f} MB",
         "one step": f"{seconds * 1e3:.1f} ms",
-        "whole run": f"about {seconds * config.steps / 60:.1f} minutes",
+        "whole run": f"about {estimate.in_words(seconds * config.steps)}",
     }
     show_table(("what", "value"), rows.items(), "plan (nothing is written)")
+    if (shorter := estimate.advice(trainer, seconds * config.steps)) is not None:
+        say(shorter)
 
 
 if __name__ == "__main__":

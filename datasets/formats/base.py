@@ -62,9 +62,12 @@ class Source(Dataset):
     ) -> None:
         """Set Spec, extra columns and (no) attributes; `facts` are further fields of the Spec.
 
-        Actions become vectors, whatever their shape; None is for none of a known name, see `Dataset.has_action`.
+        Columns are described as they lie, and what `_read` needs is there: a few frames are looked at. Actions become
+        vectors, whatever their shape; None is for none of a known name, see `Dataset.has_action`.
         """
-        observations, others, self.reasons = roles.split(observations)
+        columns, odd = self.recognise({**extra, **observations})
+        extra = {key: columns[key] for key in extra}
+        observations, others, self.reasons = roles.split({key: columns[key] for key in observations}, odd)
         if not observations and not others:
             raise FlowleapError(f"'{self.path}' has no column beside '{ACTION}' to observe")
         if not observations:

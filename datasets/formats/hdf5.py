@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from flowleap.datasets.columns import ACTION, Episode, flat_names, infer_key, require_memory
+from flowleap.datasets.columns import ACTION, Episode, as_stored, flat_names, require_memory
 from flowleap.datasets.formats.base import Source, explain
 from flowleap.datasets.interface import MALFORMED
 from flowleap.policy.core.errors import FlowleapError, optional_import
@@ -211,7 +211,7 @@ class Hdf5Episodes(Hdf5Source):
         for key in [*self._paths, *([ACTION] if self._actions else [])]:
             with self.naming(0, key):
                 values = self._column(group, key, first, first + 1)
-            described[key] = infer_key(values.shape[1:], values.dtype)
+            described[key] = as_stored(values.shape[1:], values.dtype)
         action = described.pop(ACTION, None)
         observations = {key: described.pop(key) for key, path in self._paths.items() if path in observed}
         self.describe(observations, action, described, **facts)

@@ -224,6 +224,10 @@ class Reader(Source):
                     data = inside(self.path, str(cell["path"])).read_bytes()
                 picture = image.open(io.BytesIO(data))
                 size = (picture.height, picture.width)
+                if picture.mode[0] in "IF":  # Pillow would clip it to white
+                    raise FlowleapError(
+                        f"holds {picture.mode} numbers at frame {len(frames)}, which are no colours but perhaps depth"
+                    )
                 if size != shape[:2]:  # before it is decoded, whatever its size
                     wrong = f"has {size} pixels at frame {len(frames)}, meta/info.json says {shape[:2]}"
                     raise FlowleapError(wrong)

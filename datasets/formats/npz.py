@@ -17,7 +17,7 @@ from typing import IO, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from flowleap.datasets.columns import ACTION, Episode, flat_names, infer_key, require_memory
+from flowleap.datasets.columns import ACTION, Episode, as_stored, flat_names, require_memory
 from flowleap.datasets.formats.base import DAMAGE, Source, explain
 from flowleap.datasets.interface import Dataset
 from flowleap.policy.core.errors import FlowleapError
@@ -114,14 +114,14 @@ class _NpzSource(Source):
         """Set what the arrays with a row a frame are; `_paths` is column -> array."""
         self.path, self.refused = path, file.refused
         why = "".join(f"; '{name}' {reason}" for name, reason in file.refused.items())
-        arrays = {name: infer_key(array.shape[1:], array.dtype) for name, array in found.items()}
+        arrays = {name: as_stored(array.shape[1:], array.dtype) for name, array in found.items()}
         actions = arrays.pop(ACTION, None)
         names = flat_names(sorted(arrays), [])
         columns = {key: arrays[name] for key, name in names.items()}
         if not columns:
             raise FlowleapError(f"'{path}' has no observations, with a row a frame{why}")
-        self.describe(columns, actions, {})
         self._paths = self.stored = names | ({ACTION: ACTION} if actions else {})
+        self.describe(columns, actions, {})
 
 
 class FlatSource(_NpzSource):
@@ -145,11 +145,12 @@ class FlatSource(_NpzSource):
         self._bounds, self._ends, self.n_episodes = np.append(0, ends), ends, len(ends)
         arrays = {name: array for name, array in self._zip.arrays.items() if name != _ENDS}
         frames = {name: array for name, array in arrays.items() if array.shape[0] == ends[-1]}
+        self._once: dict[str, str] = {}
         self._describe(path, self._zip, frames)
         once = [n for n, array in arrays.items() if n not in frames and array.shape[0] == self.n_episodes]
-        self._once = {key: name for key, name in flat_names(once, []).items() if key not in self._paths}
+        self._once |= {key: name for key, name in flat_names(once, []).items() if key not in self._paths}
         for key, name in self._once.items():
-            self.extra[key] = infer_key(arrays[name].shape[1:], arrays[name].dtype)
+            self.extra[key] = as_stored(arrays[name].shape[1:], arrays[name].dtype)
 
     def _ends_line(self, path: Path, rows: set[int]) -> str:
         """The line of Python that writes the ends of one long episode, of which there is no doubt at all."""

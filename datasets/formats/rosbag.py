@@ -27,7 +27,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from flowleap.datasets.columns import ACTION, Episode, infer_key, require_memory
+from flowleap.datasets.columns import ACTION, Episode, as_stored, require_memory
 from flowleap.datasets.formats.base import Source
 from flowleap.policy.core.errors import FlowleapError, optional_import, suggest
 
@@ -86,7 +86,7 @@ class Reader(Source):
         if not 0 < self._rate < 1e4:
             raise FlowleapError(f"rate={rate} must be frames per second, a positive number")
         first = self._read(0, list(self._parts))
-        fields = {key: infer_key(values.shape[1:], values.dtype) for key, values in first.items()}
+        fields = {key: as_stored(values.shape[1:], values.dtype) for key, values in first.items()}
         action = fields.pop(ACTION)
         self.describe(fields, action, {}, control_hz=self._rate, source={"topics": dict(topics)})
 

@@ -17,7 +17,7 @@ from typing import Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from flowleap.datasets.columns import ACTION, CACHE_BYTES, Columns, Episode, infer_key
+from flowleap.datasets.columns import ACTION, CACHE_BYTES, Columns, Episode, as_stored
 from flowleap.datasets.formats import zarr_store
 from flowleap.datasets.rotations import matrix_from_axis_angle, six_from_matrix
 from flowleap.policy.core.errors import FlowleapError
@@ -74,7 +74,7 @@ class Reader(zarr_store.EpisodeStore):
 
     def _infer_spec(self) -> None:
         fields = {
-            key: infer_key(self.shape(key), self.dtype(key)) for key in self._keys if key in self._arrays
+            key: as_stored(self.shape(key), self.dtype(key)) for key in self._keys if key in self._arrays
         }
         self._robots = sorted(key.removesuffix("_eef_pos") for key in fields if key.endswith("_eef_pos"))
         for robot in self._robots:

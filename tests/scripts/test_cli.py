@@ -417,10 +417,16 @@ def test_convert_makes_float_images_whole(tmp_path: Path, capsys: pytest.Capture
     assert EpisodeStore("new.zarr").keys == ["state", "action"]
     capsys.readouterr()
 
-    group.create_array("data/img", data=images / 255, overwrite=True)
+    shares = images / 255
+    group.create_array("data/img", data=shares, overwrite=True)
+    assert cli.main([*words, "overwrite=true"]) == 0
+    np.testing.assert_array_equal(EpisodeStore("new.zarr").read(["img"])["img"], images)
+    capsys.readouterr()
+    shares[1, 2, 3, 0] = np.nan
+    group.create_array("data/img", data=shares, overwrite=True)
     line = fails(capsys, [*words, "overwrite=true"], 1)
-    assert "episode 0: 'img' is an image with values other than whole numbers 0..255" in line
-    assert EpisodeStore("new.zarr").keys == ["state", "action"], "the old store must survive"
+    assert "episode 0: 'img' holds images with NaN or infinite numbers; leave it out with keys=[-img]" in line
+    assert "img" in EpisodeStore("new.zarr").keys, "the old store must survive"
     assert sorted(os.listdir(tmp_path)) == ["new.zarr", "old.zarr"]
 
 
