@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -19,19 +20,10 @@ Episode = dict[str, NDArray]
 Columns = Mapping[str, Any]
 """key -> [N, *shape] over all frames: an array, or `Frames` where it holds images."""
 
-_MIN_IMAGE_SIDE = 16  # a column [N, H, W, 3] is taken for images from this height and width on
 
-
-def infer_key(shape: Sequence[int], dtype: np.dtype) -> ObsKey:
-    """Describe a column by the shape of one frame and its dtype.
-
-    uint8 or float frames [H, W, 3] with H, W >= 16 are images (`rgb`, uint8), all others `lowdim`.
-    """
-    shape = tuple(int(n) for n in shape)
-    image = len(shape) == 3 and shape[2] == 3 and min(shape[:2]) >= _MIN_IMAGE_SIDE
-    if image and (dtype == np.uint8 or dtype.kind == "f"):
-        return ObsKey(shape, "uint8", "rgb")
-    return ObsKey(shape, dtype.name)
+def as_stored(shape: Sequence[int], dtype: np.dtype) -> ObsKey:
+    """Describe a column as it lies, by the shape of one frame and its dtype; `Dataset.recognise` finds the images."""
+    return ObsKey(tuple(int(n) for n in shape), dtype.name)
 
 
 def flat_names(originals: Iterable[str], prefixes: Sequence[str]) -> dict[str, str]:
@@ -83,7 +75,7 @@ class Layout:
             self.columns[key] = (tuple(column.shape), np.dtype(column.dtype))
         self.columns[ACTION] = ((spec.action_dim,), np.dtype(action.dtype))
         for key in self.columns:
-            _check_key(key)
+            check_key(key)
 
     def fit(self, episode: Mapping[str, ArrayLike], where: str) -> Episode:
         """Return the episode as arrays of the right dtypes; those that fit already are passed on.
@@ -110,24 +102,17 @@ class Layout:
         return columns
 
 
+def vectors(values: NDArray) -> NDArray:
+    """Frames [T, ...] as vectors [T, n]; a number a frame, [T], is [T, 1]."""
+    return values.reshape(len(values), math.prod(values.shape[1:]))
+
+
 def plain(value: Any) -> Any:
     """Make an attribute JSON-ready: numpy scalars and arrays as numbers and lists, the rest as text."""
     return value.tolist() if isinstance(value, np.generic | np.ndarray) else str(value)
 
 
-def to_uint8(images: NDArray, where: str) -> NDArray[np.uint8]:
-    """Return images as uint8; raise unless every value is a whole number from 0 to 255."""
-    if images.dtype == np.uint8:
-        return images
-    with np.errstate(invalid="ignore"):
-        cast = images.astype(np.uint8)
-    if not np.array_equal(cast, images):
-        values = f"values other than whole numbers 0..255 ({images.min():g} to {images.max():g})"
-        raise FlowleapError(f"{where} is an image with {values}; leave it out with keys=[...]")
-    return cast
-
-
-def _check_key(key: str) -> None:
+def check_key(key: str) -> None:
     """Raise unless `key` can name a zarr array and a file."""
     bad = not key.isprintable() or any(c in key for c in "/\\") or key.startswith((".", "__"))
     if not key or bad or len(key.encode()) > 200:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import track
 
-from flowleap.datasets.columns import ACTION, Episode, to_uint8
+from flowleap.datasets.columns import ACTION, Episode
 from flowleap.datasets.interface import Dataset
 from flowleap.datasets.rotations import Rotations
 from flowleap.policy.core.errors import FlowleapError
@@ -35,9 +35,6 @@ def convert(source: Dataset, plan: Plan, writer: Any) -> None:
     rest, quiet = range(writer.n_episodes, source.n_episodes), not console.is_terminal
     for index in track(rest, "converting", console=console, transient=True, disable=quiet):
         columns = plan.transform(source.episode(index, plan.keys))
-        for key, obs in plan.spec.observations.items():
-            if obs.kind == "rgb":
-                columns[key] = to_uint8(columns[key], f"episode {index}: '{key}'")
         try:
             writer.add(columns, source.seed(index))
         except FlowleapError as error:

@@ -25,7 +25,9 @@ from types import ModuleType
 from typing import Any
 
 from flowleap.datasets.finding import datasets_inside, way_in
+from flowleap.datasets.hub import local_path
 from flowleap.datasets.interface import MALFORMED, Dataset
+from flowleap.datasets.mapping import mapped
 from flowleap.datasets.selection import MASKS, Selected, chosen_episodes
 from flowleap.policy.core.errors import FlowleapError, suggest
 
@@ -40,6 +42,7 @@ __all__ = [
 ]
 
 FORMATS = {  # in the order in which they are asked whether a path is theirs
+    "umi": "flowleap.datasets.formats.umi",
     "zarr": "flowleap.datasets.formats.zarr_store",
     "minari": "flowleap.datasets.formats.minari",
     "lerobot": "flowleap.datasets.formats.lerobot",
@@ -49,6 +52,7 @@ FORMATS = {  # in the order in which they are asked whether a path is theirs
     "aloha": "flowleap.datasets.formats.aloha",
     "robomimic": "flowleap.datasets.formats.robomimic",
     "npz": "flowleap.datasets.formats.npz",
+    "rosbag": "flowleap.datasets.formats.rosbag",
 }
 
 
@@ -82,7 +86,7 @@ def locate(path: str | os.PathLike[str]) -> tuple[Path, str]:
     Raises:
         FlowleapError: a folder with several datasets, or a file that is none.
     """
-    place = Path(path).expanduser()
+    place = local_path(path)
     if not place.exists():
         return place, "zarr"
     if (name := _format_of(place)) is not None:
@@ -110,36 +114,60 @@ def open_dataset(
     keys: Sequence[str] | None = None,
     episodes: Any = None,
     drop: Any = None,
+    action: str | Sequence[str] | None = None,
+    rename: Mapping[str, str] | None = None,
+    resize: Any = None,
+    crop: Any = None,
     **options: Any,
 ) -> Dataset:
     """Open a dataset of any format for reading.
 
     Args:
-        path: file or folder.
+        path: file or folder, or `hf://OWNER/NAME` of the Hugging Face Hub (see `hub`).
         name: the format; looked up by `detect` if None.
         lenient: let `episode` return NaN and infinity also where the format would refuse them.
         keys: the columns to observe, with patterns; None is what the format takes for observations.
         episodes: those to read: how many from the first, a slice as text (`10:20`), or a list; None is all.
         drop: episodes not to read, in the same way.
+        action: the column that holds the actions, or several that are put side by side; None goes by their names.
+        rename: other names of columns, new -> old; `keys` are the new ones.
+        resize, crop: the size and the part in which cameras are read, see `Dataset.resize`.
         options: keyword arguments of the format's `Reader`, such as `filter="train"`; None stands for absent.
 
     Raises:
         FlowleapError: nothing there, an unknown format, an option the format does not have, a damaged file, a column
             or an episode that is not there.
     """
+    path = local_path(path)
     mask = options.get("filter")
     if mask is not None and "filter" not in _options_of(name or detect(path)):
         del options["filter"]
     dataset = _open(path, name, lenient, options)
-    if mask is not None and "filter" not in options:
-        episodes = _masked(dataset, mask, episodes)
-    if keys is None and episodes is None and drop is None:
-        return dataset
     try:
-        return Selected(dataset, keys, episodes, drop)
+        if resize is not None or crop is not None:
+            dataset.resize(_old_names(resize, rename), _old_names(crop, rename))
+        if mask is not None and "filter" not in options:
+            episodes = _masked(dataset, mask, episodes)
+        view = mapped(dataset, action, rename)
+        if keys is not None or episodes is not None or drop is not None:
+            view = Selected(view, keys, episodes, drop)
+        if view.must_choose:
+            remedy = "keys=[NAME] observes one all the same, rename={NEW:OLD} gives it a name of its own"
+            raise FlowleapError(f"'{path}' has nothing to observe: {view.must_choose}; {remedy}")
+        return view
     except FlowleapError:
         dataset.close()
         raise
+
+
+def _old_names(option: Any, rename: Mapping[str, str] | None) -> Any:
+    """An option that names cameras, by the names that they have before `rename`."""
+    names = rename or {}
+    return (
+        {names.get(key, key): value for key, value in option.items()}
+        if isinstance(option, Mapping)
+        else option
+    )
 
 
 def _options_of(name: str) -> list[str]:
@@ -180,6 +208,7 @@ def _open(
             )
     try:
         dataset: Dataset = module.Reader(place, **given)
+        dataset.lenient = lenient
     except FlowleapError as error:
         if str(path) in str(error) or str(Path(path).expanduser()) in str(error):
             raise

@@ -1,19 +1,21 @@
 """Image columns that are too large to hold: frames read from the store when a batch asks for them.
 
-Images stay uint8 until they are on the training device. A column that fits the caller's budget is decoded once into
+Colours stay uint8 until they are on the training device. A column that fits the caller's budget is decoded once into
 memory; any other is read frame by frame, with no more in memory than the batch.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from flowleap.datasets.columns import CACHE_BYTES, free_memory, to_uint8
+from flowleap.datasets.columns import CACHE_BYTES, free_memory
+from flowleap.datasets.images import Picture
 from flowleap.policy.core.errors import FlowleapError
 
 _BLOCK_BYTES = 2**20
@@ -21,10 +23,12 @@ _SLOW_CHUNK_FRAMES = 16  # reading single frames out of longer chunks would deco
 
 
 class ImageStore(Protocol):
-    """What `Frames` asks of a store: the zarr array of a column, and the ways to check and to read it."""
+    """What `Frames` asks of a store: the zarr array of a column, and the ways to check, to read and to convert it."""
 
     path: Path
+    pictures: Mapping[str, Picture]
 
+    def picture(self, key: str, frames: NDArray, where: str) -> NDArray: ...
     def array(self, key: str) -> Any: ...
     def check_files(self, key: str) -> None: ...
     def read_rows(self, key: str, start: int, stop: int) -> NDArray: ...
@@ -37,11 +41,11 @@ def rows_of_chunks(array: Any) -> int:
 
 
 class Frames:
-    """One rgb column of a store, uint8 [N, H, W, 3], indexed like an array by `take`.
+    """One column of images of a store, indexed like an array by `take`: rgb uint8 [N, H, W, 3], depth float32.
 
     Args:
-        store: the dataset.
-        key: the column; float images that hold whole numbers from 0 to 255 are converted.
+        store: the dataset; its `pictures` say what is made of the images when they are read.
+        key: the column.
         budget: bytes that this column may take in memory. 0 reads every frame from the disk, each time.
 
     Attributes:
@@ -53,73 +57,74 @@ class Frames:
             budget nor can be read frame by frame.
     """
 
-    dtype = np.dtype(np.uint8)
-
     def __init__(self, store: ImageStore, key: str, budget: int = CACHE_BYTES) -> None:
         self.key, self._store = key, store
         array = store.array(key)
-        self.shape: tuple[int, ...] = array.shape
-        self.nbytes = int(np.prod(self.shape))
+        picture = store.pictures.get(key)
+        self.shape: tuple[int, ...] = (array.shape[0], *picture.key.shape) if picture else array.shape
+        self.dtype = np.dtype(picture.key.dtype if picture else array.dtype)
+        self.nbytes = self.dtype.itemsize * math.prod(self.shape)
         self.cached = self.nbytes <= min(budget, free_memory() // 2)
         if self.cached:
             self._memory = self._load()
             return
         rows = rows_of_chunks(array)
-        if array.dtype != np.uint8 or rows > _SLOW_CHUNK_FRAMES:
+        costly = self.dtype == np.uint8 and array.dtype != np.uint8
+        if costly or rows > _SLOW_CHUNK_FRAMES:
             raise FlowleapError(
                 f"dataset '{store.path}': image column '{key}' ({array.dtype}, {rows} frames a chunk) takes "
-                f"{self.nbytes / 2**20:.0f} MB as uint8, more than the image cache may hold (data.image_cache_mb), and "
-                f"cannot be read frame by frame: `flowleap convert source={store.path} out=NAME.zarr` once"
+                f"{self.nbytes / 2**20:.0f} MB as {self.dtype}, more than the image cache may hold "
+                "(data.image_cache_mb), and cannot be read frame by frame: "
+                f"`flowleap convert source={store.path} out=NAME.zarr` once"
             )
         store.check_files(key)
 
     def __len__(self) -> int:
         return self.shape[0]
 
-    def take(self, rows: NDArray[np.integer], axis: int = 0) -> NDArray[np.uint8]:
-        """Return the frames `rows` (integers, any shape): uint8 [*rows.shape, H, W, 3]."""
+    def take(self, rows: NDArray[np.integer], axis: int = 0) -> NDArray:
+        """Return the frames `rows` (integers, any shape): [*rows.shape, H, W, channels]."""
         assert axis == 0
         if self.cached:
             return self._memory.take(rows, axis=0)
         frames, place = np.unique(rows, return_inverse=True)  # windows of neighbours share frames
-        return self._store.read_frames(self.key, frames)[place.reshape(rows.shape)]
+        images = self._store.read_frames(self.key, frames)
+        return self._store.picture(self.key, images, "frames of a batch")[place.reshape(rows.shape)]
 
     def describe(self) -> str:
         """One line for people: size, and where the frames are."""
-        size = f"{self.nbytes / 2**20:.0f} MB"
-        return f"{size} uint8 in memory" if self.cached else f"{size} uint8 on disk, read a batch at a time"
+        size = f"{self.nbytes / 2**20:.0f} MB {self.dtype}"
+        return f"{size} in memory" if self.cached else f"{size} on disk, read a batch at a time"
 
-    def _load(self) -> NDArray[np.uint8]:
+    def _load(self) -> NDArray:
         """Read everything, in blocks: the stored form is never whole in memory."""
-        memory = np.empty(self.shape, np.uint8)
+        memory = np.empty(self.shape, self.dtype)
         array = self._store.array(self.key)
-        width = max(1, array.dtype.itemsize * self.nbytes // max(1, len(self)))
+        width = max(1, array.dtype.itemsize * math.prod(array.shape[1:]))
         chunk = rows_of_chunks(array)
         step = max(1, _BLOCK_BYTES // width // chunk) * chunk
         for start in range(0, len(self), step):
             stop = min(start + step, len(self))
             block = self._store.read_rows(self.key, start, stop)
-            memory[start:stop] = to_uint8(block, f"dataset '{self._store.path}': '{self.key}'")
+            memory[start:stop] = self._store.picture(self.key, block, f"frames {start} to {stop - 1}")
         return memory
 
 
 class Mirrored:
     """Frames, and after them their mirror images, which are made when they are read; see `Frames` for the rest.
 
-    `mirror` turns uint8 [n, H, W, 3] into the same shape.
+    `mirror` turns images [n, H, W, channels] into the same shape.
     """
 
-    dtype = np.dtype(np.uint8)
-
-    def __init__(self, frames: Frames, mirror: Callable[[NDArray[np.uint8]], NDArray[np.uint8]]) -> None:
-        self._frames, self._mirror = frames, mirror
+    def __init__(self, frames: Frames, mirror: Callable[[NDArray], NDArray]) -> None:
+        self._frames, self._mirror, self.dtype = frames, mirror, frames.dtype
         self.shape = (2 * len(frames), *frames.shape[1:])
 
     def __len__(self) -> int:
         return self.shape[0]
 
-    def take(self, rows: NDArray[np.integer], axis: int = 0) -> NDArray[np.uint8]:
-        """Return the frames `rows` (integers, any shape): uint8 [*rows.shape, H, W, 3]."""
+    def take(self, rows: NDArray[np.integer], axis: int = 0) -> NDArray:
+        """Return the frames `rows` (integers, any shape): [*rows.shape, H, W, channels]."""
         images = self._frames.take(rows % len(self._frames), axis)
         second = rows >= len(self._frames)
         images[second] = self._mirror(images[second])

@@ -6,8 +6,9 @@ import json
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Self
@@ -15,8 +16,9 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from flowleap.datasets import roles
-from flowleap.datasets.columns import ACTION, CACHE_BYTES, Columns, Episode, infer_key
+from flowleap.datasets import order, roles
+from flowleap.datasets.columns import ACTION, CACHE_BYTES, Columns, Episode, as_stored, vectors
+from flowleap.datasets.images import MANY, NoImages, Picture, choose_views, recognise
 from flowleap.datasets.windows import Windows
 from flowleap.policy.core.errors import FlowleapError, suggest
 from flowleap.policy.core.spec import ObsKey, Spec
@@ -25,7 +27,7 @@ MALFORMED: tuple[type[Exception], ...] = (ArithmeticError, AttributeError, Looku
 MALFORMED += (RuntimeError, TypeError, ValueError)
 """What reading metadata or data of a wrong shape or type may raise. A file of others is no bug of ours."""
 
-_TIMES = ("timestamp", "timestamps", "time")
+_BLOCK_FRAMES = 64  # images that are converted at a time
 _BESIDE = "recorded beside the observations"
 
 
@@ -40,8 +42,13 @@ class Dataset(ABC):
         attrs: JSON-ready facts about the dataset that a Spec has no place for.
         n_episodes: number of episodes.
         refused: columns that cannot be read, and why.
-        reasons: why columns of `extra` are no observations, of those whose names say so (see `roles`).
+        reasons: why columns of `extra` are no observations, where names (see `roles`) or shapes say so.
+        pictures: key -> how its images lie, of those that are converted when they are read.
         lends_images: whether images can be trained from as they lie; in other formats they would fill the memory.
+        stored: column -> its name in the file, where that is another.
+        has_action: whether it is known which column holds the actions; else the Spec's are made up.
+        must_choose: why no column may be observed, empty if some may; else the Spec's are those of no use.
+        lenient: hand out rows that are out of order, which `disorder` tells.
     """
 
     path: Path
@@ -51,7 +58,12 @@ class Dataset(ABC):
     n_episodes: int
     refused: Mapping[str, str] = MappingProxyType({})
     reasons: Mapping[str, str] = MappingProxyType({})
+    stored: Mapping[str, str] = MappingProxyType({})
+    pictures: Mapping[str, Picture] = MappingProxyType({})
     has_spec = True
+    has_action = True
+    must_choose = ""
+    lenient = False
     lends_images = False
     _ends: NDArray[np.int64] | None = None
 
@@ -73,6 +85,41 @@ class Dataset(ABC):
     @abstractmethod
     def _read(self, index: int, keys: Sequence[str]) -> Episode:
         """Read some columns of one episode, as they are."""
+
+    def recognise(self, columns: Mapping[str, ObsKey]) -> tuple[dict[str, ObsKey], dict[str, str]]:
+        """Find the images among columns that are described as they lie, and set `pictures`.
+
+        Returns:
+            All columns as they will be read, and why some have the shape of images and are none.
+        """
+        found = {key: recognise(key, column, partial(self._sample, key)) for key, column in columns.items()}
+        self.pictures = {key: picture for key, picture in found.items() if isinstance(picture, Picture)}
+        odd = {k: x for k, x in found.items() if isinstance(x, str) and columns[k].size > MANY}
+        return {**columns, **{key: picture.key for key, picture in self.pictures.items()}}, odd
+
+    def _sample(self, key: str) -> NDArray:
+        """A few frames [n, *shape] of a column as it lies, from the first, the middle and the last episode."""
+        parts: list[NDArray] = [np.empty((0, 1, 1, 1))]
+        for index in sorted({0, self.n_episodes // 2, self.n_episodes - 1}):
+            with suppress(FlowleapError, *MALFORMED):  # whoever reads the column will hear of it
+                values = self._read(index, [key])[key]
+                parts.append(values[:: max(1, len(values) // 3)])
+        fitting = [part for part in parts[1:] if part.shape[1:] == parts[1].shape[1:]]
+        return np.concatenate(fitting) if fitting else parts[0]
+
+    def resize(self, resize: Any = None, crop: Any = None) -> Self:
+        """Let the cameras be read cropped and resized, from now on; see `images.choose_views` for the options."""
+        observations, pictures = dict(self.spec.observations), dict(self.pictures)
+        for key, view in choose_views(self.fields, resize, crop).items():
+            obs = self.fields[key]
+            picture = pictures.get(key) or Picture(obs, obs)
+            obs = replace(obs, shape=(*view.resize, obs.shape[-1]), views=(*obs.views, view))
+            pictures[key] = replace(picture, key=obs, views=(*picture.views, view))
+            (observations if key in observations else self.extra)[key] = obs
+        self.spec, self.pictures = replace(self.spec, observations=observations), pictures
+        for cached in ("fields", "trainable"):
+            self.__dict__.pop(cached, None)
+        return self
 
     @property
     def keys(self) -> list[str]:
@@ -167,8 +214,19 @@ class Dataset(ABC):
 
     def times(self, index: int) -> NDArray | None:
         """Time stamps of the frames, [T] seconds, from a column of that name; None if there is none."""
-        key = next((key for key in _TIMES if key in self.fields and self.fields[key].size == 1), None)
+        key = order.first_of(order.TIMES, self.fields)
         return None if key is None else self._read(index, [key])[key].reshape(-1)
+
+    def disorder(self, index: int) -> str | None:
+        """Which column says that rows of an episode are out of order or there twice, and where; None if none does."""
+        found = self._read(index, self._ordering) if self._ordering else {}
+        problems = ((key, order.problem(values)) for key, values in found.items())
+        return next((f"'{key}' {problem}" for key, problem in problems if problem), None)
+
+    @cached_property
+    def _ordering(self) -> list[str]:
+        """Columns that increase from row to row."""
+        return order.ordering(self.fields)
 
     def close(self) -> None:  # noqa: B027, most sources hold no file open
         """Release files."""
@@ -176,7 +234,7 @@ class Dataset(ABC):
     @cached_property
     def fields(self) -> dict[str, ObsKey]:
         """All columns and what a frame of them is: observations, then the extra ones, `action` last."""
-        action = {ACTION: self.extra.get(ACTION, ObsKey((self.spec.action_dim,)))}
+        action = {ACTION: self.extra.get(ACTION, ObsKey((self.spec.action_dim,)))} if self.has_action else {}
         return self.spec.observations | {k: v for k, v in self.extra.items() if k != ACTION} | action
 
     def episode(self, index: int, keys: Sequence[str] | None = None) -> Episode:
@@ -195,27 +253,45 @@ class Dataset(ABC):
                 known = f"{', '.join(self.fields)}{suggest(key, self.fields)}"
                 raise FlowleapError(f"'{self.path}' has no column '{key}', only {known}")
         try:
+            problem = None if self.lenient else self.disorder(index)
             columns = self._read(index, keys)
         except MALFORMED as error:  # what a reader did not foresee in a file of others
             reason = f"{type(error).__name__}: {error}"
             raise FlowleapError(f"'{self.path}', {self.label(index)} is damaged ({reason})") from error
+        if problem is not None:
+            raise FlowleapError(f"'{self.path}', {self.label(index)}: {problem}; {order.REMEDY}")
+        if ACTION in keys:
+            columns[ACTION] = vectors(columns[ACTION])
         length = len(columns[keys[0]])
         for key in keys:
-            values, shape = columns[key], self.fields[key].shape
+            values, picture = columns[key], self.pictures.get(key)
+            shape = picture.stored.shape if picture else self.fields[key].shape
             if values.shape[1:] != shape:
-                problem = f"has shape {values.shape[1:]} a frame, {shape} in the episodes before"
-                raise self.error(index, key, problem)
+                wrong = f"has shape {values.shape[1:]} a frame, {shape} in the episodes before"
+                raise self.error(index, key, wrong)
             if len(values) != length:
                 raise self.error(index, key, f"has {len(values)} frames, '{keys[0]}' has {length}")
-            columns[key] = self._in_dtype(index, key, values)
+            columns[key] = (
+                self._in_dtype(index, key, values)
+                if picture is None
+                else self.picture(key, values, self.label(index))
+            )
         if length < 1:
             raise self.error(index, keys[0], "has no frames")
         return columns
 
+    def picture(self, key: str, frames: NDArray, where: str) -> NDArray:
+        """Frames of a column as they lie -> as they are read; raise naming the column, and `where` in the dataset."""
+        try:
+            return self.pictures[key](frames) if key in self.pictures else frames
+        except FlowleapError as error:
+            remedy = f"leave it out with keys=[-{key}], or repair it"
+            raise NoImages(f"'{self.path}', {where}: '{key}' {error}; {remedy}") from error
+
     def _in_dtype(self, index: int, key: str, values: NDArray) -> NDArray:
-        """Return a column in the dataset's dtype; raise where that could change a value (images: see `to_uint8`)."""
+        """Return a column in the dataset's dtype; raise where that could change a value."""
         dtype = np.dtype(self.fields[key].dtype).newbyteorder("=")
-        if values.dtype == dtype or self.fields[key].kind == "rgb":
+        if values.dtype == dtype:
             return values
         rounded = values.dtype.kind in "iu" and dtype.kind == "f" and values.dtype.itemsize >= dtype.itemsize
         if rounded or not np.can_cast(values.dtype, dtype, "safe"):  # numpy calls int64 to float64 safe
@@ -253,15 +329,28 @@ class _Arrays(Dataset):
         self.has_spec = spec is not None
         self._ends = np.asarray(episode_ends, np.int64)
         self.n_episodes = len(self._ends)
+        self._views: dict[str, tuple[Picture, NDArray]] = {}  # images as they were read last
         if spec is None:
-            fields = {key: infer_key(x.shape[1:], x.dtype) for key, x in columns.items() if key != ACTION}
-            observed, self.extra, self.reasons = roles.split(fields)
+            lie = {key: as_stored(x.shape[1:], x.dtype) for key, x in columns.items() if key != ACTION}
+            observed, self.extra, self.reasons = roles.split(*self.recognise(lie))
             spec = Spec(observed, action_dim=columns[ACTION].shape[-1])
         self.spec = spec
 
     def columns(self, keys: Sequence[str] | None = None, cache_bytes: int = CACHE_BYTES) -> Columns:
         """Return columns, key -> [N, *shape]; by default all."""
-        return self._columns if keys is None else {key: self._columns[key] for key in keys}
+        return {key: self._column(key) for key in (self._columns if keys is None else keys)}
+
+    def _column(self, key: str) -> Any:
+        """A column; images that were recorded in another layout are converted once."""
+        stored, picture = self._columns[key], self.pictures.get(key)
+        if picture is None or (picture.summary() is None and not picture.views):
+            return stored
+        if key not in self._views or self._views[key][0] is not picture:
+            read = np.empty((len(stored), *picture.key.shape), picture.key.dtype)
+            for rows in np.array_split(np.arange(len(stored)), -(-len(stored) // _BLOCK_FRAMES)):
+                read[rows] = self.picture(key, stored.take(rows, axis=0), f"frames from {rows[0]}")
+            self._views[key] = picture, read
+        return self._views[key][1]
 
     def _in_dtype(self, index: int, key: str, values: NDArray) -> NDArray:
         return values

@@ -11,6 +11,7 @@ import re
 from collections.abc import Mapping
 from itertools import pairwise
 
+from flowleap.datasets.images import too_many
 from flowleap.policy.core.spec import ObsKey
 
 _TIME = {"timestamp", "timestamps", "stamp", "stamps", "time", "times", "clock", "secs", "nsecs", "datetime"}
@@ -86,16 +87,20 @@ def no_observation(name: str) -> str | None:
     return None
 
 
-def split(columns: Mapping[str, ObsKey]) -> tuple[dict[str, ObsKey], dict[str, ObsKey], dict[str, str]]:
+def split(
+    columns: Mapping[str, ObsKey], odd: Mapping[str, str] | None = None
+) -> tuple[dict[str, ObsKey], dict[str, ObsKey], dict[str, str]]:
     """Split columns into observations, others, and the reasons for these.
 
-    Images are looked at whatever their name: none of the reasons has a picture.
+    Images are looked at whatever their name: none of the reasons has a picture. What is as large as an image and is
+    none (`odd` says why, where it is known) is no observation unless it is asked for: nobody means a network of
+    thousands of plain inputs.
     """
-    reasons = {
-        key: reason
-        for key, column in columns.items()
-        if column.kind == "lowdim" and (reason := no_observation(key)) is not None
-    }
+    reasons: dict[str, str] = {}
+    for key, column in columns.items():
+        reason = None if column.image else no_observation(key) or (odd or {}).get(key) or too_many(column)
+        if reason is not None:
+            reasons[key] = reason
     observed = {key: column for key, column in columns.items() if key not in reasons}
     return observed, {key: columns[key] for key in reasons}, reasons
 

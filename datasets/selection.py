@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -53,22 +53,21 @@ def chosen_episodes(which: Which, n: int, name: str, path: Any) -> list[int]:
 
 
 def chosen_keys(patterns: Sequence[str] | str, dataset: Dataset) -> list[str]:
-    """The columns that patterns name, in their order: `state*`, and `!timestamp` for all that are observed but this.
+    """The columns that patterns name, in their order: `state*`, and `-timestamp` for all that are observed but this.
 
     Raises:
         FlowleapError: a pattern fits no column, or nothing is left.
     """
     patterns = [patterns] if isinstance(patterns, str) else list(patterns)
     known = [key for key in dataset.fields if key != ACTION]
-    keys = (
-        list(dataset.spec.observations) if patterns and all(str(p).startswith("!") for p in patterns) else []
-    )
+    without = bool(patterns) and all(str(pattern).startswith("-") for pattern in patterns)
+    keys = list(dataset.spec.observations) if without else []
     for pattern in map(str, patterns):
-        fits = fnmatch.filter(known, pattern.removeprefix("!")) or [k for k in known if k == pattern]
+        fits = fnmatch.filter(known, pattern.removeprefix("-")) or [k for k in known if k == pattern]
         if not fits:
-            hint = f"{', '.join(known)}{suggest(pattern.removeprefix('!'), known)}"
+            hint = f"{', '.join(known)}{suggest(pattern.removeprefix('-'), known)}"
             raise FlowleapError(f"keys: '{dataset.path}' has no column '{pattern}' to observe, only {hint}")
-        keys = [k for k in keys if k not in fits] if pattern.startswith("!") else [*keys, *fits]
+        keys = [k for k in keys if k not in fits] if pattern.startswith("-") else [*keys, *fits]
     if not keys:
         raise FlowleapError(f"keys={patterns} leaves nothing of '{dataset.path}' to observe")
     return list(dict.fromkeys(keys))
@@ -81,36 +80,58 @@ class Selection:
     keys: Annotated[
         Sequence[str] | None,
         Option(
-            "columns to observe, with patterns: [state,cam*] or [!goal]; null is all that may be observed"
+            "columns to observe, with patterns: [state,cam*] or [-goal]; null is all that may be observed"
         ),
     ] = None
     episodes: Annotated[
         Sequence[int] | None, Option("those to read: 50 (the first ones), '10:20', [0,2,5]; null is all")
     ] = None
     drop: Annotated[Sequence[int] | None, Option("episodes not to read, in the same way")] = None
+    topics: Annotated[
+        Mapping[str, str] | None,
+        Option("ROS bags: {NAME: /topic.field, action: /topic}, what becomes a column"),
+    ] = None
+    rate: Annotated[
+        float | None, Option("ROS bags: frames per second; null is the slowest topic's", 0, 1e4)
+    ] = None
+    action: Annotated[
+        Sequence[str] | None,
+        Option(
+            "columns that hold the actions, side by side: cmd or [arm_cmd,hand_cmd]; null is the one called so"
+        ),
+    ] = None
+    rename: Annotated[
+        Mapping[str, str] | None, Option("other names for columns, new:old: {state:joint_pos,top:cam_high}")
+    ] = None
     filter: Annotated[
         str | None, Option("only the episodes of a filter of the dataset (robomimic: mask/<filter>)")
     ] = None
-    actions: Annotated[
-        str | Sequence[str] | None,
-        Option("HDF5 layouts: the dataset with the actions, actions_abs, or several: [action,base_action]"),
+    poses: Annotated[
+        Literal["absolute", "relative"] | None,
+        Option("UMI: what actions are made of the recorded poses; null is absolute"),
+    ] = None
+    resize: Annotated[
+        Sequence[int] | None,
+        Option("read cameras smaller, [120,160] is height and width; {top:[120,160]} names them"),
+    ] = None
+    crop: Annotated[
+        Sequence[int] | None,
+        Option("before that, keep a part of cameras: [top,left,height,width], [height,width] or centre"),
     ] = None
 
 
 class Picked:
     """The frames `rows` of an image column; see `Frames` for the rest."""
 
-    dtype = np.dtype(np.uint8)
-
     def __init__(self, frames: Frames, rows: NDArray[np.int64]) -> None:
-        self._frames, self._rows = frames, rows
+        self._frames, self._rows, self.dtype = frames, rows, frames.dtype
         self.shape = (len(rows), *frames.shape[1:])
 
     def __len__(self) -> int:
         return self.shape[0]
 
-    def take(self, rows: NDArray[np.integer], axis: int = 0) -> NDArray[np.uint8]:
-        """Return the frames `rows` (integers, any shape): uint8 [*rows.shape, H, W, 3]."""
+    def take(self, rows: NDArray[np.integer], axis: int = 0) -> NDArray:
+        """Return the frames `rows` (integers, any shape): [*rows.shape, H, W, channels]."""
         return self._frames.take(self._rows[rows], axis)
 
     def describe(self) -> str:
@@ -118,12 +139,66 @@ class Picked:
         return f"{len(self):,} of {len(self._frames):,} frames, {self._frames.describe()}"
 
 
-class Selected(Dataset):
-    """A view of another dataset.
+class View(Dataset):
+    """What views of another dataset share: the facts about its episodes, which are checked there."""
+
+    def __init__(self, dataset: Dataset) -> None:
+        self.path, self._whole, self.n_episodes = dataset.path, dataset, dataset.n_episodes
+        self.has_spec, self.lends_images, self.refused = (
+            dataset.has_spec,
+            dataset.lends_images,
+            dataset.refused,
+        )
+        self.has_action, self.must_choose, self.stored = (
+            dataset.has_action,
+            dataset.must_choose,
+            dataset.stored,
+        )
+        self.spec, self.extra, self.reasons = dataset.spec, dict(dataset.extra), dataset.reasons
+        self.attrs, self.lenient = dict(dataset.attrs), True
+
+    def _original(self, index: int) -> int:
+        """The number of an episode in the other dataset."""
+        return index
+
+    def _in_dtype(self, index: int, key: str, values: NDArray) -> NDArray:
+        return values  # it was looked at there
+
+    def disorder(self, index: int) -> str | None:
+        """What is wrong with the order of the rows, also where the column that says it is not chosen."""
+        return self._whole.disorder(self._original(index))
+
+    def label(self, index: int) -> str:
+        """What the dataset calls the episode."""
+        return self._whole.label(self._original(index))
+
+    def seed(self, index: int) -> int | None:
+        """The seed that the episode was recorded with."""
+        return self._whole.seed(self._original(index))
+
+    def scene(self, index: int) -> str | None:
+        """The episode's scene."""
+        return self._whole.scene(self._original(index))
+
+    def times(self, index: int) -> NDArray | None:
+        """Time stamps of the frames, also where their column is not chosen."""
+        return self._whole.times(self._original(index))
+
+    def fingerprint(self) -> str:
+        """That of the dataset."""
+        return self._whole.fingerprint()
+
+    def close(self) -> None:
+        """Close the dataset."""
+        self._whole.close()
+
+
+class Selected(View):
+    """Some episodes and columns of another dataset.
 
     Args:
         dataset: the other one.
-        keys: the columns to observe, see `chosen_keys`; others are not there any more. None leaves the columns alone.
+        keys: the columns to observe, see `chosen_keys`; other observations are not there any more.
         episodes: those that are there, see `Which`; None is all.
         drop: episodes, by their numbers in `dataset`, that are not.
 
@@ -134,12 +209,9 @@ class Selected(Dataset):
     def __init__(
         self, dataset: Dataset, keys: Sequence[str] | None = None, episodes: Which = None, drop: Which = None
     ) -> None:
-        self.path, self._whole, n = dataset.path, dataset, dataset.n_episodes
-        self.has_spec, self.lends_images, self.refused = (
-            dataset.has_spec,
-            dataset.lends_images,
-            dataset.refused,
-        )
+        self._left_out: list[str] = []
+        super().__init__(dataset)
+        n = dataset.n_episodes
         chosen = (
             list(range(n)) if episodes is None else chosen_episodes(episodes, n, "episodes", dataset.path)
         )
@@ -148,23 +220,37 @@ class Selected(Dataset):
         if not self.chosen:
             raise FlowleapError(f"episodes={episodes}, drop={drop} leave no episode of '{dataset.path}'")
         self.n_episodes = len(self.chosen)
-        self.spec, self.extra, self.reasons = dataset.spec, dict(dataset.extra), dataset.reasons
         if keys is not None:
+            self.must_choose = ""
             fields = dataset.fields
             self.spec = replace(self.spec, observations={k: fields[k] for k in chosen_keys(keys, dataset)})
-            self.extra = {k: column for k, column in self.extra.items() if k == ACTION}
+            self.extra = {k: column for k, column in self.extra.items() if k not in self.spec.observations}
+            self._left_out = [k for k in dataset.spec.observations if k not in self.spec.observations]
         place = {index: i for i, index in enumerate(self.chosen)}
         masks = dataset.attrs.get(MASKS)
-        self.attrs = dict(dataset.attrs)
         if isinstance(masks, dict):
             self.attrs[MASKS] = {
                 name: [place[i] for i in found if i in place] for name, found in masks.items()
             }
 
+    @property
+    def unused(self) -> dict[str, str]:
+        """Columns that are not observed, and why."""
+        return dict.fromkeys(self._left_out, "left out by keys") | super().unused
+
+    def resize(self, resize: Any = None, crop: Any = None) -> Self:
+        """Let the dataset's cameras be read cropped and resized."""
+        fields = self._whole.resize(resize, crop).fields
+        self.spec = replace(self.spec, observations={key: fields[key] for key in self.spec.observations})
+        self.extra = {key: fields[key] for key in self.extra}
+        for cached in ("fields", "trainable"):
+            self.__dict__.pop(cached, None)
+        return self
+
     def columns(self, keys: Sequence[str] | None = None, cache_bytes: int = CACHE_BYTES) -> Columns:
         """Columns of the chosen episodes; what the others hold is not looked at, but of images."""
         wanted = self._wanted(keys)
-        images = [key for key in wanted if self.lends_images and self.fields[key].kind == "rgb"]
+        images = [key for key in wanted if self.lends_images and self.fields[key].image]
         columns: dict[str, Any] = dict(super().columns([k for k in wanted if k not in images] or [ACTION]))
         whole = self._whole.columns(images, cache_bytes) if images else {}
         ends = self._whole.episode_ends if images else np.zeros(0, np.int64)
@@ -179,29 +265,5 @@ class Selected(Dataset):
     def _read(self, index: int, keys: Sequence[str]) -> Episode:
         return self._whole.episode(self.chosen[index], keys)
 
-    def _in_dtype(self, index: int, key: str, values: NDArray) -> NDArray:
-        return values  # it was looked at there
-
-    def label(self, index: int) -> str:
-        """What the dataset calls the episode."""
-        return self._whole.label(self.chosen[index])
-
-    def seed(self, index: int) -> int | None:
-        """The seed that the episode was recorded with."""
-        return self._whole.seed(self.chosen[index])
-
-    def scene(self, index: int) -> str | None:
-        """The episode's scene."""
-        return self._whole.scene(self.chosen[index])
-
-    def times(self, index: int) -> NDArray | None:
-        """Time stamps of the frames, also where their column is not chosen."""
-        return self._whole.times(self.chosen[index])
-
-    def fingerprint(self) -> str:
-        """That of the dataset."""
-        return self._whole.fingerprint()
-
-    def close(self) -> None:
-        """Close the dataset."""
-        self._whole.close()
+    def _original(self, index: int) -> int:
+        return self.chosen[index]

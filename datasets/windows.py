@@ -26,7 +26,7 @@ class Windows:
 
     Args:
         columns: key -> [N, *shape], flat over all frames; holds `action` and every observation key of `spec`
-            (further keys are not read). Low-dim columns are copied, rgb columns are referenced and may be
+            (further keys are not read). Low-dim columns are copied, image columns are referenced and may be
             `frames.Frames`.
         episode_ends: [E], the frame after each episode's last one.
         spec: the keys to read, their shapes, To and H.
@@ -60,7 +60,7 @@ class Windows:
         self._action_offsets = np.arange(spec.horizon)
 
         self.columns = {key: columns[key] for key in (*spec.observations, ACTION)}
-        self._rgb = {key: self.columns[key] for key, obs in spec.observations.items() if obs.kind == "rgb"}
+        self._images = {key: self.columns[key] for key, obs in spec.observations.items() if obs.image}
         self._slices: dict[str, slice] = {}  # key -> its share of the last axis of `_lowdim`
         width = 0
         for key, obs in spec.observations.items():
@@ -80,8 +80,8 @@ class Windows:
         """Return the windows `index` (integers [B]) as fresh arrays.
 
         Returns:
-            `{"obs": {key: [B, To, *shape]}, "action": [B, H, A]}`, float32, rgb uint8 (the latest `image_frames` of
-            To). The low-dim keys are views of one array.
+            `{"obs": {key: [B, To, *shape]}, "action": [B, H, A]}`, float32, rgb uint8 (of images, the
+            latest `image_frames` of To). The low-dim keys are views of one array.
         """
         current = index[:, None]
         obs_rows = np.maximum(current + self._obs_offsets, self._first.take(index)[:, None])
@@ -89,8 +89,8 @@ class Windows:
         flat = self._lowdim.take(obs_rows, axis=0)  # [B, To, sum of sizes]
         obs: dict[str, NDArray] = {}
         for key, spec in self.spec.observations.items():
-            if key in self._rgb:
-                obs[key] = self._rgb[key].take(obs_rows[:, self._image_steps], axis=0)
+            if key in self._images:
+                obs[key] = self._images[key].take(obs_rows[:, self._image_steps], axis=0)
             else:
                 obs[key] = flat[..., self._slices[key]].reshape(*obs_rows.shape, *spec.shape)
         return {"obs": obs, "action": self._action.take(action_rows, axis=0)}
@@ -98,10 +98,10 @@ class Windows:
     def describe_images(self) -> dict[str, str]:
         """Image key -> how large the column is and where it is, for people."""
         return {
-            key: f"{column.nbytes / 2**20:.0f} MB uint8 in memory"
+            key: f"{column.nbytes / 2**20:.0f} MB {column.dtype} in memory"
             if isinstance(column, np.ndarray)
             else column.describe()
-            for key, column in self._rgb.items()
+            for key, column in self._images.items()
         }
 
     def _check(self, columns: Columns) -> None:
@@ -119,7 +119,8 @@ class Windows:
                 raise FlowleapError(
                     f"{name} has {len(column)} frames, but the episodes end at {self.n_frames}"
                 )
-            rgb = key != ACTION and self.spec.observations[key].kind == "rgb"
-            if rgb and column.dtype != np.uint8:
-                remedy = "rewrite the dataset with `flowleap convert`"
-                raise SpecMismatch(f"{name} is rgb and must be uint8, not {column.dtype}; {remedy}")
+            obs = None if key == ACTION else self.spec.observations[key]
+            dtype = {"rgb": np.uint8, "depth": np.float32}.get(obs.kind if obs else "")
+            if obs and dtype and column.dtype != dtype:
+                wrong = f"is {obs.kind} and must be {np.dtype(dtype)}, not {column.dtype}"
+                raise SpecMismatch(f"{name} {wrong}; rewrite the dataset with `flowleap convert`")

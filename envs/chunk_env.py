@@ -42,7 +42,7 @@ class ChunkEnv(gymnasium.Wrapper[Observation, np.ndarray, Observation, np.ndarra
         self._names = ("success", *task.scoring.outcomes)
         self._n_obs_steps = spec.n_obs_steps
         self._keys = tuple(spec.observations)
-        self._images = tuple(key for key, obs in spec.observations.items() if obs.kind == "rgb")
+        self._images = tuple(key for key, obs in spec.observations.items() if obs.image)
         self._on_frame = on_frame
         self._bounds = _box(self.env.action_space)
         spaces: Any = self.env.observation_space

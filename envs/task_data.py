@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -11,10 +12,14 @@ from numpy.typing import NDArray
 
 from flowleap.datasets.columns import ACTION, CACHE_BYTES, Columns
 from flowleap.datasets.dataset import Dataset
+from flowleap.datasets.digest import digest
 from flowleap.datasets.frames import Frames, Mirrored
 from flowleap.envs.registry import task_options
 from flowleap.envs.task import Task
 from flowleap.policy.core.errors import FlowleapError, suggest
+from flowleap.policy.core.spec import ObsKey, Spec
+
+_ROUNDING = 2  # of 255, which resizing one way and the other may differ by
 
 
 def load_columns(
@@ -28,11 +33,13 @@ def load_columns(
     that leaving them out would be a mistake.
 
     Returns:
-        A dataset in memory, of the task's observations and `action`, with the task's Spec (To, H, Ta still 1).
+        A dataset in memory, of the task's observations and `action`, with the task's Spec (To, H, Ta still 1); its
+        attribute `digest` is that of the columns as recorded (see `datasets.digest`).
 
     Raises:
         FlowleapError: the dataset is damaged, or does not fit the task; the message names the key.
     """
+    translate: Callable[[Columns], Columns] = dict
     if task is None:
         left_out = [key for key in dataset.spec.observations if key not in dataset.trainable.observations]
         if images and left_out:
@@ -40,13 +47,31 @@ def load_columns(
                 f"dataset {dataset.path} is read in place, without its images {left_out}: "
                 f"`flowleap convert source={dataset.path} out=NAME.zarr` first, or choose encoder=lowdim"
             )
-        columns, spec = dataset.columns(cache_bytes=cache_bytes), dataset.trainable
+        read = columns = dataset.columns(cache_bytes=cache_bytes)
+        spec = dataset.trainable
     else:
-        unread = [k for k, c in dataset.fields.items() if c.kind == "rgb" and not dataset.lends_images]
+        unread = [k for k, c in dataset.fields.items() if c.image and not dataset.lends_images]
         offered = [key for key in dataset.keys if key not in unread]
         keys, translate = task_columns(task, dataset, offered)
-        columns, spec = translate(dataset.columns(keys, cache_bytes)), task.spec
-    return Dataset.from_arrays(columns, dataset.episode_ends, spec)
+        read = dataset.columns(keys, cache_bytes)
+        columns = translate(read)
+        spec = _seen(task.spec, columns, {id(read[key]): dataset.fields[key] for key in keys})
+    loaded = Dataset.from_arrays(columns, dataset.episode_ends, spec)
+    loaded.attrs["digest"] = digest(read, dataset.episode_ends)
+    return loaded
+
+
+def _seen(spec: Spec, columns: Columns, read: Mapping[int, ObsKey]) -> Spec:
+    """A task's Spec with cameras as the dataset reads them; `read` is the identity of a column -> what it is.
+
+    A task passes image columns on as they come, perhaps under another name.
+    """
+    observations = dict(spec.observations)
+    for key, obs in observations.items():
+        found = read.get(id(columns[key]))
+        if obs.image and found is not None and found.views:
+            observations[key] = replace(obs, shape=found.shape, views=found.views)
+    return replace(spec, observations=observations)
 
 
 def task_columns(
@@ -67,7 +92,7 @@ def task_columns(
     missing = next(key for key in keys if key not in offered)
     convert = ""
     wanted = task.spec.observations.get(missing)
-    if wanted is not None and wanted.kind == "rgb" and not dataset.lends_images:
+    if wanted is not None and wanted.image and not dataset.lends_images:
         convert = f"; images train from zarr: `flowleap convert source={dataset.path} out=NAME.zarr` first"
     cameras = _recorded_kwargs(dataset.spec.source).get("cameras") if match else None
     if missing in task.spec.observations and missing not in (cameras or ()) and isinstance(cameras, list):
@@ -114,12 +139,25 @@ def with_mirrored(task: Task | None, dataset: Dataset) -> Dataset:
     if task is None or task.mirror is None:
         return dataset
     mirror, ends = task.mirror, dataset.episode_ends
+    for key, obs in dataset.spec.observations.items():
+        if obs.views and not _commute(obs, partial(_mirrored, mirror, key)):
+            raise FlowleapError(
+                f"mirror images of camera '{key}' would not be cropped and resized as the camera's own are: choose a "
+                "square part around the middle, or say data.mirror=false"
+            )
     both: dict[str, Any] = {}
     for key, column in dataset.columns().items():
         image = partial(_mirrored, mirror, key)
         images = isinstance(column, Frames)
         both[key] = Mirrored(column, image) if images else np.concatenate([column, image(column)])
     return Dataset.from_arrays(both, np.concatenate([ends, ends[-1] + ends]), dataset.spec)
+
+
+def _commute(obs: ObsKey, mirror: Callable[[NDArray], NDArray]) -> bool:
+    """Whether the views of a camera's mirror image are the mirror image of its views, but for rounding."""
+    frame = np.random.default_rng(0).integers(0, 256, (1, *obs.camera_shape), np.uint8)
+    first, last = mirror(obs.see(frame)), obs.see(mirror(frame))
+    return first.shape == last.shape and int(np.abs(first.astype(int) - last.astype(int)).max()) <= _ROUNDING
 
 
 def _mirrored(mirror: Callable[[Columns], Columns], key: str, column: NDArray) -> NDArray:

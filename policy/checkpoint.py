@@ -1,7 +1,7 @@
 """Checkpoint files: safetensors + JSON, written atomically, read without trusting them.
 
     RUN/checkpoints/step_00012000/{model.safetensors, policy.json, trainer.pt}
-    RUN/checkpoints/last -> step_00012000
+    RUN/checkpoints/last -> step_00012000     a link, or where there are none a file that holds the name
 
 `model.safetensors` holds `raw.*` (trained weights) and `ema.*` (averaged weights), both with the normaliser.
 `policy.json` holds the format version, the Spec, registry names with plain options, and notes for people.
@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -25,7 +26,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from flowleap.policy.core.errors import FlowleapError
-from flowleap.policy.core.files import write_directory
+from flowleap.policy.core.files import remove, write_directory
 from flowleap.policy.core.spec import Spec, read_json
 from flowleap.policy.core.versions import flowleap_version
 
@@ -34,6 +35,7 @@ FORMAT_VERSION = 1
 WEIGHTS = "model.safetensors"
 MANIFEST = "policy.json"
 TRAINER_STATE = "trainer.pt"
+_LONGEST_NAME = 100  # of a checkpoint in a file `last`
 
 
 @dataclass(frozen=True)
@@ -81,7 +83,7 @@ def write_policy(
 
 def resolve(path: Path) -> Path:
     """Return the checkpoint directory meant by `path`: itself, or the last one of a run directory."""
-    for candidate in (path, path / "checkpoints" / "last", path / "last"):
+    for candidate in map(_followed, (path, path / "checkpoints" / "last", path / "last")):
         if (candidate / MANIFEST).is_file():
             return candidate.resolve()
     if not path.exists():
@@ -97,20 +99,25 @@ def read_manifest(path: Path) -> dict[str, Any]:
     return read_json(path / MANIFEST, (FORMAT, FORMAT_VERSION), fields, what, "upgrade flowleap")
 
 
+def notes(path: Path, manifest: Mapping[str, Any]) -> tuple[Spec, dict[str, Any]]:
+    """The Spec and the info in the manifest of the checkpoint `path`."""
+    info = manifest["info"] if isinstance(manifest.get("info"), dict) else {}
+    return Spec.from_dict(manifest["spec"], f"{path / MANIFEST}: spec"), info
+
+
 def read_policy(path: Path, weights: str = "ema") -> StoredPolicy:
     """Read a checkpoint's Spec, config and the `ema` or `raw` tensors."""
     if weights not in ("ema", "raw"):
         raise FlowleapError(f"weights must be 'ema' or 'raw', got {weights!r}")
     path = resolve(path)
     manifest = read_manifest(path)
+    spec, info = notes(path, manifest)
     try:
         tensors = load_file(path / WEIGHTS)
     except (OSError, SafetensorError) as error:
         raise FlowleapError(f"{path / WEIGHTS}: {error}; the checkpoint is damaged") from error
     prefix = f"{weights}."
     state = {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
-    info = manifest["info"] if isinstance(manifest.get("info"), dict) else {}
-    spec = Spec.from_dict(manifest["spec"], f"{path / MANIFEST}: spec")
     return StoredPolicy(path, spec, manifest["policy"], info, state)
 
 
@@ -127,10 +134,24 @@ def read_trainer_state(path: Path) -> dict[str, Any]:
 
 def point_last(checkpoints: Path, target: Path, keep: int) -> None:
     """Let `checkpoints/last` name `target`, atomically, and delete all but the newest `keep` checkpoints."""
-    link = checkpoints / f".last.tmp{os.getpid()}"
-    link.unlink(missing_ok=True)
-    link.symlink_to(target.name)
-    os.replace(link, checkpoints / "last")
+    pointer = checkpoints / f".last.tmp{os.getpid()}"
+    remove(pointer)
+    try:
+        if os.name == "nt":  # a link to a folder could be made by some users, but not be replaced
+            raise OSError("no links")
+        pointer.symlink_to(target.name)
+    except (OSError, NotImplementedError):  # exFAT, for instance
+        pointer.write_text(f"{target.name}\n", encoding="utf-8")
+    os.replace(pointer, checkpoints / "last")
     for old in sorted(checkpoints.glob("step_*"))[:-keep]:
         if old != target:
             shutil.rmtree(old, ignore_errors=True)
+
+
+def _followed(path: Path) -> Path:
+    """The checkpoint beside `path` that it names, where it is a file in place of a link; else `path`."""
+    if path.name != "last" or not path.is_file():
+        return path
+    with path.open(encoding="utf-8", errors="replace") as file:
+        name = file.read(_LONGEST_NAME).strip()
+    return path.with_name(name) if re.fullmatch(r"step_\d+", name) else path

@@ -48,7 +48,7 @@ class Normalizer(nn.Module):
     that a few spikes do not squeeze all else; where these 98 % are one number, the whole range counts.
 
     Attributes:
-        noise: key -> flat indices of the dimensions whose spread `fit` took for noise.
+        noise: key -> flat indices of the dimensions that vary, but so little that `fit` took it for noise.
     """
 
     def __init__(
@@ -124,7 +124,7 @@ class Normalizer(nn.Module):
                 )
             rounding = _ROUNDING * np.maximum(np.maximum(np.abs(low), np.abs(high)), 1.0)
             noise = (spread <= np.maximum(rounding, self.floor)) | _flickers(x, spread)
-            self.noise[key] = np.flatnonzero(noise).tolist()
+            self.noise[key] = np.flatnonzero(noise & (high > low)).tolist()
             # Near a large offset, float32 has few digits left for what is less than a hundred times its rounding.
             least = np.maximum(np.maximum(self.floor, spread), 100 * rounding) if key == ACTION else 1.0
             scale = 1.0 / np.where(noise, least, spread)

@@ -6,12 +6,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from flowleap.policy.checkpoint import read_policy, write_policy
 from flowleap.policy.core.errors import FlowleapError, suggest
-from flowleap.policy.core.inputs import InputCheck
+from flowleap.policy.core.inputs import InputCheck, image_advice
 from flowleap.policy.core.registry import Option, Parameter, check_options, parameters_of
 from flowleap.policy.core.spec import Spec
 from flowleap.policy.flow.draws import Draw
@@ -122,17 +123,18 @@ class Policy(nn.Module):
             if key not in obs:
                 raise FlowleapError(f"observation '{key}' is missing; got {sorted(obs)}{suggest(key, obs)}")
             expected = (self.spec.n_obs_steps, *known.shape)
-            enough = (self.image_frames, *known.shape) if known.kind == "rgb" else expected
+            enough = (self.image_frames, *known.shape) if known.image else expected
             if tuple(obs[key].shape[1:]) not in (expected, enough):
                 raise FlowleapError(
                     f"observation '{key}': expected [batch, {', '.join(map(str, expected))}], "
-                    f"got {list(obs[key].shape)}"
+                    f"got {list(obs[key].shape)}{image_advice(known, obs[key].shape, str(obs[key].dtype))}"
                 )
-            if known.kind == "rgb":
-                if obs[key].dtype != torch.uint8:
-                    raise FlowleapError(
-                        f"observation '{key}': images must be uint8 in [0, 255], got {obs[key].dtype}"
-                    )
+            if known.kind == "rgb" and obs[key].dtype != torch.uint8:
+                raise FlowleapError(
+                    f"observation '{key}': images must be uint8 in [0, 255], got {obs[key].dtype}"
+                    f"{image_advice(known, obs[key].shape, str(obs[key].dtype))}"
+                )
+            if known.image:
                 normalized[key] = obs[key]  # the encoder converts what is left of it after the crop
             else:
                 normalized[key] = self.normalizer.normalize(key, obs[key].float())
@@ -162,16 +164,23 @@ class Policy(nn.Module):
         """Choose an action chunk [B, Ta, A] in real units; training-time noise and dropout are always off.
 
         Args:
-            obs: {key: [B, To, *shape]}, real units (images uint8), the current frame last.
+            obs: {key: [B, To, *shape]}, real units (images uint8), the current frame last. Images
+                may also be as large as their camera takes them: they are cropped and resized as in training.
             noise: z ~ N(0, I) [B, H, A]; drawn here if `None`.
             steps: NFE; `None` is the objective's default (1 for iSD).
 
         Raises:
             FlowleapError: an observation is missing, misshapen, NaN or infinite; unsupported `steps`.
         """
+        obs = dict(obs)
         for key, known in self.spec.observations.items():
-            if known.kind == "lowdim" and key in obs:
+            if key not in obs:
+                continue
+            if known.kind == "lowdim":
                 self.inputs(key, obs[key].detach().float().cpu().numpy())
+            elif known.kind == "depth" or known.views:
+                seen = np.ascontiguousarray(known.see(obs[key].detach().cpu().numpy()))
+                obs[key] = torch.from_numpy(seen).to(obs[key].device)
         training = self.training
         if training:
             self.eval()

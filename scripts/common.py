@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+import psutil
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from rich.table import Table
@@ -90,7 +91,10 @@ def peak_megabytes() -> float:
     status = Path("/proc/self/status")
     if status.exists():  # Linux, where getrusage gives a fresh process the peak of its parent
         return int(status.read_text().partition("VmHWM:")[2].split()[0]) / 1e3
-    import resource  # Windows has none
+    peak: float | None = getattr(psutil.Process().memory_info(), "peak_wset", None)
+    if peak is not None:  # Windows, which has no `resource`
+        return peak / 1e6
+    import resource
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / (1e6 if sys.platform == "darwin" else 1e3)

@@ -2,8 +2,8 @@
 
     flowleap convert source=pusht_cchi_v7_replay.zarr out=data/pusht.zarr
 
-Reads every format that `flowleap list what=formats` shows, episode by episode. Float images that hold whole
-numbers from 0 to 255 become uint8, a quarter of the memory. `keys=[...]` keeps some of the columns;
+Reads every format that `flowleap list what=formats` shows, episode by episode. Images of whatever layout become
+uint8 [height, width, 3]; `resize=[120,160]` makes them smaller. `keys=[...]` keeps some of the columns;
 `task=pusht/keypoints` maps the recorded columns to that task's observations instead. A conversion to zarr that was
 killed goes on where it stopped when the same command is given again.
 """
@@ -65,7 +65,10 @@ def _plan(source: Dataset, cfg: DictConfig) -> Plan:
     """Return what to do with the columns, before rotations."""
     task = task_of(cfg.task)
     if task is None:
-        return Plan(list(source.fields), dict, source.spec, source.extra)
+        extra = {key: column for key, column in source.extra.items() if cfg["keys"] is None or key == ACTION}
+        return Plan(
+            [*source.spec.observations, *(k for k in extra if k != ACTION), ACTION], dict, source.spec, extra
+        )
     if cfg["keys"] is not None:
         raise FlowleapError("say task=... or keys=[...], not both: the task decides which columns are read")
     translate, read = task.recording.translate, task.recording.keys

@@ -25,6 +25,7 @@ from flowleap.scripts.cli.main import run_verb
 from flowleap.scripts.common import run_dir_of, say, show_table, task_of
 
 PARITY_WINDOWS = 1024
+_AT_ONCE = 16
 
 
 def main(cfg: DictConfig) -> Path:
@@ -55,12 +56,18 @@ def _observations(dataset: str | None, info: Mapping[str, Any], spec: Spec) -> d
         dataset = info.get("dataset")
         if not isinstance(dataset, str) or not Path(dataset).exists():
             return None
-    with open_dataset(dataset) as opened:
-        data = load_columns(task_of(info.get("task")), opened)
+    task = task_of(info.get("task"))
+    with open_dataset(dataset, keys=None if task else list(spec.observations)) as opened:
+        data = load_columns(task, opened)
     spec.require_match(data.spec, "the checkpoint", f"dataset {dataset}")
     windows = data.windows(spec.n_obs_steps, spec.horizon, spec.n_action_steps)
     index = np.linspace(0, len(windows) - 1, min(PARITY_WINDOWS, len(windows))).astype(np.int64)
-    return windows.gather(index)["obs"]
+    parts: dict[str, list[np.ndarray]] = {key: [] for key in spec.observations}
+    for rows in np.array_split(index, -(-len(index) // _AT_ONCE)):  # cameras may take large images
+        gathered = windows.gather(rows)["obs"]
+        for key, seen in parts.items():
+            seen.append(spec.observations[key].see(gathered[key]))
+    return {key: np.concatenate(seen) for key, seen in parts.items()}
 
 
 def _print_report(report: Mapping[str, Any]) -> None:

@@ -5,6 +5,7 @@ flowleap train task=pusht/keypoints dataset=PATH objective=flow_matching trainer
 flowleap train dataset=PATH                        your own data, no simulator
 flowleap train ... trainer.dry_run=true            print the plan and one timed step
 flowleap train resume=RUN_DIR                      continue exactly where a run stopped
+flowleap train resume=RUN_DIR/checkpoints/step_N   or from an earlier checkpoint of it
 flowleap train -m trainer.seed=0,1,2 objective=isd,flow_matching task=... dataset=...    a sweep
 accelerate launch -m flowleap.scripts.train task=... dataset=...                         several GPUs
 """
@@ -13,9 +14,11 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import sys
 import time
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -25,25 +28,29 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
+from rich.markup import escape
 
 from flowleap.datasets import roles
-from flowleap.datasets.dataset import open_dataset
+from flowleap.datasets.dataset import Dataset, open_dataset
+from flowleap.datasets.images import plain_inputs
 from flowleap.envs.registry import make_task
 from flowleap.envs.task import Task
 from flowleap.envs.task_data import load_columns, with_mirrored, with_recorded_env
 from flowleap.policy.core.errors import FlowleapError, require_int
 from flowleap.policy.core.spec import WINDOW, Spec
-from flowleap.scripts.cli.compose import RENAMED, given_overrides
 from flowleap.scripts.cli.main import run_verb
+from flowleap.scripts.cli.paths import escaped
 from flowleap.scripts.common import peak_megabytes, plain, say, selected, show_table, timed
-
-CONFIG = "config.yaml"
-RESUMABLE = ("trainer.", "eval.")
+from flowleap.scripts.resume import CONFIG, resumed
 
 
 def main(cfg: DictConfig) -> Path:
     """Train, or continue, a run; return the last checkpoint's directory."""
-    cfg, run_dir = _resume_config(cfg) if cfg.resume else (cfg, _new_run_dir(cfg))
+    before = resumed(cfg) if cfg.resume else None
+    if before and before.finished:
+        say(before.finished)
+        return before.checkpoint
+    cfg, run_dir = (before.cfg, before.run_dir) if before else (cfg, _new_run_dir(cfg))
     import torch
 
     from flowleap.policy.policy import PARTS, Policy
@@ -55,13 +62,20 @@ def main(cfg: DictConfig) -> Path:
     options = TrainerConfig.from_mapping(plain(cfg.trainer))
     task, kwargs = None, {}
     cache = require_int("data.image_cache_mb", cfg.data.image_cache_mb, 0, 2**30) * 2**20
-    with open_dataset(cfg.dataset, **selected(cfg)) as dataset:
+    if (place := Path(cfg.dataset).expanduser()).exists():
+        cfg.dataset = escaped(os.path.abspath(place))  # so that the run can go on from another folder
+    chosen = selected(cfg)
+    if before and not cfg.get("task"):
+        chosen["keys"] = before.keys
+    with before.data_errors() if before else nullcontext(), open_dataset(cfg.dataset, **chosen) as dataset:
         if cfg.get("task"):
             kwargs = with_recorded_env(cfg.task.name, plain(cfg.task.get("kwargs", {})), dataset)
             task = make_task(cfg.task.name, **kwargs)
         data = load_columns(task, dataset, cache, images=cfg.encoder.name != "lowdim")
-        unused = {} if task else dataset.unused
-    recorded = data.n_episodes
+        unused = {} if task else _unused(dataset, data)
+    recorded, digest = data.n_episodes, data.attrs["digest"]
+    if before:
+        before.check_data(digest)
     if cfg.data.mirror:
         data = with_mirrored(task, data)
     window = {name: cfg[name] for name in asdict(WINDOW)}
@@ -71,7 +85,8 @@ def main(cfg: DictConfig) -> Path:
     windows = data.windows(**window, image_frames=policy.image_frames)
     info = {
         "task": {"name": task.name, "kwargs": kwargs} if task else None,
-        "dataset": os.path.abspath(cfg.dataset),
+        "dataset": cfg.dataset,
+        "data": digest,
         "episodes": recorded,
         "mirrored": data.n_episodes > recorded,
         "frames": len(windows),
@@ -80,19 +95,41 @@ def main(cfg: DictConfig) -> Path:
     trainer = Trainer(policy, windows, options, run_dir, evaluate=evaluate, info=info)
     if unused and trainer.accelerator.is_main_process:
         say(f"not observed: {roles.explain(unused)}; keys=[...] chooses others")
+    held = ", ".join(f"'{key}' {dims}" for key, dims in policy.normalizer.noise.items() if dims)
+    if held and trainer.accelerator.is_main_process:
+        say(f"range taken for noise, not amplified: {held} (normalizer.floor)")
+    if trainer.accelerator.is_main_process:
+        for key, reason in plain_inputs(spec.observations).items():
+            say(f"'{key}': {reason}")
     if options.dry_run:
         print_plan(trainer, spec, info)
         return run_dir
-    if cfg.resume:
-        trainer.resume(run_dir)
+    if before:
+        trainer.resume(before.checkpoint, other_data=cfg.resume_other_data)
     if trainer.accelerator.is_main_process:
         run_dir.mkdir(parents=True, exist_ok=True)
-        OmegaConf.save(cfg, run_dir / CONFIG, resolve=True)
-        Console().print(f"[bold]{run_dir}[/] | {spec.summary()} | {len(windows)} windows, {_episodes(info)}")
+        OmegaConf.save(OmegaConf.create(escaped(plain(cfg))), run_dir / CONFIG)
+        summary = escape(f" | {spec.summary()} | {len(windows)} windows, {_episodes(info)}")
+        Console(soft_wrap=True).print(f"[bold]{escape(str(run_dir))}[/]{summary}")
+        _say_how_long(trainer)
     last = trainer.fit()
     if trainer.accelerator.is_main_process and trainer.stop_reason:
-        Console().print(trainer.stop_reason)
+        say(trainer.stop_reason)
     return last
+
+
+def _say_how_long(trainer: Any) -> None:
+    """Print what a run on images will take, and what would shorten it; others begin at once."""
+    from flowleap.policy.training import estimate
+
+    images = any(obs.image for obs in trainer.policy.spec.observations.values())
+    seconds = estimate.seconds_a_step(trainer) if images else None
+    if seconds is None:
+        return
+    left = seconds * ((trainer.config.stop_at or trainer.config.steps) - trainer.step)
+    say(f"about {estimate.in_words(seconds)} a step, {estimate.in_words(left)} in all")
+    if (shorter := estimate.advice(trainer, left)) is not None:
+        say(shorter)
 
 
 def _evaluate(task: Task, options: DictConfig, policy: Any, step: int) -> Mapping[str, float]:
@@ -112,6 +149,13 @@ def _evaluate(task: Task, options: DictConfig, policy: Any, step: int) -> Mappin
     }
 
 
+def _unused(dataset: Dataset, data: Dataset) -> dict[str, str]:
+    """Columns that are not trained on, and why."""
+    left_out = [key for key in dataset.spec.observations if key not in data.spec.observations]
+    reason = "images train from zarr: `flowleap convert` first, and encoder=cnn"
+    return dataset.unused | dict.fromkeys(left_out, reason)
+
+
 def _episodes(info: Mapping[str, Any]) -> str:
     return f"{info['episodes']} episodes" + (" and their mirror images" if info["mirrored"] else "")
 
@@ -127,44 +171,17 @@ def _new_run_dir(cfg: DictConfig) -> Path:
         name = cfg.task.name if cfg.get("task") else Path(cfg.dataset or "run").stem
         run_dir = Path(cfg.run_dir or f"runs/{name}/{time.strftime('%Y-%m-%d_%H-%M-%S')}")
     if (run_dir / "checkpoints").exists():
+        again = shlex.quote(f"resume={run_dir}")
         raise FlowleapError(
-            f"{run_dir} holds a run already: continue it with resume={run_dir} or choose another run_dir"
+            f"{run_dir} holds a run already: continue it with {again} or choose another run_dir"
         )
     return run_dir
 
 
-def _resume_config(cfg: DictConfig) -> tuple[DictConfig, Path]:
-    """The stored configuration of a run with this call's trainer.* and eval.* overrides on top."""
-    run_dir = Path(cfg.resume)
-    file = run_dir / CONFIG
-    if not file.is_file():
-        raise FlowleapError(
-            f"resume={run_dir}: {file} does not exist; give the run directory that `train` printed"
-        )
-    overrides = [word for word in given_overrides() if not word.startswith("resume=")]
-    for override in overrides:
-        if not override.startswith(RESUMABLE):
-            raise FlowleapError(
-                f"{override!r} cannot change when a run is resumed; only trainer.* and eval.* can"
-            )
-    try:
-        stored: Any = OmegaConf.load(file)
-        for old, new in RENAMED["train"].items():  # whichever version stored it
-            value = stored.pop(old, None)
-            if value is not None:
-                OmegaConf.update(stored, new, value)
-        for name, default in asdict(WINDOW).items():
-            if stored.get(name) is None:  # it was the task's
-                stored[name] = OmegaConf.select(stored, f"task.{name}") or default
-        merged = OmegaConf.merge(stored, OmegaConf.from_dotlist(overrides), {"resume": str(run_dir)})
-    except Exception as error:
-        raise FlowleapError(f"{file}: not readable ({error}); the run cannot be resumed") from error
-    assert isinstance(merged, DictConfig)
-    return merged, run_dir
-
-
 def print_plan(trainer: Any, spec: Spec, info: Mapping[str, Any]) -> None:
     """Print what would be trained, one timed step, and the time and memory that follow from it."""
+    from flowleap.policy.training import estimate
+
     config, parts = trainer.config, trainer.policy.config
     batch, draw = trainer.batch()
     trainer.train_step(batch, draw)  # the first step pays for allocation
@@ -185,9 +202,11 @@ def print_plan(trainer: Any, spec: Spec, info: Mapping[str, Any]) -> None:
         f"{trainer.batches.most} batch(es) of {size / 1e6:.1f} MB, "
         f"peak of this process so far {peak_megabytes():.0f} MB",
         "one step": f"{seconds * 1e3:.1f} ms",
-        "whole run": f"about {seconds * config.steps / 60:.1f} minutes",
+        "whole run": f"about {estimate.in_words(seconds * config.steps)}",
     }
     show_table(("what", "value"), rows.items(), "plan (nothing is written)")
+    if (shorter := estimate.advice(trainer, seconds * config.steps)) is not None:
+        say(shorter)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,8 @@ import pytest
 os.environ["OMP_NUM_THREADS"] = os.environ["MKL_NUM_THREADS"] = "1"
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path += [str(ROOT / "tests" / "policy"), str(ROOT / "tests" / "scripts")]  # for `gaussian` and `browser`
+# For `gaussian`, `browser` and `layouts`.
+sys.path += [str(ROOT / "tests" / folder) for folder in ("policy", "scripts", "datasets")]
 
 
 @pytest.fixture(scope="session")

@@ -7,7 +7,6 @@ no rate: ALOHA records at 50 Hz.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,20 +27,18 @@ class Reader(Hdf5Episodes):
 
     Args:
         path: file or folder.
-        actions: the dataset with the actions, or several that are joined, such as `[action, base_action]` of Mobile
-            ALOHA; by default `action`.
     """
 
     observed = ("observations/images/", "observations/")
     ignored = ("compress_len",)  # the lengths of the JPEG files, which need none
 
-    def __init__(self, path: Path, actions: str | Sequence[str] | None = None) -> None:
+    def __init__(self, path: Path) -> None:
         self._files = _files(path)
         if not self._files:
             raise FlowleapError(f"'{path}' holds no HDF5 file: ALOHA's are called episode_0.hdf5, ...")
-        super().__init__(path, self._files[0], actions or _ACTIONS[0])
+        super().__init__(path, self._files[0], _ACTIONS[0])
         self._opened, self.n_episodes = 0, len(self._files)
-        if actions is None and not is_array(self._file.get(_ACTIONS[0])):
+        if not is_array(self._file.get(_ACTIONS[0])):
             self._actions = [_ACTIONS[1]]
         self._infer()
 

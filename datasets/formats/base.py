@@ -9,6 +9,7 @@ import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -57,19 +58,26 @@ class Source(Dataset):
             raise self.error(index, key, f"is damaged ({error}); copy the file again") from error
 
     def describe(
-        self, observations: dict[str, ObsKey], action: ObsKey, extra: dict[str, ObsKey], **facts: Any
+        self, observations: dict[str, ObsKey], action: ObsKey | None, extra: dict[str, ObsKey], **facts: Any
     ) -> None:
-        """Set Spec, extra columns and (no) attributes; `facts` are further fields of the Spec."""
-        if len(action.shape) != 1:
-            raise FlowleapError(f"'{self.path}': '{ACTION}' has shape {action.shape} a frame, not one axis")
-        observations, others, self.reasons = roles.split(observations)
+        """Set Spec, extra columns and (no) attributes; `facts` are further fields of the Spec.
+
+        Columns are described as they lie, and what `_read` needs is there: a few frames are looked at. Actions become
+        vectors, whatever their shape; None is for none of a known name, see `Dataset.has_action`.
+        """
+        columns, odd = self.recognise({**extra, **observations})
+        extra = {key: columns[key] for key in extra}
+        observations, others, self.reasons = roles.split({key: columns[key] for key in observations}, odd)
+        if not observations and not others:
+            raise FlowleapError(f"'{self.path}' has no column beside '{ACTION}' to observe")
         if not observations:
-            why = f": {roles.explain(self.reasons)}; rename what is one" if others else ""
-            raise FlowleapError(f"'{self.path}' has no column beside '{ACTION}' to observe{why}")
+            observations, others, self.must_choose = others, {}, roles.explain(self.reasons)
+        self.has_action = action is not None
+        action = ObsKey((1,)) if action is None else replace(action, shape=(action.size,))
         extra = {**extra, **others}
         self.extra = extra if action.dtype == "float32" else {**extra, ACTION: action}
         facts["source"] = {"dataset": self.path.name, **facts.get("source", {})}
-        self.spec, self.attrs = Spec(observations, action_dim=action.shape[0], **facts), {}
+        self.spec, self.attrs = Spec(observations, action_dim=action.size, **facts), {}
 
     def take_note(self, note: Any, where: str) -> None:
         """Take Spec, extra columns and attributes from what `Writer` noted; `where` is for messages."""
@@ -114,7 +122,9 @@ class Writer(ABC):
         self._prepare()
         self.path, self._overwrite = Path(path).expanduser(), overwrite
         self._check_name()
-        self._temporary = temporary_name(self.path, self._job)  # where a killed process left the same job
+        self._temporary = temporary_name(
+            self.path, self._job
+        ).absolute()  # of a killed process, for the same job
         self.n_episodes = self.n_frames = 0
 
     @staticmethod

@@ -6,7 +6,6 @@ later, and so is `metadata`.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,14 +29,13 @@ class Reader(Hdf5Episodes):
 
     Args:
         path: the file.
-        actions: the dataset with the actions, or several that are joined.
     """
 
     observed = ("observations/",)
     ignored = ("next_observations", "metadata/")
 
-    def __init__(self, path: Path, actions: str | Sequence[str] = _ACTIONS) -> None:
-        super().__init__(path, path, actions)
+    def __init__(self, path: Path) -> None:
+        super().__init__(path, path, "actions")
         self._bounds = np.append(0, self._cut())
         self.n_episodes, self._ends = len(self._bounds) - 1, self._bounds[1:]
         self._infer()

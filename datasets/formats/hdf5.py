@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from flowleap.datasets.columns import ACTION, Episode, flat_names, infer_key, require_memory
+from flowleap.datasets.columns import ACTION, Episode, as_stored, flat_names, require_memory
 from flowleap.datasets.formats.base import Source, explain
 from flowleap.datasets.interface import MALFORMED
 from flowleap.policy.core.errors import FlowleapError, optional_import, suggest
@@ -152,6 +152,8 @@ class Hdf5Episodes(Hdf5Source):
     """Beginnings of the paths of observations, the longer ones first; they are cut off the names."""
     ignored: ClassVar[tuple[str, ...]] = ()
     """Beginnings of the paths of what is no column, and not worth a word."""
+    may_lack_actions = False
+    """Whether a file without the dataset of the actions is still of this layout."""
     ahead = 0
     """How many rows more than actions a dataset may have; they are left out."""
     _paths: dict[str, str]  # column -> path below the group; that of the actions may stand for several
@@ -165,18 +167,40 @@ class Hdf5Episodes(Hdf5Source):
     def _place(self, index: int) -> tuple[Any, int, int]:
         """The group of an episode, and its rows [first, last)."""
 
+    def _first_group(self) -> Any:
+        """The group of the first episode."""
+        return self._place(0)[0]
+
     def _no_observations(self) -> str:
         """What to say, and to do, where nothing is observed."""
         return f"has no observations ({', '.join(f'{start}...' for start in self.observed)})"
+
+    def _first_observed(self, group: Any) -> str:
+        """The path of an observation, whose rows are counted where there are no actions."""
+        found: list[str] = []
+
+        def visit(name: str, node: Any) -> None:
+            path = self._text(name, self.label(0))
+            if self._is_observed(path) and self._numeric(node):
+                found.append(path)
+
+        group.visititems(visit)
+        if not found:
+            raise FlowleapError(f"'{self.path}', {self.label(0)} {self._no_observations()}")
+        return min(found)
 
     def _is_observed(self, path: str) -> bool:
         return path.startswith(self.observed) or f"{path}/" in self.observed
 
     def _infer(self, **facts: Any) -> None:
         """Describe the columns by the first episode; `facts` are further fields of the Spec."""
+        group = self._first_group()
+        if self.may_lack_actions and not all(self._numeric(group.get(name)) for name in self._actions):
+            self._actions = []  # another column may hold them
+        self._counted = self._actions[0] if self._actions else self._first_observed(group)
         group, first, _ = self._place(0)
-        with self.naming(0, self._actions[0]):
-            rows = len(self._require_dataset(group, self._actions[0]))
+        with self.naming(0, self._counted):
+            rows = len(self._require_dataset(group, self._counted))
         paths, refused = self._find(group, rows)
         observed = [path for path in paths if self._is_observed(path)]
         if not observed:
@@ -184,11 +208,11 @@ class Hdf5Episodes(Hdf5Source):
             raise FlowleapError(f"'{self.path}', {self.label(0)} {self._no_observations()}{more}")
         self._paths = flat_names([*observed, *(p for p in paths if p not in observed)], self.observed)
         described: dict[str, ObsKey] = {}
-        for key in [*self._paths, ACTION]:
+        for key in [*self._paths, *([ACTION] if self._actions else [])]:
             with self.naming(0, key):
                 values = self._column(group, key, first, first + 1)
-            described[key] = infer_key(values.shape[1:], values.dtype)
-        action = described.pop(ACTION)
+            described[key] = as_stored(values.shape[1:], values.dtype)
+        action = described.pop(ACTION, None)
         observations = {key: described.pop(key) for key, path in self._paths.items() if path in observed}
         self.describe(observations, action, described, **facts)
         self.refused = refused
@@ -244,7 +268,7 @@ class Hdf5Episodes(Hdf5Source):
 
     def _values(self, group: Any, path: str, first: int, last: int) -> NDArray:
         """Read the rows [first, last) of a dataset, images decoded."""
-        node, rows = self._require_dataset(group, path), len(self._require_dataset(group, self._actions[0]))
+        node, rows = self._require_dataset(group, path), len(self._require_dataset(group, self._counted))
         if node.ndim < 1 or not 0 <= len(node) - rows <= self.ahead:
             raise FlowleapError(f"has {len(node) if node.ndim else 'no'} rows, the actions have {rows}")
         if path in self._encoded:

@@ -1,32 +1,36 @@
 """LeRobotDataset v2.0, v2.1 and v3.0: parquet tables, PNG or mp4 images; written as v3.0; no lerobot import
 
-`observation.state` becomes `state`, `observation.images.top` becomes `top`; features other than `observation*` and
-`action` are extra columns, texts are left out. Images are decoded by the time stamps of their rows.
+`observation.state` becomes `state`, `observation.images.top` becomes `top`; other numbers are extra columns, unless
+none is called `observation*`; texts are left out. The rows of an episode are those with its `episode_index`, in the
+order of `frame_index`, and frames of videos are counted (see `video.frames_of_rows`).
 """
 
 from __future__ import annotations
 
 import io
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from flowleap.datasets import order
 from flowleap.datasets.columns import ACTION, Episode, flat_names, require_memory
 from flowleap.datasets.formats.base import Source, explain, read_json
-from flowleap.datasets.formats.lerobot_index import DERIVED, NOTE, Place, index_v2, index_v3, inside
+from flowleap.datasets.formats.lerobot_index import DERIVED, NOTE, index_v2, index_v3, inside
 from flowleap.datasets.formats.lerobot_index import is_lerobot as detect
 from flowleap.datasets.formats.lerobot_writer import LeRobotWriter as Writer
-from flowleap.datasets.formats.video import read_frames
+from flowleap.datasets.formats.video import Clock, frames_of_rows, read_clock, read_frames
 from flowleap.policy.core.errors import FlowleapError, optional_import
 from flowleap.policy.core.spec import ObsKey
 
 __all__ = ["Reader", "Writer", "detect"]
 
 _PREFIXES = ["observation.images.", "observation."]
+_TIME, _FRAME = "timestamp", "frame_index"
 
 
 class Reader(Source):
@@ -44,8 +48,8 @@ class Reader(Source):
                 "with the scripts of lerobot"
             )
         features = self._info.get("features")
-        if not isinstance(features, dict) or ACTION not in features:
-            raise FlowleapError(f"'{path}': meta/info.json has no feature '{ACTION}'")
+        if not isinstance(features, dict):
+            raise FlowleapError(f"'{path}': meta/info.json has no features")
         self._features: dict[str, dict[str, Any]] = features
         videos = [name for name, feature in features.items() if feature.get("dtype") == "video"]
         self._places, tasks = (index_v2 if version.startswith("v2.") else index_v3)(path, self._info, videos)
@@ -53,27 +57,35 @@ class Reader(Source):
         self._fps = float(self._info.get("fps") or 0)
         if self._fps <= 0:
             raise FlowleapError(f"'{path}': meta/info.json has no frame rate (fps)")
-        self._table: tuple[Any, Any] = (None, None)  # what `_rows` read last, and the table it got
+        self._tables: dict[
+            tuple[str, ...], tuple[Any, Any]
+        ] = {}  # columns -> what `_rows` read last, and the rows
+        self._numbered: tuple[Any, dict[str, NDArray[np.int64]]] = (
+            None,
+            {},
+        )  # table -> whose rows its rows are
+        self._clocks: dict[
+            str, tuple[Any, Clock]
+        ] = {}  # camera -> the video read last, and when its frames are shown
         note = path / "meta" / NOTE
         if note.is_file():
             self._read_note(read_json(note), f"'{path}', meta/{NOTE}")
         else:
             self._infer(tasks)
+        self.stored = self._names
 
     def _infer(self, tasks: list[str]) -> None:
         """Describe the columns of a dataset that others wrote."""
         described = {name: _column(f) for name, f in self._features.items() if name not in DERIVED}
         columns = {name: column for name, column in described.items() if column is not None}
         action = columns.pop(ACTION, None)
-        if action is None or len(action.shape) != 1:
-            raise FlowleapError(f"'{self.path}': feature '{ACTION}' must be one vector of numbers")
-        names = flat_names([n for n in columns if n.startswith("observation")], _PREFIXES)
+        names = flat_names(_observed(columns), _PREFIXES)
         observations = {key: columns.pop(name) for key, name in names.items()}
         rest = {name if name not in names else f"{name}_": name for name in columns}
         extra = {key: columns[name] for key, name in rest.items()}
         if len(tasks) > 1:
             rest["task_index"], extra["task_index"] = "task_index", ObsKey((), "int64")
-        self._names = names | rest | {ACTION: ACTION}
+        self._names = names | rest | ({ACTION: ACTION} if action else {})
         robot = self._info.get("robot_type")
         self.describe(observations, action, extra, control_hz=self._fps, source={"robot": robot})
         axes = {key: self._features[name].get("names") for key, name in self._names.items()}
@@ -98,59 +110,107 @@ class Reader(Source):
         place = self._places[index]
         kinds = {key: self._features[self._names[key]]["dtype"] for key in keys}
         tabled = {self._names[key] for key in keys if kinds[key] != "video"}
-        rows = self._rows(index, sorted(tabled | {"episode_index", "timestamp"}))
-        if set(rows["episode_index"].to_pylist()) != {place.episode}:
-            other = f"names other episodes in the rows of this one ({place.table})"
-            raise self.error(index, "episode_index", other)
+        rows = self._rows(index, sorted(tabled | {_TIME}))
         columns: Episode = {}
         for key, kind in kinds.items():
             name, shape = self._names[key], tuple(self.fields[key].shape)
             try:
                 if kind == "video":
-                    columns[key] = self._video(place, name, rows["timestamp"], shape)
+                    columns[key] = self._video(index, name, rows[_TIME], shape)
                 elif kind == "image":
                     columns[key] = self._images(rows[name], shape)
                 else:
                     columns[key] = _in_dtype(_numbers(self._pa, rows[name], shape), self.fields[key].dtype)
             except FlowleapError as error:
-                file = place.videos[name][0] if kind == "video" else place.table
+                file = place.videos[name].file if kind == "video" else place.table
                 raise self.error(index, key, f"{error} ({file.relative_to(self.path)})") from error
         return columns
 
     def times(self, index: int) -> NDArray:
         """Time stamps of the frames, [T] seconds."""
-        return _numbers(self._pa, self._rows(index, ["timestamp"])["timestamp"], (1,))[:, 0]
+        return _numbers(self._pa, self._rows(index, [_TIME])[_TIME], (1,))[:, 0]
+
+    def disorder(self, index: int) -> str | None:
+        """What is wrong with the time stamps, or a column beside; the rows are in the order of `frame_index`."""
+        problem = order.problem(self.times(index))
+        return super().disorder(index) if problem is None else f"'{_TIME}' {problem}"
+
+    def _order(self, index: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Which rows of the table are the episode's, in the order of its frames, and the numbers of the frames.
+
+        The table's own `episode_index` and `frame_index` decide: where an episode begins is often wrong in metadata.
+        """
+        place = self._places[index]
+        if self._numbered[0] != place.table:
+            with self._reading(index):
+                file = self._parquet.ParquetFile(place.table.absolute())
+                self._require(index, file, ["episode_index"])
+                names = [name for name in ("episode_index", _FRAME) if name in file.schema_arrow.names]
+                require_memory(8 * len(names) * file.metadata.num_rows, f"'{self.path}': its rows")
+                table = file.read(columns=names)
+            found = {name: _numbers(self._pa, table[name], ()).astype(np.int64) for name in names}
+            self._numbered = place.table, found
+        found = self._numbered[1]
+        rows = np.flatnonzero(found["episode_index"] == place.episode)
+        if len(rows) != place.length:
+            says = f"is {place.episode} in {len(rows)} rows of {place.table.relative_to(self.path)}"
+            raise self.error(index, "episode_index", f"{says}, the metadata say {place.length}")
+        frames = found[_FRAME][rows] if _FRAME in found else np.arange(len(rows))
+        ordered = np.argsort(frames, kind="stable")
+        rows, frames = rows[ordered], frames[ordered]
+        if np.any(np.diff(frames) == 0):
+            twice = int(frames[np.argmin(np.diff(frames) != 0)])
+            raise self.error(index, _FRAME, f"is {twice} in two rows: a row is there twice; {order.REMEDY}")
+        return rows, frames
+
+    @contextmanager
+    def _reading(self, index: int) -> Iterator[None]:
+        """Let what goes wrong with a table name it."""
+        place = self._places[index]
+        where = f"'{self.path}', episode {place.episode}: {place.table.relative_to(self.path)} cannot be read"
+        with explain(where, OSError, self._pa.ArrowException):
+            yield
+
+    def _require(self, index: int, file: Any, names: Sequence[str]) -> None:
+        """Raise unless a table has columns."""
+        table = self._places[index].table.relative_to(self.path)
+        for name in names:
+            if name not in file.schema_arrow.names:
+                raise self.error(index, name, f"is no column of {table}")
 
     def _rows(self, index: int, names: Sequence[str]) -> Any:
         """Read the rows of an episode; the row groups read last are kept for the next one."""
         place = self._places[index]
-        where, table = f"'{self.path}', episode {place.episode}", place.table.relative_to(self.path)
-        begin, end = place.offset, place.offset + place.length
-        with explain(f"{where}: {table} cannot be read", OSError, self._pa.ArrowException):
-            file = self._parquet.ParquetFile(place.table)
-            for name in names:
-                if name not in file.schema_arrow.names:
-                    raise self.error(index, name, f"is no column of {table}")
+        rows, _ = self._order(index)
+        begin, end = int(rows.min()), int(rows.max()) + 1
+        with self._reading(index):
+            file = self._parquet.ParquetFile(place.table.absolute())
+            self._require(index, file, names)
             ends = np.cumsum([0, *(file.metadata.row_group(i).num_rows for i in range(file.num_row_groups))])
-            if end > ends[-1]:
-                raise FlowleapError(f"{where} needs rows {begin} to {end} of {table}, which has {ends[-1]}")
             first = int(np.searchsorted(ends, begin, side="right")) - 1
             last = int(np.searchsorted(ends, end, side="left"))
             groups = list(range(first, last))
-            require_memory(8 * _size(file.metadata, groups, names), f"{where}: its rows")
-            wanted = (place.table, first, last, tuple(names))
-            if self._table[0] != wanted:
-                self._table = wanted, file.read_row_groups(groups, columns=list(names))
-        return self._table[1].slice(begin - int(ends[first]), place.length)
+            where = f"'{self.path}', episode {place.episode}: its rows"
+            require_memory(8 * _size(file.metadata, groups, names), where)
+            wanted, kept = (place.table, first, last), self._tables.get(tuple(names))
+            if kept is None or kept[0] != wanted:
+                kept = self._tables[tuple(names)] = wanted, file.read_row_groups(groups, columns=list(names))
+        rows = rows - int(ends[first])
+        in_one = np.array_equal(rows, np.arange(rows[0], rows[0] + len(rows)))
+        return kept[1].slice(int(rows[0]), len(rows)) if in_one else kept[1].take(self._pa.array(rows))
 
-    def _video(self, place: Place, name: str, stamps: Any, shape: tuple[int, ...]) -> NDArray[np.uint8]:
-        file, start = place.videos[name]
-        if not file.is_file():
+    def _video(self, index: int, name: str, stamps: Any, shape: tuple[int, ...]) -> NDArray[np.uint8]:
+        """Read the frames of a camera that belong to the rows."""
+        clip = self._places[index].videos[name]
+        if not clip.file.is_file():
             raise FlowleapError("is missing: no such video")
+        if name not in self._clocks or self._clocks[name][0] != clip.file:
+            self._clocks[name] = clip.file, read_clock(clip.file)
+        clock, (_, frames) = self._clocks[name][1], self._order(index)
         times = _numbers(self._pa, stamps, (1,))[:, 0].astype(np.float64)
-        if np.any(np.diff(times) <= 0):
-            raise FlowleapError("cannot be found in the video: the time stamps do not increase")
-        return read_frames(file, start + times, self._fps, shape)
+        return read_frames(
+            clip.file, clock.ticks[frames_of_rows(clock, clip, frames, times, self._fps)], shape
+        )
 
     def _images(self, cells: Any, shape: tuple[int, ...]) -> NDArray[np.uint8]:
         """Decode cells {bytes, path}, as the image feature of Hugging Face datasets stores them; one at a time."""
@@ -164,6 +224,10 @@ class Reader(Source):
                     data = inside(self.path, str(cell["path"])).read_bytes()
                 picture = image.open(io.BytesIO(data))
                 size = (picture.height, picture.width)
+                if picture.mode[0] in "IF":  # Pillow would clip it to white
+                    raise FlowleapError(
+                        f"holds {picture.mode} numbers at frame {len(frames)}, which are no colours but perhaps depth"
+                    )
                 if size != shape[:2]:  # before it is decoded, whatever its size
                     wrong = f"has {size} pixels at frame {len(frames)}, meta/info.json says {shape[:2]}"
                     raise FlowleapError(wrong)
@@ -177,6 +241,18 @@ class Reader(Source):
     def seed(self, index: int) -> int | None:
         """The seed that `Writer` noted."""
         return self._places[index].seed
+
+
+def _observed(columns: Mapping[str, ObsKey]) -> list[str]:
+    """Names of the features that may be observed.
+
+    Those of lerobot begin with `observation`. Of others (openpi: `state`, `image`), images are, and numbers where none
+    of those begin so: then their names decide (`roles`).
+    """
+    own = {name for name in columns if name.startswith("observation")}
+    if not any(columns[name].kind == "lowdim" for name in own):
+        return list(columns)
+    return [name for name, column in columns.items() if name in own or column.kind == "rgb"]
 
 
 def _column(feature: Mapping[str, Any]) -> ObsKey | None:

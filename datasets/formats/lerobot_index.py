@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from flowleap.datasets.formats.base import explain
+from flowleap.datasets.formats.video import Clip
 from flowleap.policy.core.errors import FlowleapError, optional_import
 
 NOTE = "flowleap.json"  # in meta/: what a store knows and LeRobot has no place for
@@ -23,13 +24,12 @@ VIDEO_V3 = "videos/{video_key}/chunk-{chunk_index:03d}/file-{file_index:03d}.mp4
 
 
 class Place(NamedTuple):
-    """One episode: its index, rows [offset, offset + length) of a table, and feature -> (video, start in seconds)."""
+    """One episode: its index, its number of rows, the table that they are in, and feature -> its part of a video."""
 
     episode: int
     length: int
     table: Path
-    offset: int
-    videos: dict[str, tuple[Path, float]]
+    videos: dict[str, Clip]
     seed: int | None = None
 
 
@@ -53,11 +53,12 @@ def index_v2(root: Path, info: dict[str, Any], videos: Sequence[str]) -> tuple[l
     for line in _json_lines(root / "meta" / "episodes.jsonl"):
         episode, length = _whole(root, line, "episode_index"), _whole(root, line, "length")
         numbers = {"episode_chunk": episode // size, "episode_index": episode}
-        clips = {key: (_fill(root, video, video_key=key, **numbers), 0.0) for key in videos}
-        places.append(Place(episode, length, _fill(root, data, **numbers), 0, clips))
+        files = {key: _fill(root, video, video_key=key, **numbers) for key in videos}
+        clips = {key: Clip(file, 0.0, 0.0, 0, length) for key, file in files.items()}
+        places.append(Place(episode, length, _fill(root, data, **numbers), clips))
     lines = _json_lines(root / "meta" / "tasks.jsonl")
     tasks = {_whole(root, line, "task_index"): str(line.get("task")) for line in lines}
-    return _checked(root, places), _by_index(tasks)
+    return _checked(root, info, places), _by_index(tasks)
 
 
 def index_v3(root: Path, info: dict[str, Any], videos: Sequence[str]) -> tuple[list[Place], list[str]]:
@@ -66,25 +67,36 @@ def index_v3(root: Path, info: dict[str, Any], videos: Sequence[str]) -> tuple[l
     files = sorted((root / "meta" / "episodes").glob("*/*.parquet"))
     if not files:
         raise FlowleapError(f"'{root}' has no tables in meta/episodes")
-    first: dict[Path, int] = {}
     places = []
     for row in (row for file in files for row in _parquet_rows(root, file)):
-        table, start = _numbered(root, row, "data", data), _whole(root, row, "dataset_from_index")
-        first[table] = min(start, first.get(table, start))
         clips = {}
         for key in videos:
-            begin = float(row.get(f"videos/{key}/from_timestamp") or 0.0)
-            clips[key] = _numbered(root, row, f"videos/{key}", video, video_key=key), begin
-        seed = row.get("seed")
+            start, end = (float(row.get(f"videos/{key}/{when}_timestamp") or 0.0) for when in ("from", "to"))
+            clips[key] = Clip(_numbered(root, row, f"videos/{key}", video, video_key=key), start, end, 0, 0)
+        seed, table = row.get("seed"), _numbered(root, row, "data", data)
         episode, length = _whole(root, row, "episode_index"), _whole(root, row, "length")
-        places.append(Place(episode, length, table, start, clips, seed if isinstance(seed, int) else None))
-    places = [place._replace(offset=place.offset - first[place.table]) for place in places]
+        places.append(Place(episode, length, table, clips, seed if isinstance(seed, int) else None))
+    for key in videos:
+        _count_rows(places, key)
     file = root / "meta" / "tasks.parquet"
     tasks: dict[int, str] = {}
     for row in _parquet_rows(root, file) if file.is_file() else []:  # pandas has the texts as its index
         number = _whole(root, row, "task_index")
         tasks[number] = next((value for value in row.values() if isinstance(value, str)), "")
-    return _checked(root, places), _by_index(tasks)
+    return _checked(root, info, places), _by_index(tasks)
+
+
+def _count_rows(places: Sequence[Place], key: str) -> None:
+    """Note in the clips of a camera how many rows lie before each in its file, and in the whole file."""
+    total: dict[Path, int] = {}
+    ordered = sorted(places, key=lambda place: (place.videos[key].start, place.episode))
+    for place in ordered:
+        clip = place.videos[key]
+        place.videos[key] = clip._replace(before=total.get(clip.file, 0))
+        total[clip.file] = total.get(clip.file, 0) + place.length
+    for place in places:
+        clip = place.videos[key]
+        place.videos[key] = clip._replace(total=total[clip.file])
 
 
 def _numbered(root: Path, row: dict[str, Any], folder: str, template: str, **names: str) -> Path:
@@ -102,8 +114,9 @@ def _parquet_rows(root: Path, file: Path) -> list[dict[str, Any]]:
     parquet = optional_import("pyarrow.parquet", extra="formats")
     pa = optional_import("pyarrow", extra="formats")
     with explain(f"'{root}': {file.relative_to(root)} cannot be read", OSError, pa.ArrowException):
-        columns = [name for name in parquet.read_schema(file).names if not name.startswith("stats/")]
-        rows: list[dict[str, Any]] = parquet.read_table(file, columns=columns).to_pylist()
+        place = file.absolute()  # pyarrow takes the relative path `a:b` for a URI
+        columns = [name for name in parquet.read_schema(place).names if not name.startswith("stats/")]
+        rows: list[dict[str, Any]] = parquet.read_table(place, columns=columns).to_pylist()
     return rows
 
 
@@ -134,8 +147,8 @@ def _fill(root: Path, template: str, **values: Any) -> Path:
         return inside(root, template.format(**values))
 
 
-def _checked(root: Path, places: list[Place]) -> list[Place]:
-    """Sort by index; raise unless there are episodes, each of them once and with frames."""
+def _checked(root: Path, info: dict[str, Any], places: list[Place]) -> list[Place]:
+    """Sort by index; raise unless there are episodes, each once and with frames, and as many as info.json says."""
     if not places:
         raise FlowleapError(f"'{root}' has no episodes")
     places = sorted(places, key=lambda place: place.episode)
@@ -149,4 +162,11 @@ def _checked(root: Path, places: list[Place]) -> list[Place]:
         if not place.table.is_file():
             raise FlowleapError(f"{where}: {place.table.relative_to(root)} is missing")
         known.add(place.episode)
+    counts = {"total_episodes": len(places), "total_frames": sum(place.length for place in places)}
+    for name, count in counts.items():
+        if info.get(name) not in (None, count):
+            wrong = f"{info[name]}, but the episodes in meta/ make {count}"
+            raise FlowleapError(
+                f"'{root}': {name} in meta/info.json is {wrong}; copy meta/ again, or correct it"
+            )
     return places

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,14 +30,13 @@ class Reader(Hdf5Episodes):
 
     Args:
         path: the file.
-        actions: the dataset with the actions, or several that are joined.
     """
 
     observed = ("obs/",)
     ahead = 1
 
-    def __init__(self, path: Path, actions: str | Sequence[str] = "actions") -> None:
-        super().__init__(path, path, actions)
+    def __init__(self, path: Path) -> None:
+        super().__init__(path, path, "actions")
         names = (name for name in self._file if _TRAJECTORY.fullmatch(self._text(name, "the file")))
         self._names = sorted(names, key=by_number)
         if not self._names:

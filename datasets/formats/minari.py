@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from flowleap.datasets.columns import ACTION, Episode, flat_names, infer_key, require_memory
+from flowleap.datasets.columns import ACTION, Episode, as_stored, flat_names, require_memory
 from flowleap.datasets.formats.base import Source, explain, read_json
 from flowleap.datasets.formats.hdf5 import Hdf5Source, by_number, decode_images, joined
 from flowleap.datasets.formats.minari_spaces import Leaf, leaves
@@ -85,9 +85,14 @@ class _Minari(Source):
         self._leaves = {key: found[name] for key, name in names.items() if found[name].refusal is None}
         self.refused = {key: why for key, name in names.items() if (why := found[name].refusal) is not None}
         first = self._read(0, [*self._leaves, *_EXTRA, ACTION])
-        described = {key: infer_key(values.shape[1:], values.dtype) for key, values in first.items()}
+        described = {key: as_stored(values.shape[1:], values.dtype) for key, values in first.items()}
         action, extra = described.pop(ACTION), {key: described.pop(key) for key in _EXTRA}
         self.describe(described, action, extra, source=self._source)
+        steps, count = self._metadata.get("total_steps"), sum(map(self._length, range(self.n_episodes)))
+        if steps not in (None, count):
+            raise FlowleapError(
+                f"'{self.path}' has {count} frames, total_steps in metadata.json says {steps}"
+            )
 
     @abstractmethod
     def _length(self, index: int) -> int:
@@ -153,6 +158,14 @@ class Hdf5Minari(_Minari, Hdf5Source):
     def _length(self, index: int) -> int:
         with self.naming(index, _EXTRA[0]):
             return len(self._require_dataset(self._group(index), _EXTRA[0]))
+
+    def _read(self, index: int, keys: Sequence[str]) -> Episode:
+        """Read some columns of one episode, which has as many steps as it says."""
+        length = self._length(index)
+        stated = self._group(index).attrs.get("total_steps", length)
+        if stated != length:
+            raise self.error(index, ACTION, f"has {length} frames, but total_steps says {stated}")
+        return super()._read(index, keys)
 
     def _stored(self, index: int, name: str, leaf: Leaf, length: int) -> NDArray:
         node = self._require_dataset(self._group(index), "/".join((name, *leaf.names)))

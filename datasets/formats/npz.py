@@ -1,7 +1,7 @@
 """numpy: one .npz with flat arrays [N, ...] and episode_ends, or a folder with one .npz an episode
 
-Arrays called `action` or `actions` are the actions, all others observations, but for those whose names say that they
-are none (`roles`). In a flat file, arrays with one row an episode are extra columns that repeat it over the
+The array called `action` holds the actions, all others are observed, but for those whose names say that they are none
+(`roles`). In a flat file, arrays with one row an episode are extra columns that repeat it over the
 episode's frames, and arrays with neither are left out. Nothing is unpickled.
 """
 
@@ -17,13 +17,12 @@ from typing import IO, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from flowleap.datasets.columns import ACTION, Episode, flat_names, infer_key, require_memory
+from flowleap.datasets.columns import ACTION, Episode, as_stored, flat_names, require_memory
 from flowleap.datasets.formats.base import DAMAGE, Source, explain
 from flowleap.datasets.interface import Dataset
 from flowleap.policy.core.errors import FlowleapError
 
 _ENDS = "episode_ends"
-_ACTIONS = (ACTION, "actions")
 
 
 def detect(path: Path) -> bool:
@@ -115,17 +114,14 @@ class _NpzSource(Source):
         """Set what the arrays with a row a frame are; `_paths` is column -> array."""
         self.path, self.refused = path, file.refused
         why = "".join(f"; '{name}' {reason}" for name, reason in file.refused.items())
-        arrays = {name: infer_key(array.shape[1:], array.dtype) for name, array in found.items()}
-        action = next((name for name in _ACTIONS if name in found), None)
-        if action is None:
-            raise FlowleapError(f"'{path}' has no array 'action' among {sorted(found)}{why}")
-        actions = arrays.pop(action)
+        arrays = {name: as_stored(array.shape[1:], array.dtype) for name, array in found.items()}
+        actions = arrays.pop(ACTION, None)
         names = flat_names(sorted(arrays), [])
         columns = {key: arrays[name] for key, name in names.items()}
         if not columns:
             raise FlowleapError(f"'{path}' has no observations, with a row a frame{why}")
+        self._paths = self.stored = names | ({ACTION: ACTION} if actions else {})
         self.describe(columns, actions, {})
-        self._paths = names | {ACTION: action}
 
 
 class FlatSource(_NpzSource):
@@ -133,7 +129,7 @@ class FlatSource(_NpzSource):
 
     def __init__(self, path: Path) -> None:
         self._zip = _Zip(path)
-        rows = {array.shape[0] for name, array in self._zip.arrays.items() if name in _ACTIONS}
+        rows = {array.shape[0] for name, array in self._zip.arrays.items() if name in (ACTION, "actions")}
         with explain(f"'{path}': {_ENDS} cannot be read", FlowleapError, remedy=self._ends_line(path, rows)):
             stored = self._zip.require(_ENDS)
         with explain(f"'{path}': {_ENDS} is damaged", *DAMAGE, remedy="; copy the file again"):
@@ -149,11 +145,12 @@ class FlatSource(_NpzSource):
         self._bounds, self._ends, self.n_episodes = np.append(0, ends), ends, len(ends)
         arrays = {name: array for name, array in self._zip.arrays.items() if name != _ENDS}
         frames = {name: array for name, array in arrays.items() if array.shape[0] == ends[-1]}
+        self._once: dict[str, str] = {}
         self._describe(path, self._zip, frames)
         once = [n for n, array in arrays.items() if n not in frames and array.shape[0] == self.n_episodes]
-        self._once = {key: name for key, name in flat_names(once, []).items() if key not in self._paths}
+        self._once |= {key: name for key, name in flat_names(once, []).items() if key not in self._paths}
         for key, name in self._once.items():
-            self.extra[key] = infer_key(arrays[name].shape[1:], arrays[name].dtype)
+            self.extra[key] = as_stored(arrays[name].shape[1:], arrays[name].dtype)
 
     def _ends_line(self, path: Path, rows: set[int]) -> str:
         """The line of Python that writes the ends of one long episode, of which there is no doubt at all."""

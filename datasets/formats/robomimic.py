@@ -43,16 +43,14 @@ class Reader(Hdf5Episodes):
     Args:
         path: the file.
         filter: read the demonstrations of `mask/<filter>` only, such as `train` or `valid`.
-        actions: the dataset with the actions, such as `actions_abs`, or several that are joined.
     """
 
     observed = ("obs/",)
     ignored = ("next_obs/",)
+    may_lack_actions = True
 
-    def __init__(
-        self, path: Path, filter: str | None = None, actions: str | Sequence[str] = _ACTIONS
-    ) -> None:
-        super().__init__(path, path, actions)
+    def __init__(self, path: Path, filter: str | None = None) -> None:
+        super().__init__(path, path, _ACTIONS)
         data = self._file.get("data")
         if not isinstance(data, self._h5.Group):
             raise FlowleapError(f"'{path}' has no group 'data', only {sorted(self._file)}: {_OTHERS}")
@@ -67,7 +65,7 @@ class Reader(Hdf5Episodes):
         self._types: dict[str, tuple[Any, np.dtype]] = {}  # path -> HDF5 type and dtype that were met last
         self._demos = self._select(filter)
         self.n_episodes = len(self._demos)
-        self._noted = self._actions == [_ACTIONS] and NOTE in self._file
+        self._noted = NOTE in self._file
         if self._noted:
             where = f"'{path}', {NOTE}"
             with base.explain(f"{where} is damaged", ValueError, TypeError, AttributeError):
@@ -75,7 +73,6 @@ class Reader(Hdf5Episodes):
             self.take_note(note, where)
             self._paths = {key: f"obs/{key}" if key in self.spec.observations else key for key in self.fields}
         else:
-            self._require_actions()
             env_args = self._env_args()
             hz, convention = self._facts(env_args)
             self._infer(control_hz=hz, action_convention=convention, source={"env_args": env_args})
@@ -85,19 +82,13 @@ class Reader(Hdf5Episodes):
             found = {name: sorted(number[d] for d in demos if d in number) for name, demos in masks.items()}
             self.attrs[MASKS] = found
 
-    def _require_actions(self) -> None:
-        """Raise unless the first demonstration has the datasets with the actions."""
-        group = self._group(0)
-        for name in self._actions:
-            if not self._numeric(group.get(name)):
-                known = sorted(str(key) for key, node in group.items() if self._numeric(node))
-                raise self.error(0, name, f"is no dataset of actions, among {known}{suggest(name, known)}")
+    def _first_group(self) -> Any:
+        return self._group(0)
 
     def _facts(self, env_args: Mapping[str, Any]) -> tuple[float, ActionConvention]:
         """The rate (0: unknown) and the convention of the actions that `env_args` state."""
         hz = positive(_env_kwargs(env_args).get("control_freq"))
-        absolute = all(name.endswith("_abs") for name in self._actions)
-        return hz, "absolute" if absolute else action_convention(env_args)
+        return hz, action_convention(env_args)
 
     def _no_observations(self) -> str:
         if "states" not in self._group(0):
@@ -158,8 +149,8 @@ class Reader(Hdf5Episodes):
 
     def _place(self, index: int) -> tuple[Any, int, int]:
         group = self._group(index)
-        with self.naming(index, self._actions[0]):
-            return group, 0, len(self._require_dataset(group, self._actions[0]))
+        with self.naming(index, self._counted):
+            return group, 0, len(self._require_dataset(group, self._counted))
 
     def _read(self, index: int, keys: Sequence[str]) -> Episode:
         """Read some columns of one demonstration."""

@@ -10,11 +10,15 @@ checks the files itself before it reads them.
 
 from __future__ import annotations
 
+import importlib
 import itertools
 import math
 import os
+import warnings
 import zipfile
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
@@ -23,13 +27,22 @@ import zarr
 import zarr.storage
 from numpy.typing import NDArray
 
-from flowleap.datasets.columns import ACTION, CACHE_BYTES, Columns, Episode, infer_key, require_memory
+from flowleap.datasets import order
+from flowleap.datasets.columns import (
+    ACTION,
+    CACHE_BYTES,
+    Columns,
+    Episode,
+    as_stored,
+    require_memory,
+    vectors,
+)
 from flowleap.datasets.formats.base import Source
 from flowleap.datasets.formats.zarr_open import LAYOUT, open_group, zipped_stores
 from flowleap.datasets.formats.zarr_writer import FORMAT, NO_SEED, SPEC_ATTRIBUTE, EpisodeWriter, is_store
 from flowleap.datasets.frames import Frames, rows_of_chunks
 from flowleap.policy.core.errors import FlowleapError, suggest
-from flowleap.policy.core.spec import ObsKey, Spec
+from flowleap.policy.core.spec import Spec
 
 __all__ = ["EpisodeStore", "EpisodeWriter", "Reader", "Writer", "detect"]
 
@@ -37,6 +50,7 @@ _MAX_MISSING = 10_000  # chunk files after which nobody counts on: metadata may 
 _MAX_EXPANSION, _MAX_EXTRA = 8, 2**20  # a chunk file larger than so many times its values, and bytes, is none
 _BLOCK_BYTES = 32 * 2**20
 _ENDS = "g['meta/episode_ends'][:]"
+_SAMPLE_FRAMES = 9
 # Image chunks are decoded by zarrs, since zarr's own codecs are slower. Measured once, on one machine: 9600 frames a
 # second through this pipeline, 18100 through a chunk reader of our own; the library was kept.
 _PIPELINE = {"codec_pipeline.path": "zarrs.ZarrsCodecPipeline"}
@@ -97,7 +111,9 @@ class EpisodeStore(Source):
         self._block: tuple[int, int, Episode] = (0, 0, {})
         if self.has_spec:
             known = [key for key in self._keys if key in self._arrays and key not in self.spec.observations]
-            self.extra = {key: ObsKey(self.shape(key), self.dtype(key).name) for key in known}
+            self.extra = self.recognise({key: as_stored(self.shape(key), self.dtype(key)) for key in known})[
+                0
+            ]
             if ACTION in self.extra and self.extra[ACTION].dtype == "float32":
                 del self.extra[ACTION]
         else:
@@ -162,8 +178,12 @@ class EpisodeStore(Source):
     def columns(self, keys: Sequence[str] | None = None, cache_bytes: int = CACHE_BYTES) -> Columns:
         """Columns of all episodes; images are `Frames`."""
         keys = self._wanted(keys)
-        images = [key for key in keys if infer_key(self.shape(key), self.dtype(key)).kind == "rgb"]
+        for index, problem in self._disorders.items() if not self.lenient else ():
+            raise self._wrong(f", {self.label(index)}: {problem}; {order.REMEDY}")
+        images = [key for key in keys if key in self.fields and self.fields[key].image]
         columns: dict[str, Any] = dict(self.read([key for key in keys if key not in images]))
+        if ACTION in columns:
+            columns[ACTION] = vectors(columns[ACTION])
         for key in images:
             columns[key] = Frames(self, key, cache_bytes)
             cache_bytes -= columns[key].nbytes if columns[key].cached else 0
@@ -205,9 +225,33 @@ class EpisodeStore(Source):
         start, offset = int(self._starts[index]), int(self._starts[first])
         episode = {key: columns[key][start - offset : self.episode_ends[index] - offset] for key in keys}
         if not self._allow_nan:
-            for key, values in episode.items():
-                self._require_finite(key, values, start)
+            for key in set(episode) - set(self.pictures):  # which say themselves what is no image
+                self._require_finite(key, episode[key], start)
         return episode
+
+    def disorder(self, index: int) -> str | None:
+        """Which column says that rows of an episode are out of order or there twice, and where."""
+        return self._disorders.get(index)
+
+    @cached_property
+    def _disorders(self) -> dict[int, str]:
+        """Episode -> what `disorder` says of it."""
+        found: dict[int, str] = {}
+        for key in self._ordering:
+            values = self.read([key], allow_nan=True)[key]
+            for index, (start, stop) in enumerate(zip(self._starts, self.episode_ends, strict=True)):
+                problem = order.problem(values[start:stop])
+                if problem is not None:
+                    found.setdefault(index, f"'{key}' {problem}")
+        return dict(sorted(found.items()))
+
+    def _sample(self, key: str) -> NDArray:
+        """A few frames of a column as it lies, spread over the store."""
+        rows = np.unique(np.linspace(0, int(self.episode_ends[-1]) - 1, _SAMPLE_FRAMES).astype(np.int64))
+        try:
+            return np.concatenate([self.read_rows(key, row, row + 1) for row in rows.tolist()])
+        except FlowleapError:  # whoever reads the column will hear of it
+            return np.empty((0, *self.shape(key)), self.dtype(key))
 
     def seed(self, index: int) -> int | None:
         """The seed that an episode was recorded with, None if unknown."""
@@ -216,10 +260,11 @@ class EpisodeStore(Source):
 
     def _infer_spec(self) -> None:
         """Read a Spec off the columns of a store that carries none."""
-        self.array(ACTION)
+        if ACTION in self.refused:
+            self.array(ACTION)
         known = [key for key in self._keys if key in self._arrays]
-        fields = {key: infer_key(self.shape(key), self.dtype(key)) for key in known}
-        action = fields.pop(ACTION)
+        fields = {key: as_stored(self.shape(key), self.dtype(key)) for key in known}
+        action = fields.pop(ACTION, None)
         if not fields:
             why = "".join(f"; '{key}' cannot be read: {reason}" for key, reason in self.refused.items())
             raise self._wrong(f" has no column beside '{ACTION}' to observe{why}")
@@ -235,14 +280,17 @@ class EpisodeStore(Source):
         arrays: dict[str, zarr.Array] = {}
         refused: dict[str, str] = {}
         names = self._folders("data")
+        _register_codecs()
         for name in names:
             try:
                 node = group[f"data/{name}"]
                 if isinstance(node, zarr.Array) and node.dtype == np.uint8:
-                    with zarr.config.set(_PIPELINE):
+                    with zarr.config.set(_PIPELINE), warnings.catch_warnings():
+                        # Codecs that zarrs does not know are left to zarr.
+                        warnings.filterwarnings("ignore", "Array is unsupported by ZarrsCodecPipeline")
                         node = group[f"data/{name}"]
             except Exception as error:  # zarr raises many kinds for metadata it cannot parse
-                refused[name] = str(error)
+                refused[name] = _codec_remedy(str(error))
                 continue
             if not isinstance(node, zarr.Array):
                 continue
@@ -373,6 +421,19 @@ class EpisodeStore(Source):
         with (self._root / name).open("rb") as stream:
             header = stream.read(16)
         return int.from_bytes(header[12:16], "little") if len(header) == 16 else 16
+
+
+@cache
+def _register_codecs() -> None:
+    """Let zarr read JPEG-XL and the like, with which UMI stores its images."""
+    with suppress(ImportError):
+        importlib.import_module("imagecodecs.numcodecs").register_codecs(verbose=False)
+
+
+def _codec_remedy(problem: str) -> str:
+    """What zarr says of metadata that it cannot read; of a codec that is not there, what brings it."""
+    known = "imagecodecs" in problem
+    return "its codec is not installed: pip install 'flowleap[umi]' brings imagecodecs" if known else problem
 
 
 Reader, Writer = EpisodeStore, EpisodeWriter

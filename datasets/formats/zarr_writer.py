@@ -122,7 +122,9 @@ class EpisodeWriter(Writer):
         self._group.require_group("meta")
         for key, (shape, dtype) in self._layout.columns.items():
             # Training draws frames at random: an image is a chunk of its own, so that no other is read with it.
-            rows = 1 if key in self._images else _CHUNK_BYTES // max(1, dtype.itemsize * math.prod(shape))
+            observed = self.spec.observations.get(key)
+            image = observed is not None and observed.image
+            rows = 1 if image else _CHUNK_BYTES // max(1, dtype.itemsize * math.prod(shape))
             # Kept open: an array opened again has lost `write_empty_chunks` (it is no part of the format).
             sizes = {"shape": (0, *shape), "chunks": (max(1, rows), *shape)}
             self._arrays[key] = self._new_array(f"data/{key}", dtype=dtype, **sizes)

@@ -82,6 +82,7 @@ class Checks:
         first: dict[str, int] = {}
         digests: dict[bytes, list[int]] = {}
         lengths, gaps, periods = [], [], []
+        disorders: list[tuple[int, str]] = []
         for index in range(source.n_episodes):
             episode = source.episode(index, keys)
             digest = hashlib.blake2b(digest_size=16)
@@ -99,7 +100,9 @@ class Checks:
             steps.append(jumps.max(axis=0, initial=0.0))
             digests.setdefault(digest.digest(), []).append(index)
             times = source.times(index)
-            if _has_gap(times):
+            if problem := source.disorder(index):
+                disorders.append((index, problem))
+            elif _has_gap(times):
                 gaps.append(index)
             if times is not None and len(times) > 1:
                 periods.append(float(np.median(np.diff(times))))
@@ -112,6 +115,7 @@ class Checks:
             *(self._not_finite(key, count, first[key]) for key, count in self.not_finite.items()),
             *_constants(self.extremes),
             *self._actions(self.extremes[ACTION], np.stack(steps)),
+            *self._disorder(disorders),
             *self._times(gaps),
             *(self._copies(same) for same in digests.values() if same[1:]),
         ]
@@ -130,6 +134,19 @@ class Checks:
     def _copies(self, same: list[int]) -> Finding:
         remedy = "keep one of them: copies weigh more in training, and a split may put them on both sides"
         return Finding(f"the same low-dim data {len(same)} times: {self._name(same)}", remedy)
+
+    def _disorder(self, found: list[tuple[int, str]]) -> list[Finding]:
+        """Rows that are out of order or there twice; `found` is episode and problem."""
+        if not found:
+            return []
+        named = self._name([index for index, _ in found])
+        problem = (
+            f"rows out of order or doubled in {len(found)} episodes: {named}; in the first, {found[0][1]}"
+        )
+        remedy = (
+            f"training refuses them: repair the rows, or drop=[{','.join(str(index) for index, _ in found)}]"
+        )
+        return [Finding(problem, remedy)]
 
     def _times(self, gaps: list[int]) -> list[Finding]:
         """Gaps between time stamps, and a rate other than the Spec's."""
@@ -182,11 +199,11 @@ def _constants(extremes: dict[str, Extremes]) -> list[Finding]:
 
 
 def _has_gap(times: NDArray | None) -> bool:
-    """Whether two neighbouring time stamps are farther apart than frames usually are, or do not increase."""
+    """Whether two neighbouring time stamps are farther apart than frames usually are."""
     if times is None or len(times) < 3:
         return False
     periods = np.diff(times)
-    return bool(np.any(periods > _GAP * np.median(periods)) or np.any(periods <= 0))
+    return bool(np.any(periods > _GAP * np.median(periods)))
 
 
 def some(names: Sequence[str], shown: int = _SHOWN) -> str:

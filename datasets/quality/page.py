@@ -58,7 +58,7 @@ def render(format_name: str, source: Dataset, checks: Checks, profile: Profile) 
     environment = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=True, **options)
     findings = [*checks.findings, *profile.findings]
     lengths, hz = checks.lengths, source.spec.control_hz or checks.measured_hz
-    cameras = [key for key, s in profile.columns.items() if s.column.kind == "rgb"]
+    cameras = [key for key, s in profile.columns.items() if s.column.image]
     context = {
         "version": version("flowleap"),
         "name": source.path.name,
@@ -223,31 +223,30 @@ def _strips(source: Dataset, profile: Profile, key: str) -> list[dict[str, Any]]
     """A few frames of a few episodes."""
     strips = []
     for index in profile.shown[:3]:
-        shown = zip(profile.places(index, _STRIP), profile.frames(index, key, _STRIP), strict=True)
-        images = [{"frame": int(frame), "data": _image(image)} for frame, image in shown]
+        shown = zip(profile.places(index, _STRIP), profile.frames(index, key, _STRIP), strict=False)
+        reach = source.fields[key].range
+        images = [{"frame": int(frame), "data": _image(to_pixels(image, reach))} for frame, image in shown]
         strips.append({"title": source.label(index), "images": images})
     return strips
 
 
 def _image(image: NDArray) -> str:
-    """A picture [H, W, 3] as a data URI, at most `_IMAGE_SIDE` wide and high."""
+    """Pixels [H, W, 3] or [H, W] as a data URI, at most `_IMAGE_SIDE` wide and high."""
     from PIL import Image
 
-    picture = Image.fromarray(to_pixels(image))
+    picture = Image.fromarray(image)
     picture.thumbnail((_IMAGE_SIDE, _IMAGE_SIDE))
     buffer = io.BytesIO()
     picture.save(buffer, "JPEG", quality=88)
     return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
-def to_pixels(image: NDArray) -> NDArray[np.uint8]:
-    """An image as people want to see it: uint8, floats from 0 to 1 scaled to 255, NaN black."""
-    if image.dtype == np.uint8:
+def to_pixels(image: NDArray, reach: tuple[float, float] | None) -> NDArray[np.uint8]:
+    """An image as people want to see it: colours as they are, depth [H, W, 1] of that range as grey [H, W]."""
+    if reach is None:
         return image
-    pixels = np.nan_to_num(image.astype(np.float32), nan=0.0, posinf=255.0, neginf=0.0)
-    if image.dtype.kind == "f" and pixels.max() <= 1.0:
-        pixels = pixels * 255
-    return pixels.clip(0, 255).astype(np.uint8)
+    share = (image[..., 0] - reach[0]) / (reach[1] - reach[0])
+    return (share * 255).clip(0, 255).astype(np.uint8)
 
 
 def _safe(svg: str) -> Any:

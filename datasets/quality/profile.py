@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flowleap.datasets.columns import ACTION
+from flowleap.datasets.images import NoImages, plain_inputs
 from flowleap.datasets.interface import Dataset
 from flowleap.datasets.quality.checks import Checks, Finding, some
 from flowleap.datasets.windows import Windows
@@ -22,6 +23,7 @@ from flowleap.policy.core.spec import ObsKey, Spec
 BINS = 48
 _HISTOGRAMS = 64  # dimensions of a column that get one
 _IMAGE_FRAMES = 64
+_FLAT_IMAGES = "a network of plain numbers does not find in another place what it has seen in one"
 _CORE = 0.99  # share of the frames ...
 _SQUEEZED = 0.1  # ... that lie within this share of the range, where ...
 _STRAY = 3  # ... at most so many frames reach its ends: then outliers set the range
@@ -90,8 +92,9 @@ class Profile:
         chosen = np.linspace(0, n - 1, min(image_episodes or n, n))
         self.image_episodes = sorted({int(i) for i in chosen.round()})
         self._frozen: dict[str, list[int]] = {}
+        self._unreadable: dict[str, str] = {}  # camera -> why, of those with frames that are no images
         lowdim = self._lowdim()
-        images = {key: self._images(key) for key, column in source.fields.items() if column.kind == "rgb"}
+        images = {key: self._images(key) for key, column in source.fields.items() if column.image}
         self.columns = {key: lowdim.get(key) or images[key] for key in source.fields}
         self.spec = self._spec(window)
         self.findings = [*self._outliers(), *self._cameras()]
@@ -143,8 +146,12 @@ class Profile:
         return Statistics(column, low, high, mean, np.sqrt(np.maximum(square - mean**2, 0)), not_finite)
 
     def frames(self, index: int, key: str, most: int) -> NDArray:
-        """Read up to `most` frames of an episode, spread evenly from the first to the last."""
-        return self._source.episode(index, [key])[key][self.places(index, most)]
+        """Read up to `most` frames of an episode, spread evenly from first to last; none of what is no image."""
+        try:
+            return self._source.episode(index, [key])[key][self.places(index, most)]
+        except NoImages as error:
+            self._unreadable.setdefault(key, str(error))
+            return np.empty((0, *self._source.fields[key].shape), self._source.fields[key].dtype)
 
     def places(self, index: int, most: int) -> NDArray[np.int64]:
         """The frames that `frames` takes."""
@@ -232,21 +239,16 @@ class Profile:
         return found
 
     def _cameras(self) -> list[Finding]:
-        found = []
+        observed = plain_inputs(self._source.spec.observations)
+        found = [Finding(f"'{key}': {reason}", _FLAT_IMAGES) for key, reason in observed.items()]
         for key, episodes in self._frozen.items():
             where = some([self._source.label(i) for i in episodes])
             share = f"{len(episodes)} of {len(self.image_episodes)} episodes: {where}"
             problem = f"camera '{key}' shows one and the same image in {share}"
             found.append(Finding(problem, "the camera hung: leave these episodes or the key out"))
-        for key, s in self.columns.items():
-            if s.column.kind != "rgb":
-                continue
-            if 0 < s.high.max() <= 1:
-                remedy = "images are 0 to 255: multiply by 255 and store uint8"
-                found.append(Finding(f"camera '{key}' holds numbers from 0 to 1", remedy))
-            if s.not_finite:
-                problem = f"camera '{key}' has {s.not_finite} pixels that are NaN or infinite"
-                found.append(Finding(problem, "training refuses them: leave these episodes or the key out"))
+        for key in self.columns:
+            if key in self._unreadable:
+                found.append(Finding(self._unreadable[key], "training refuses such images"))
         return found
 
 

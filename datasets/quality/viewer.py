@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 
 from flowleap.datasets.columns import ACTION
 from flowleap.datasets.interface import Dataset
-from flowleap.datasets.quality.page import to_pixels
 from flowleap.policy.core.errors import FlowleapError, optional_import
 from flowleap.policy.core.files import complete_file
+from flowleap.policy.core.spec import ObsKey
 
 _LINES = 64  # numbers of a column that get a line
 
@@ -32,18 +32,18 @@ def show(dataset: Dataset, index: int, target: Path | None) -> str:
     columns = dataset.episode(index)
     times = _times(dataset, index, len(columns[ACTION]))
     label, spec = dataset.label(index), dataset.spec
-    rgb = [key for key, column in dataset.fields.items() if column.kind == "rgb"]
+    cameras = [key for key, column in dataset.fields.items() if column.image]
     recording = rerun.RecordingStream("flowleap")
     paths = {key: _entity(key, set(spec.observations)) for key in columns}
 
     def fill() -> None:
         about = f"{dataset.path.name}, {label}\n\n{spec.summary()}"
         recording.send_recording_name(f"{dataset.path.name}, {label}")
-        recording.send_blueprint(_blueprint(paths, rgb))
+        recording.send_blueprint(_blueprint(paths, cameras))
         recording.log("about", rerun.TextDocument(about), static=True)
         for key, values in columns.items():
-            if key in rgb:
-                _log_images(recording, paths[key], values, times)
+            if key in cameras:
+                _log_images(recording, paths[key], values, times, dataset.fields[key])
             else:
                 _log_lines(recording, paths[key], values.reshape(len(values), -1), times)
         recording.flush()
@@ -125,23 +125,30 @@ def _log_lines(recording: Any, path: str, values: NDArray, times: Mapping[str, N
     recording.send_columns(path, indexes=indexes, columns=columns)
 
 
-def _log_images(recording: Any, path: str, images: NDArray, times: Mapping[str, NDArray]) -> None:
-    """Log images [T, H, W, 3] as JPEG: raw ones would fill the viewer's memory."""
+def _log_images(
+    recording: Any, path: str, images: NDArray, times: Mapping[str, NDArray], column: ObsKey
+) -> None:
+    """Log images [T, H, W, 3] as JPEG: raw ones would fill the viewer's memory; and depth [T, H, W, 1] as it is."""
     rerun = optional_import("rerun", extra="viewer")
     for i, image in enumerate(images):
         recording.set_time("frame", sequence=int(times["frame"][i]))
         if "time" in times:
             recording.set_time("time", duration=float(times["time"][i]))
-        recording.log(path, rerun.Image(to_pixels(image)).compress())
+        if column.kind == "depth":
+            metre = 1000.0 if column.unit == "mm" else 1.0
+            shown = rerun.DepthImage(image[..., 0], meter=metre, depth_range=column.range)
+        else:
+            shown = rerun.Image(image).compress()
+        recording.log(path, shown)
     recording.reset_time()
 
 
-def _blueprint(paths: Mapping[str, str], rgb: list[str]) -> Any:
+def _blueprint(paths: Mapping[str, str], images: list[str]) -> Any:
     """Cameras on the left, lines on the right, the action first."""
     blueprint = optional_import("rerun.blueprint", extra="viewer")
-    lines = sorted((key for key in paths if key not in rgb), key=lambda key: key != ACTION)
+    lines = sorted((key for key in paths if key not in images), key=lambda key: key != ACTION)
     series = [blueprint.TimeSeriesView(origin=paths[key], name=key) for key in lines]
-    cameras = [blueprint.Spatial2DView(origin=paths[key], name=key) for key in rgb]
+    cameras = [blueprint.Spatial2DView(origin=paths[key], name=key) for key in images]
     right = blueprint.Vertical(*series) if len(series) <= 6 else blueprint.Grid(*series)
     return blueprint.Blueprint(
         blueprint.Horizontal(blueprint.Vertical(*cameras), right) if cameras else right

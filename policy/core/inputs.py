@@ -3,19 +3,43 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
 from flowleap.policy.core.errors import FlowleapError
+from flowleap.policy.core.spec import ObsKey
 
 Unusual = Literal["warn", "stop", "ignore"]
 """What is done about observations far outside of the range of training."""
 
 Range = tuple[NDArray, NDArray]
 FAR = 3.0  # of normalised numbers: beyond the range by as much again on either side
+
+
+def image_advice(known: ObsKey, shape: Sequence[int], dtype: str) -> str:
+    """What to do about images of a wrong shape or dtype, to end a message with; empty where there is nothing to say."""
+    if not known.image:
+        return ""
+    sizes, shape = (known.shape[:2], known.camera_shape[:2]), tuple(shape)
+    advice: list[str] = []
+    if shape[-3:-2] in ((1,), (3,), (4,)) and shape[-2:] in sizes:
+        advice.append("put the channels last with np.moveaxis(images, -3, -1)")
+    elif shape[-2:] in sizes:
+        advice.append("add the axis of channels with images[..., None]")
+    elif shape[-3:-1] not in sizes:
+        wanted = " or ".join(dict.fromkeys(f"{height} x {width}" for height, width in sizes))
+        advice.append(f"give images of {wanted} px")
+    if known.kind == "rgb":
+        if shape[-1:] == (4,) or (shape[-3:-2] == (4,) and shape[-2:] in sizes):
+            advice.append("leave out the fourth channel with images[..., :3]")
+        if shape[-1:] == (1,) or (shape[-2:] in sizes and shape[-3:-2] not in ((3,), (4,))):
+            advice.append("repeat a grey channel with np.repeat(images, 3, axis=-1)")
+        if "float" in dtype:
+            advice.append("make floats from 0 to 1 bytes with (255 * images).round().astype(np.uint8)")
+    return "; " + ", then ".join(advice) if advice else ""
 
 
 class InputCheck:

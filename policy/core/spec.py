@@ -13,10 +13,14 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
+import numpy as np
+from numpy.typing import NDArray
+
 from flowleap.policy.core.errors import FlowleapError, require_whole, suggest
 from flowleap.policy.core.registry import Option
+from flowleap.policy.core.views import View, views_from
 
-ObsKind = Literal["lowdim", "rgb"]
+ObsKind = Literal["lowdim", "rgb", "depth"]
 ActionConvention = Literal["absolute", "delta"]
 
 
@@ -38,16 +42,95 @@ class SpecMismatch(FlowleapError):
 
 @dataclass(frozen=True)
 class ObsKey:
-    """One observation key: the shape of a single frame (no time axis), its dtype and how it is encoded."""
+    """One observation key: the shape of a single frame (no time axis), its dtype and how it is encoded.
+
+    Attributes:
+        kind: `lowdim` numbers; `rgb`, images uint8 [H, W, 3]; `depth`, images float32 [H, W, 1], 0 where nothing was
+            measured.
+        unit: of depth, `m` or `mm`.
+        range: of depth, in its unit: what lies beyond looks to a policy like its end.
+        views: what was made of a camera's frames, one after the other, until they had this shape.
+    """
 
     shape: tuple[int, ...]
     dtype: str = "float32"
     kind: ObsKind = "lowdim"
+    unit: str = ""
+    range: tuple[float, float] | None = None
+    views: tuple[View, ...] = ()
 
     @property
     def size(self) -> int:
         """Number of scalars in one frame."""
         return math.prod(self.shape)
+
+    @property
+    def image(self) -> bool:
+        """Whether it is one."""
+        return self.kind != "lowdim"
+
+    @property
+    def camera_shape(self) -> tuple[int, ...]:
+        """Shape of a frame before its views."""
+        return (*self.views[0].size, self.shape[-1]) if self.views else tuple(self.shape)
+
+    def see(self, images: NDArray) -> NDArray:
+        """A camera's frames [..., *camera_shape] as they are trained on: through the views, depth without NaN.
+
+        Frames that are so already, and those of other shapes, stay as they are.
+        """
+        if self.kind == "depth" and images.dtype.kind == "f":
+            images = np.nan_to_num(images, nan=0.0, posinf=0.0, neginf=0.0)
+        if tuple(images.shape[-3:]) == self.camera_shape:
+            for view in self.views:
+                images = view(images)
+        return images
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return JSON-ready plain data; what only images have is left out elsewhere."""
+        data: dict[str, Any] = {"shape": list(self.shape), "dtype": self.dtype, "kind": self.kind}
+        if self.kind == "depth":
+            data |= {"unit": self.unit, "range": list(self.range or ())}
+        if self.views:
+            data["views"] = [{name: list(sides) for name, sides in vars(view).items()} for view in self.views]
+        return data
+
+    @classmethod
+    def from_dict(cls, data: Any) -> ObsKey:
+        """Build from untrusted plain data; raise `FlowleapError`, `TypeError`, `ValueError` or `KeyError`."""
+        key = cls(
+            tuple(data["shape"]),
+            str(data.get("dtype", "float32")),
+            data.get("kind", "lowdim"),
+            str(data.get("unit", "")),
+            tuple(map(float, data["range"])) if "range" in data else None,  # type: ignore[arg-type]
+            views_from(data.get("views", ())),
+        )
+        key.check()
+        return key
+
+    def summary(self) -> str:
+        """Shape, range of depth, and the camera's own size, for people."""
+        depth = f" {self.range[0]:.4g} to {self.range[1]:.4g} {self.unit}" if self.range else ""
+        camera = f" of {list(self.camera_shape[:2])}" if self.views else ""
+        return f"{list(self.shape)}{depth}{camera}"
+
+    def check(self) -> None:
+        """Raise `FlowleapError` where kind, shape, range and views do not fit together."""
+        if self.kind not in get_args(ObsKind):
+            raise FlowleapError(f"kind {self.kind!r} is not one of {get_args(ObsKind)}")
+        if any(not isinstance(n, int) or n < 1 for n in self.shape):
+            raise FlowleapError(f"shape {self.shape} must hold positive whole numbers")
+        if self.kind == "depth":
+            low, high = self.range or (0.0, 0.0)
+            if len(self.shape) != 3 or self.shape[2] != 1 or not 0 <= low < high < math.inf:
+                wrong = f"shape {self.shape} and range {self.range}"
+                raise FlowleapError(f"{wrong} are not those of depth: (height, width, 1) and (near, far)")
+        if self.views and not self.image:
+            raise FlowleapError("only images have views")
+        sizes = [view.size for view in self.views[1:]] + [tuple(self.shape[:2])]
+        if any(view.resize != size for view, size in zip(self.views, sizes, strict=False)):
+            raise FlowleapError(f"its views do not lead to images of shape {self.shape}")
 
 
 @dataclass(frozen=True)
@@ -78,14 +161,10 @@ class Spec:
         if not self.observations:
             raise FlowleapError("a Spec needs at least one observation key")
         for key, obs in self.observations.items():
-            if obs.kind not in get_args(ObsKind):
-                raise FlowleapError(
-                    f"observation '{key}': kind {obs.kind!r} is not one of {get_args(ObsKind)}"
-                )
-            if any(not isinstance(n, int) or n < 1 for n in obs.shape):
-                raise FlowleapError(
-                    f"observation '{key}': shape {obs.shape} must hold positive whole numbers"
-                )
+            try:
+                obs.check()
+            except FlowleapError as error:
+                raise FlowleapError(f"observation '{key}': {error}") from error
         for name in ("action_dim", "n_obs_steps", "horizon", "n_action_steps"):
             require_whole(f"Spec.{name}", getattr(self, name))
         if self.n_action_steps > self.horizon:
@@ -105,7 +184,8 @@ class Spec:
     def require_match(self, other: Spec, mine: str, theirs: str) -> None:
         """Raise `SpecMismatch` unless `other` offers every key of `self` with equal shape, and equal actions.
 
-        Extra keys in `other` are fine (they are not read); windowing and origin are not compared.
+        An image may also be offered as the camera takes it, before its views, and the other way round. Extra keys in
+        `other` are fine (they are not read); windowing and origin are not compared.
         `mine` and `theirs` say in the message what the two are ("checkpoint", "task pusht/keypoints", ...).
         """
         for key, obs in self.observations.items():
@@ -115,7 +195,8 @@ class Spec:
                     f"{sorted(other.observations)}{suggest(key, other.observations)}"
                 )
             has = other.observations[key]
-            if tuple(has.shape) != tuple(obs.shape) or has.kind != obs.kind:
+            known = {tuple(obs.shape), obs.camera_shape} & {tuple(has.shape), has.camera_shape}
+            if not known or has.kind != obs.kind:
                 raise SpecMismatch(
                     f"observation '{key}': {mine} has shape {tuple(obs.shape)} ({obs.kind}), "
                     f"{theirs} has {tuple(has.shape)} ({has.kind})"
@@ -131,10 +212,8 @@ class Spec:
 
     def to_dict(self) -> dict[str, Any]:
         """Return JSON-ready plain data."""
-        data = asdict(self)
-        for obs in data["observations"].values():
-            obs["shape"] = list(obs["shape"])
-        return data
+        rest = replace(self, observations={"": ObsKey(())})
+        return asdict(rest) | {"observations": {key: obs.to_dict() for key, obs in self.observations.items()}}
 
     @classmethod
     def from_dict(cls, data: Any, where: str = "Spec") -> Spec:
@@ -145,12 +224,7 @@ class Spec:
             unknown = set(data) - set(cls.__dataclass_fields__)
             if unknown:
                 raise ValueError(f"unknown field(s) {sorted(unknown)}")
-            observations = {
-                str(key): ObsKey(
-                    tuple(obs["shape"]), str(obs.get("dtype", "float32")), obs.get("kind", "lowdim")
-                )
-                for key, obs in data["observations"].items()
-            }
+            observations = {str(key): ObsKey.from_dict(obs) for key, obs in data["observations"].items()}
             fields = {k: v for k, v in data.items() if k != "observations"}
             return cls(observations=observations, **fields)
         except KeyError as error:
@@ -164,7 +238,7 @@ class Spec:
 
     def summary(self) -> str:
         """One line for people: keys with shapes, action, To/H/Ta, rate."""
-        obs = ", ".join(f"{key}{list(o.shape)}" for key, o in self.observations.items())
+        obs = ", ".join(f"{key}{o.summary()}" for key, o in self.observations.items())
         rate = f"{self.control_hz:g} Hz" if self.control_hz else "rate unknown"
         return (
             f"obs {obs} | action [{self.action_dim}] {self.action_convention} | "

@@ -128,7 +128,8 @@ def trace(policy: Policy, manifest: Mapping[str, Any]) -> bytes:
     spec = policy.spec
     graph = _Graph(copy.deepcopy(policy), manifest["steps"]).eval().requires_grad_(False)
     example = _example(policy, manifest["draws"], batch=2)  # 2: torch takes sizes 0 and 1 for constants
-    fold_times(graph.policy, manifest["steps"], example)
+    if manifest["draws"] == 1:  # else the graph has a loop, with other times at each pass
+        fold_times(graph.policy, manifest["steps"], example)
     batch = torch.export.Dim("batch")
     dynamic = {runtime.NOISE: {0: batch}, "obs": tuple({0: batch} for _ in spec.observations)}
     names = [runtime.NOISE, *manifest["inputs"].values()]

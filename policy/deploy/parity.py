@@ -17,6 +17,7 @@ from flowleap.policy.policy import Policy
 Observations = Mapping[str, np.ndarray]
 BATCH_SIZES = (1, 2, 7, 64)
 DRAWS = 4  # of observations and noise, for each batch size
+_CAMERA_BATCH = 2  # what has views is compared on frames of the camera's size here
 _ROUNDING_STEPS = 4
 _LATENCY_CALLS = 500
 _LATENCY_SECONDS = 1.0
@@ -30,6 +31,8 @@ def synthetic_observations(policy: Policy, count: int, seed: int = 0) -> dict[st
         shape = (count, policy.spec.n_obs_steps, *obs.shape)
         if obs.kind == "rgb":
             drawn[key] = rng.integers(0, 256, shape, dtype=np.uint8)
+        elif obs.range is not None:
+            drawn[key] = rng.uniform(*obs.range, shape).astype(np.float32)
         else:
             uniform = torch.from_numpy(rng.uniform(-1.0, 1.0, shape).astype(np.float32))
             drawn[key] = policy.normalizer.unnormalize(key, uniform).numpy()
@@ -69,6 +72,8 @@ def parity(
         for _ in range(DRAWS):
             rows = rng.integers(0, count, batch)
             obs = {key: observations[key][rows] for key in spec.observations}
+            if batch == _CAMERA_BATCH:
+                obs |= _camera_frames(policy, batch, rng)
             noise = rng.standard_normal((batch, spec.horizon, spec.action_dim), dtype=np.float32)
             eager = eager_act(policy, obs, noise, exported.steps)
             error = np.abs(eager - exported.act(obs, noise))
@@ -80,6 +85,18 @@ def parity(
         cases.append({"batch": batch, "draws": DRAWS, "max_abs": absolute, "max_relative": relative})
     worst = {name: max(case[name] for case in cases) for name in ("max_abs", "max_relative")}
     return {**worst, "action_range": width.tolist(), "windows": count, "cases": cases}
+
+
+def _camera_frames(policy: Policy, count: int, rng: np.random.Generator) -> Observations:
+    """Random frames of the camera's size for each key that has views."""
+    frames: dict[str, np.ndarray] = {}
+    for key, obs in policy.spec.observations.items():
+        shape = (count, policy.spec.n_obs_steps, *obs.camera_shape)
+        if obs.views and obs.range is not None:
+            frames[key] = rng.uniform(*obs.range, shape).astype(np.float32)
+        elif obs.views:
+            frames[key] = rng.integers(0, 256, shape, dtype=np.uint8)
+    return frames
 
 
 def latency(policy: Policy, exported: ExportedPolicy, observations: Observations) -> dict[str, Any]:

@@ -19,9 +19,9 @@ from typing import Any
 import numpy as np
 
 from flowleap.policy.core.errors import FlowleapError, require_int, require_whole, suggest
-from flowleap.policy.core.inputs import InputCheck, Range, Unusual
+from flowleap.policy.core.inputs import InputCheck, Range, Unusual, image_advice
 from flowleap.policy.core.noise import ancestral_noise
-from flowleap.policy.core.spec import Spec, read_json
+from flowleap.policy.core.spec import ObsKey, Spec, read_json
 from flowleap.policy.deploy.onnx_file import refuse_external_data
 
 FORMAT = "flowleap-export"
@@ -115,7 +115,8 @@ class ExportedPolicy:
         """Choose an action chunk.
 
         Args:
-            obs: {key: [B, To, *shape]}, real units (images uint8), the current frame last; others ignored.
+            obs: {key: [B, To, *shape]}, real units (images uint8), the current frame last; others ignored. Images may
+                also be as large as their camera takes them: they are cropped and resized as in training.
             noise: z ~ N(0, I) [B, H, A]; drawn from the policy's own generator if `None`.
 
         Returns:
@@ -129,17 +130,19 @@ class ExportedPolicy:
         for key, (shape, dtype) in self._inputs.items():
             if key not in obs:
                 raise FlowleapError(f"observation '{key}' is missing; got {sorted(obs)}{suggest(key, obs)}")
-            array = _as_input(f"observation '{key}'", obs[key], dtype)
+            known = self.spec.observations[key]
+            array = known.see(_as_input(f"observation '{key}'", obs[key], dtype, known))
             batch = batch or (len(array) if array.ndim else 0)
             if array.shape != (batch, *shape) or not batch:
                 raise FlowleapError(
                     f"observation '{key}': expected [batch, {', '.join(map(str, shape))}]"
                     f"{f' with batch {batch}' if batch else ''}, got {list(array.shape)}"
                     f"{'; add the batch axis with x[None]' if list(array.shape) == shape else ''}"
+                    f"{image_advice(known, array.shape, str(array.dtype))}"
                 )
-            if array.dtype.kind == "f":
+            if not known.image:
                 self.inputs(key, array)
-            feed[self.manifest["inputs"][key]] = array
+            feed[self.manifest["inputs"][key]] = np.ascontiguousarray(array)
         if noise is None:
             noise = self._rng.standard_normal((batch, *self._noise_shape), dtype=np.float32)
         noise = _as_input(NOISE, noise, np.dtype(np.float32))
@@ -235,14 +238,15 @@ def _check_graph(folder: Path, session: Any, manifest: Mapping[str, Any], spec: 
         raise FlowleapError(f"{other}: its outputs are {outputs}; export it again")
 
 
-def _as_input(name: str, value: Any, dtype: np.dtype) -> np.ndarray:
+def _as_input(name: str, value: Any, dtype: np.dtype, known: ObsKey | None = None) -> np.ndarray:
     """Return `value` as a contiguous array of the graph's dtype; images must be uint8 already."""
     try:
         array = np.asarray(value)
         if array.dtype == dtype:
             return np.ascontiguousarray(array) if array.ndim else array
         if dtype == np.uint8 or array.dtype.kind not in "biuf":
-            raise ValueError(f"dtype {array.dtype} instead of {dtype}")
+            advice = image_advice(known, array.shape, str(array.dtype)) if known else ""
+            raise ValueError(f"dtype {array.dtype} instead of {dtype}{advice}")
         return array.astype(dtype, order="C")
     except (TypeError, ValueError) as error:
         raise FlowleapError(f"{name}: {error}; give numbers as {dtype}") from error

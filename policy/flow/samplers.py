@@ -125,18 +125,29 @@ def diffusion_sampler(
     given, x being [B,100,H,A] then (see `ancestral_noise`).
     """
     steps = len(grid) - 1
-    levels: list[Tensor] = []
-    if steps == NOISE_LEVELS:
-        if x.ndim == 3:
-            x = torch.from_numpy(ancestral_noise(x.cpu().numpy(), steps)).to(x)
-        x, *levels = x.unbind(1)
-    for i, (level, clean_x, clean_out, of_clean, of_x, of_out, of_noise) in enumerate(
-        _diffusion_steps(steps, prediction)
-    ):
-        time = torch.full_like(x[:, 0, 0], level)
+    ancestral = steps == NOISE_LEVELS
+    noise = x.new_zeros(steps, x.shape[0], *x.shape[-2:])  # of each step, none at the last
+    if ancestral:
+        drawn = x if x.ndim == 4 else torch.from_numpy(ancestral_noise(x.cpu().numpy(), steps)).to(x)
+        x = drawn[:, 0].clone(memory_format=torch.contiguous_format)
+        noise = torch.cat([drawn[:, 1:].transpose(0, 1), noise[:1]]).contiguous()
+    rows = torch.tensor(_diffusion_steps(steps, prediction), dtype=x.dtype, device=x.device)
+
+    def step(x: Tensor, row_and_noise: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        row, z = row_and_noise
+        level, clean_x, clean_out, of_clean, of_x, of_out, of_noise = row.unbind()
+        time = level.expand(x.shape[0])
         out = flow_map.network(x, time, time)
         clean = (clean_x * x + clean_out * out).clamp(-1, 1)
-        x = of_clean * clean + of_x * x + of_out * out
-        if i < len(levels):
-            x = x + of_noise * levels[i]
+        following = of_clean * clean + of_x * x + of_out * out + of_noise * z
+        return following, following.clone()
+
+    if (
+        ancestral and torch.compiler.is_compiling()
+    ):  # a loop of the exported graph: a hundred networks would be unwieldy
+        from torch._higher_order_ops import scan
+
+        return scan(step, x, (rows, noise))[0]
+    for row, z in zip(rows, noise, strict=True):
+        x, _ = step(x, (row, z))
     return x

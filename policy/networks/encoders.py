@@ -1,7 +1,8 @@
 """Observation encoders: a dict of observations {key: [B, To, *shape]} -> cond [B, C].
 
-Low-dim keys arrive normalised, images as they were recorded: uint8 [B, To, H, W, 3]. They become floats here, on the
-device, after the crop.
+Low-dim keys arrive normalised, images as they were recorded: rgb uint8 [B, To, H, W, 3], depth float32
+[B, To, H, W, 1]. They become floats in [-1, 1] here, on the device, after the crop; depth looks like an image of three
+equal channels.
 """
 
 from __future__ import annotations
@@ -62,7 +63,8 @@ class LowdimEncoder(nn.Module):
         for key, obs in spec.observations.items():
             if obs.kind != "lowdim":
                 raise FlowleapError(
-                    f"encoder 'lowdim' cannot read observation '{key}' of kind {obs.kind!r}: choose encoder=cnn"
+                    f"encoder 'lowdim' cannot read observation '{key}' of kind {obs.kind!r}: choose encoder=cnn, or "
+                    f"leave it out with keys=[-{key}]"
                 )
         self.noise = noise
         self.keys = tuple(spec.observations)
@@ -84,7 +86,7 @@ class ImageEncoder(nn.Module):
     """A tower for every camera, or one for all; its features and the low-dim keys side by side.
 
     Args:
-        spec: observation keys and To; one key or more of kind `rgb`.
+        spec: observation keys and To; one key or more of kind `rgb` or `depth`.
         tower: makes a network [N, 3, *size] in [-1, 1] -> [N, features] for images of a size.
         features: D, of each image.
         options: those of `ImageOptions`.
@@ -106,9 +108,10 @@ class ImageEncoder(nn.Module):
         if not self.cameras:
             raise FlowleapError("the encoder is for images, but no observation is one: choose encoder=lowdim")
         self.sizes: list[Size] = []
+        self.ranges = [spec.observations[key].range for key in self.cameras]
         for key in self.cameras:
             shape = spec.observations[key].shape
-            if len(shape) != 3 or shape[2] != 3:
+            if spec.observations[key].kind == "rgb" and (len(shape) != 3 or shape[2] != 3):
                 raise FlowleapError(
                     f"observation '{key}': images must be [height, width, 3], not {list(shape)}"
                 )
@@ -121,14 +124,14 @@ class ImageEncoder(nn.Module):
         self.dim = len(self.cameras) * self.frames * features + spec.n_obs_steps * state
 
     def forward(self, obs: Mapping[str, Tensor]) -> Tensor:
-        """{camera: uint8 [B, To, H, W, 3], low-dim key: float [B, To, *shape]} -> [B, C]."""
+        """{camera: [B, To, H, W, 3 or 1], low-dim key: float [B, To, *shape]} -> [B, C]."""
         parts = [self._look(i, obs[key]) for i, key in enumerate(self.cameras)]
         if self.lowdim:
             parts.append(join_lowdim(obs, self.lowdim, self.noise if self.training else 0.0))
         return torch.cat(parts, dim=1)
 
     def _look(self, camera: int, images: Tensor) -> Tensor:
-        """Features of one camera's images, uint8 [B, To, H, W, 3] -> [B, frames * D]."""
+        """Features of one camera's images [B, To, H, W, channels] -> [B, frames * D]."""
         images = images[:, -self.frames :]
         size = self.sizes[camera]
         crop = random_crop if self.training and size != images.shape[2:4] else centre_crop
@@ -136,8 +139,14 @@ class ImageEncoder(nn.Module):
         weight = next(self.towers.parameters())
         # [B, F, 3, h, w], laid out so too: convolutions and their gradients on a CPU take an eighth less time than with
         # channels last in memory.
-        x = images.movedim(-1, -3).contiguous().to(weight.dtype) / 127.5 - 1.0
-        if self.training and self.jitter:
+        x = images.movedim(-1, -3).contiguous().to(weight.dtype)
+        reach = self.ranges[camera]  # of depth
+        if reach is None:
+            x = x / 127.5 - 1.0
+        else:
+            x = ((x - reach[0]) * (2 / (reach[1] - reach[0])) - 1.0).clamp(-1.0, 1.0)
+            x = x.expand(*x.shape[:2], 3, *x.shape[3:])
+        if self.training and self.jitter and reach is None:
             x = colour_jitter(x, self.jitter)
         tower = self.towers[camera if len(self.towers) > 1 else 0]
         return tower(x.flatten(0, 1)).unflatten(0, (-1, self.frames)).flatten(1)

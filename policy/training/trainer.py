@@ -25,6 +25,7 @@ from torch import Tensor
 from flowleap.policy.checkpoint import TRAINER_STATE, point_last, read_trainer_state, resolve, write_policy
 from flowleap.policy.core.errors import FlowleapError
 from flowleap.policy.core.files import write_directory
+from flowleap.policy.core.spec import Spec
 from flowleap.policy.flow.draws import Draw
 from flowleap.policy.policy import Policy
 from flowleap.policy.training import batches
@@ -88,7 +89,7 @@ class Trainer:
         share = self.micro_batch * config.accumulate
         first = self.accelerator.process_index * share
         self.rows = slice(first, first + share)
-        images = any(obs.kind == "rgb" for obs in policy.spec.observations.values())
+        images = any(obs.image for obs in policy.spec.observations.values())
         workers = config.workers if config.workers >= 0 else 2 if images else 0
         self.batches = Prefetcher(windows, self.indices, self.rows, workers)
         if not policy.normalizer.fitted:
@@ -300,8 +301,11 @@ class Trainer:
             point_last(checkpoints, path, self.config.keep_checkpoints)
         return path
 
-    def resume(self, run_dir: str | Path) -> None:
-        """Continue from the last checkpoint of `run_dir`: weights, EMA, optimiser, schedule, batch order, patience.
+    def resume(self, run_dir: str | Path, other_data: bool = False) -> None:
+        """Continue from the last checkpoint of `run_dir`, or from a checkpoint directory.
+
+        Weights, EMA, normaliser, optimiser, schedule, batch order and patience are the checkpoint's. `other_data` says
+        that the windows are not those it was trained on: the order of the batches then starts with a new epoch.
 
         Raises:
             FlowleapError: no checkpoint, a damaged one, or one of another architecture.
@@ -310,7 +314,8 @@ class Trainer:
         state = read_trainer_state(path)
         device = self.accelerator.device
         raw, ema = (Policy.load(path, weights, device) for weights in ("raw", "ema"))
-        if raw.config != self.policy.config or raw.spec != self.policy.spec:
+        raw.spec.require_match(self.policy.spec, f"checkpoint {path}", "the dataset")
+        if raw.config != self.policy.config or _layout(raw.spec) != _layout(self.policy.spec):
             raise FlowleapError(
                 f"{path} holds another policy than this configuration describes; drop the overrides"
             )
@@ -319,7 +324,10 @@ class Trainer:
             self.ema_policy.load_state_dict(ema.state_dict())
             load_optimizer(self.optimizer, state["optimizer"])
             self.scheduler.load_state_dict(state["scheduler"])
-            self.batches.load_state_dict(state["sampler"])
+            sampler = state["sampler"]
+            self.batches.load_state_dict(
+                {"epoch": sampler["epoch"] + 1, "position": 0} if other_data else sampler
+            )
             self.ema.n_averaged.copy_(state["n_averaged"])
             self.stopping.load_state_dict(state.get("stopping", self.stopping.state_dict()))
             if self.accelerator.scaler and state.get("scaler"):
@@ -327,3 +335,9 @@ class Trainer:
             self.step = int(state["step"])
         except (KeyError, ValueError, TypeError, RuntimeError) as error:
             raise FlowleapError(f"{path / TRAINER_STATE}: {error}; the file is damaged") from error
+
+
+def _layout(spec: Spec) -> tuple[Any, ...]:
+    """What of a Spec the weights depend on, beside the shapes that `require_match` compares."""
+    window = (spec.n_obs_steps, spec.horizon, spec.n_action_steps)
+    return (*spec.observations, window, spec.control_hz)

@@ -22,12 +22,14 @@ from omegaconf import OmegaConf
 
 from flowleap import configs
 from flowleap.policy.core.registry import Parameter, Registry, parameters_of
+from flowleap.scripts.cli.paths import as_it_stands
 
 CONFIG_DIR = Path(configs.__file__).parent
 
 # verb -> an option's earlier name -> its name today. Both are understood, also in the configurations of stored runs.
 RENAMED = {
     "train": {"cameras": "task.kwargs.cameras"} | {k: f"data.{k}" for k in ("mirror", "image_cache_mb")},
+    "convert": {"actions": "action"},
     "collect": {"cameras": "task.kwargs.cameras"},
 }
 _REGISTRIES = {  # group -> module and registry; a module is only imported for verbs that have its group
@@ -101,8 +103,11 @@ def parts_of(verb: str) -> list[str]:
     return [next(iter(entry)) if isinstance(entry, dict) else entry for entry in tree.get("defaults", [])]
 
 
-def prepare(verb: str, words: Sequence[str]) -> list[str]:
-    """Tell hydra what a verb's configuration is made of; return the overrides `words` in today's spelling."""
+def prepare(verb: str, words: Sequence[str], multirun: bool = False) -> list[str]:
+    """Tell hydra what a verb's configuration is made of; return the overrides `words` as hydra must be given them.
+
+    That is: in today's spelling, and paths as they stand (see `paths`).
+    """
     parts = parts_of(verb)
     for part in parts:
         _store_all(part)
@@ -110,7 +115,7 @@ def prepare(verb: str, words: Sequence[str]) -> list[str]:
         for word in words:
             for name in _GYM_TASK.findall(word) if "task=" in word else ():
                 _store("task", name, _task(name))
-    return [_renamed(verb, word) for word in words]
+    return [as_it_stands(_renamed(verb, word), multirun) for word in words]
 
 
 @cache

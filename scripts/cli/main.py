@@ -7,6 +7,7 @@ and torch load when a verb runs.
 from __future__ import annotations
 
 import argparse
+import io
 import os
 import signal
 import sys
@@ -62,6 +63,10 @@ def run_verb(verb: str, argv: Sequence[str] | None = None) -> int:
     Scripts call this under `if __name__ == "__main__"`, so that `python -m flowleap.scripts.train` and
     `accelerate launch -m flowleap.scripts.train` behave like `flowleap train`.
     """
+    if isinstance(
+        sys.stdout, io.TextIOWrapper
+    ):  # a terminal that lacks a letter (Windows) is no reason to stop
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         with _orderly_termination():
             _dispatch(verb, list(sys.argv[1:] if argv is None else argv))

@@ -30,6 +30,7 @@ from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 from flowleap.policy.core.errors import UsageError, suggest
 from flowleap.scripts.cli.compose import prepare, session
 from flowleap.scripts.cli.options import load_options
+from flowleap.scripts.cli.paths import quoted
 from flowleap.scripts.cli.verbs import VERBS
 
 _QUIET = ["hydra.run.dir=.", "hydra.output_subdir=null", "hydra.job.chdir=false"]
@@ -46,7 +47,7 @@ def sweep_settings(overrides: Sequence[str]) -> list[str]:
     folder = fixed.get("run_dir") or f"runs/sweeps/{time.strftime('%Y-%m-%d_%H-%M-%S')}"
     return [
         "hydra.mode=MULTIRUN",
-        f"hydra.sweep.dir={str(folder)!r}",
+        f"hydra.sweep.dir={quoted(str(folder))}",
         "hydra.sweep.subdir=.",
         f"hydra.job.config.override_dirname.exclude_keys=[{','.join(fixed)}]",
     ]
@@ -66,7 +67,7 @@ def run(verb: str, overrides: Sequence[str], flags: Namespace) -> None:
         UsageError: an override does not fit the configuration, or a required option is missing.
         Exception: whatever the script raises.
     """
-    words = prepare(verb, overrides)
+    words = prepare(verb, overrides, flags.multirun)
     failures: list[Exception] = []
     multirun: bool = flags.multirun  # all that the job needs of the flags: it travels to other processes
 

@@ -342,7 +342,7 @@ def test_a_changed_source_starts_anew(tmp_path: Path) -> None:
 
 def test_nothing_is_mistaken_for_a_dataset(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("hello")
-    with pytest.raises(FlowleapError, match="none of the formats zarr"):
+    with pytest.raises(FlowleapError, match="none of the formats umi, zarr"):
         formats.detect(tmp_path / "a.txt")
     with pytest.raises(FlowleapError, match=r"no format 'robomimc'.*did you mean 'robomimic'"):
         formats.open_dataset(tmp_path, "robomimc")

@@ -102,13 +102,18 @@ def test_a_zip_reads_the_same(tmp_path: Path) -> None:
     np.testing.assert_array_equal(frames.take(np.array([2, 0, 2])), images[[2, 0, 2]])
 
 
-def test_float_images_need_memory_or_a_conversion_and_whole_numbers(tmp_path: Path) -> None:
+def test_float_images_need_memory_or_a_conversion_and_0_to_255(tmp_path: Path) -> None:
     images = np.zeros((8, 16, 16, 3), np.float32)
     write_foreign(tmp_path / "a.zarr", images, 4, "f4")
     with pytest.raises(FlowleapError, match=r"'camera' \(float32.*flowleap convert"):
         Frames(EpisodeStore(tmp_path / "a.zarr"), "camera", 0)
-    write_foreign(tmp_path / "b.zarr", images + 0.5, 4, "f4")
-    with pytest.raises(FlowleapError, match="other than whole numbers"):
+    many = np.ones((100, 16, 16, 3), np.float32)
+    many[::12] = 200  # some of these are the frames by which the layout is recognised
+    many[5] = 300
+    write_foreign(tmp_path / "b.zarr", many, 4, "f4")
+    with pytest.raises(
+        FlowleapError, match=r"'camera' holds images with numbers from 1 to 300, not 0 to 255"
+    ):
         Frames(EpisodeStore(tmp_path / "b.zarr"), "camera")
 
 

@@ -88,7 +88,7 @@ def test_what_a_file_says(file: Path) -> None:
             np.testing.assert_array_equal(got["action"], expected["actions"])
     with formats.open_dataset(file, filter="train") as source:
         assert [source.label(i) for i in range(source.n_episodes)] == ["demo_0", "demo_2", "demo_10"]
-    with formats.open_dataset(file, actions="actions_abs") as source:
+    with formats.open_dataset(file, action="actions_abs") as source:
         np.testing.assert_array_equal(source.episode(2)["action"], demonstration(2)["actions_abs"])
     with pytest.raises(
         FlowleapError, match=r"no filter 'trian', only \['train', 'valid'\]; did you mean 'train'"
@@ -276,9 +276,9 @@ def test_without_filters_the_message_says_so(tmp_path: Path) -> None:
     with pytest.raises(FlowleapError, match="no filter 'train', and no others in mask/; episodes="):
         formats.open_dataset(tmp_path / "a.h5", filter="train")
     with pytest.raises(
-        FlowleapError, match=r"'actions_abs' is no dataset of actions.*did you mean 'actions'"
+        FlowleapError, match=r"no column 'actions_abs', only q, action; did you mean 'action'"
     ):
-        formats.open_dataset(tmp_path / "a.h5", actions="actions_abs")
+        formats.open_dataset(tmp_path / "a.h5", action="actions_abs")
 
 
 def test_unusual_nesting_becomes_no_observation(file: Path) -> None:

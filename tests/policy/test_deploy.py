@@ -350,6 +350,28 @@ def test_a_large_offset_does_not_block_the_export(tmp_path: Path) -> None:
     assert report["parity"]["max_relative"] < 1e-6
 
 
+def test_ddpm_exports_with_all_its_noise(tmp_path: Path) -> None:
+    """A hundred ancestral steps as one loop of the graph; the runtime draws the noise that the eager policy draws."""
+    spec = Spec({"state": ObsKey((2,))}, action_dim=2, horizon=4, n_action_steps=2)
+    torch.manual_seed(0)
+    policy = Policy(
+        spec, {"objective": "ddpm", "backbone": {"name": "mlp", "width": 16}, "encoder": "lowdim"}
+    )
+    rng = np.random.default_rng(0)
+    policy.normalizer.fit({key: rng.normal(size=(300, 2)).astype(np.float32) for key in ("state", "action")})
+    report = export(policy, tmp_path / "ddpm")
+    assert (report["steps"], report["draws"]) == (100, 100)
+    assert report["parity"]["max_relative"] < 1e-5
+    z = rng.standard_normal((3, 4, 2), dtype=np.float32)
+    obs = rng.normal(size=(3, 1, 2)).astype(np.float32)
+    expected = policy.act({"state": torch.from_numpy(obs)}, torch.from_numpy(z))
+    np.testing.assert_allclose(
+        ExportedPolicy.load(tmp_path / "ddpm").act({"state": obs}, z), expected, atol=1e-5
+    )
+    edit(tmp_path / "ddpm", draws=1)
+    refused(tmp_path / "ddpm", "inputs")
+
+
 def test_act_refuses_noise_of_another_shape(workspace: Any) -> None:
     exported = ExportedPolicy.load(workspace("mlp", "isd", 1)[1])
     for z in (noise(2), noise(3)[:, :3], noise(3)[0]):

@@ -6,12 +6,15 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from diffusers.schedulers import scheduling_ddpm
 from gaussian import GaussianMap
 from torch import Tensor
 
+from flowleap.policy.core.noise import ancestral_noise
 from flowleap.policy.flow.derivatives import total_derivative
 from flowleap.policy.flow.flow_map import FlowMap, over_chunk
 from flowleap.policy.flow.samplers import (
+    Prediction,
     Sampler,
     consistency_sampler,
     diffusion_sampler,
@@ -19,6 +22,7 @@ from flowleap.policy.flow.samplers import (
     leap_sampler,
     mean_sampler,
     mip_sampler,
+    noise_schedule,
     time_grid,
 )
 
@@ -162,6 +166,29 @@ def test_ancestral_noise_depends_on_the_sample_alone() -> None:
     alone = diffusion_sampler(FlowMap(net, torch.zeros(1, 1)), z[1:2], time_grid(100))
     assert torch.equal(together[1:2], alone)
     assert not torch.allclose(together[0], together[1])
+
+
+@pytest.mark.parametrize("prediction", ["epsilon", "sample", "v_prediction"])
+@pytest.mark.parametrize("steps", [7, 100])
+def test_the_diffusion_sampler_is_that_of_diffusers(steps: int, prediction: Prediction) -> None:
+    """The same network, noise and schedule, step by step through `scheduler.step`."""
+    net: Callable[..., Tensor] = lambda x, t, s, cond: torch.sin(2 * x + t[:, None, None])  # noqa: E731
+    z = torch.randn(3, 4, 2, generator=torch.Generator().manual_seed(5))
+    scheduler = noise_schedule("ddpm" if steps == 100 else "ddim", prediction)
+    scheduler.set_timesteps(steps)
+    drawn = torch.from_numpy(ancestral_noise(z.numpy(), 100))
+    x = z.double()
+    for i, level in enumerate(scheduler.timesteps.tolist()):
+        out = net(x, torch.full((3,), (level + 1) / 100, dtype=torch.float64), None, None)
+        if steps == 7 or level == 0:
+            x = scheduler.step(out, level, x).prev_sample
+        else:
+            noise = drawn[:, i + 1].double()
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr(scheduling_ddpm, "randn_tensor", lambda *_, noise=noise, **__: noise)
+                x = scheduler.step(out, level, x).prev_sample
+    sampled = diffusion_sampler(FlowMap(net, torch.zeros(3, 1)), z, time_grid(steps), prediction)
+    torch.testing.assert_close(sampled.double(), x, atol=2e-4, rtol=0)
 
 
 def test_the_last_leap_leaves_out_the_residual_noise_of_the_head() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -21,6 +22,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from flowleap.datasets.windows import Windows
+from flowleap.envs.actors import load_actor
 from flowleap.policy.checkpoint import resolve
 from flowleap.policy.core.errors import FlowleapError
 from flowleap.policy.core.spec import ObsKey, Spec
@@ -342,6 +344,54 @@ def test_option_mistakes_are_named(options: dict[str, Any], message: str) -> Non
         TrainerConfig.from_mapping({"lrr": 1})
     with pytest.raises(FlowleapError, match="needs a task to evaluate"):
         make_trainer(Path("unused"), eval_every=1, patience=1)
+
+
+def no_links(*args: Any, **options: Any) -> None:
+    """What a file system without symbolic links does."""
+    raise PermissionError(1, "Operation not permitted")
+
+
+def test_without_links_a_file_names_the_last_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Everything that opens checkpoints understands it, and link and file replace each other."""
+    monkeypatch.setattr(os, "symlink", no_links)
+    make_trainer(tmp_path, checkpoint_every=4, stop_at=8).fit()
+    last = tmp_path / "checkpoints" / "last"
+    assert last.is_file()
+    assert not last.is_symlink()
+    assert last.read_text() == "step_00000008\n"
+    for place in (tmp_path, tmp_path / "checkpoints", last, last.with_name("step_00000008")):
+        assert resolve(place).name == "step_00000008"
+        assert Policy.load(place).info["step"] == load_actor(place).describe["training"]["step"] == 8
+        resumed = make_trainer(tmp_path, stop_at=9)
+        resumed.resume(place)
+        assert resumed.step == 8
+    resumed.fit()
+    assert last.read_text() == "step_00000009\n"
+    monkeypatch.undo()
+    resumed = make_trainer(tmp_path, stop_at=10)
+    resumed.resume(tmp_path)
+    resumed.fit()
+    assert last.is_symlink()
+    assert resolve(last).name == "step_00000010"
+    monkeypatch.setattr(os, "symlink", no_links)
+    resumed = make_trainer(tmp_path)
+    resumed.resume(tmp_path)
+    resumed.fit()
+    assert last.read_text() == "step_00000012\n"
+    assert sorted(path.name for path in last.parent.iterdir()) == ["last", "step_00000010", "step_00000012"]
+
+
+@pytest.mark.parametrize("text", ["../../elsewhere", "step_00000012/../..", "", "step_00000099", "x" * 10**6])
+def test_a_file_in_place_of_a_link_names_nothing_but_a_neighbour(tmp_path: Path, text: str) -> None:
+    checkpoint = resolve(make_trainer(tmp_path / "run").fit())
+    shutil.copytree(checkpoint, tmp_path / "elsewhere")
+    last = tmp_path / "run" / "checkpoints" / "last"
+    last.unlink()
+    last.write_text(text)
+    with pytest.raises(FlowleapError, match="is not a checkpoint"):
+        resolve(tmp_path / "run")
 
 
 def test_damaged_resume_state_is_named(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -20,7 +21,7 @@ from flowleap.datasets.quality.checks import Checks
 from flowleap.datasets.quality.profile import Profile, Statistics
 from flowleap.policy.core.errors import FlowleapError
 from flowleap.policy.core.spec import ObsKey, Spec
-from flowleap.scripts import doctor
+from flowleap.scripts import common, doctor
 from flowleap.scripts import inspect_dataset as inspect_script
 from flowleap.scripts.cli import completion, options
 from flowleap.scripts.cli import main as cli
@@ -158,7 +159,7 @@ def test_comments_of_yaml_files_become_help(tmp_path: Path) -> None:
         (["inspect"], "'dataset' is required"),
         (["inspect", "datset=x"], "unknown option 'datset'; did you mean 'dataset'?"),
         (["inspect", "dataset"], "cannot read 'dataset': write key=value"),
-        (["inspect", "dataset=a(b"], "cannot read 'dataset=a(b'"),
+        (["list", "filter=a(b"], "cannot read 'filter=a(b'"),
         (["inspect", "--data-set=x"], "unknown flag '--data-set': options are written data_set=x"),
         (["inspect", "--experimental-rerun", "x.pickle"], "unknown flag '--experimental-rerun'"),
         (["inspect", "-sc", "install=bash"], "completion is set up without a verb"),
@@ -260,6 +261,24 @@ def test_a_closed_pipe_is_no_bug() -> None:
     command = f"{sys.executable} -m flowleap.scripts.list_choices | true"
     result = subprocess.run(["sh", "-c", command], capture_output=True, text=True, check=True)
     assert result.stderr == ""
+
+
+def test_a_terminal_without_a_letter_is_no_bug(tmp_path: Path) -> None:
+    np.savez(tmp_path / "démo.npz", state=np.eye(4), action=np.eye(4), episode_ends=np.array([4]))
+    command = [sys.executable, "-m", "flowleap.scripts.inspect_dataset", "dataset=démo.npz"]
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
+    result = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
+    assert "dataset   d\\xe9mo.npz (npz)" in result.stdout
+
+
+def test_peak_memory_without_the_module_resource(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Windows has neither that nor /proc, but tells the peak."""
+    monkeypatch.setattr(Path, "exists", lambda path: False)
+    assert common.peak_megabytes() > 10
+    windows = SimpleNamespace(peak_wset=25 * 10**6)
+    monkeypatch.setitem(sys.modules, "resource", None)
+    monkeypatch.setattr(common.psutil, "Process", lambda: SimpleNamespace(memory_info=lambda: windows))
+    assert common.peak_megabytes() == 25.0
 
 
 # Completion
@@ -398,10 +417,16 @@ def test_convert_makes_float_images_whole(tmp_path: Path, capsys: pytest.Capture
     assert EpisodeStore("new.zarr").keys == ["state", "action"]
     capsys.readouterr()
 
-    group.create_array("data/img", data=images / 255, overwrite=True)
+    shares = images / 255
+    group.create_array("data/img", data=shares, overwrite=True)
+    assert cli.main([*words, "overwrite=true"]) == 0
+    np.testing.assert_array_equal(EpisodeStore("new.zarr").read(["img"])["img"], images)
+    capsys.readouterr()
+    shares[1, 2, 3, 0] = np.nan
+    group.create_array("data/img", data=shares, overwrite=True)
     line = fails(capsys, [*words, "overwrite=true"], 1)
-    assert "episode 0: 'img' is an image with values other than whole numbers 0..255" in line
-    assert EpisodeStore("new.zarr").keys == ["state", "action"], "the old store must survive"
+    assert "episode 0: 'img' holds images with NaN or infinite numbers; leave it out with keys=[-img]" in line
+    assert "img" in EpisodeStore("new.zarr").keys, "the old store must survive"
     assert sorted(os.listdir(tmp_path)) == ["new.zarr", "old.zarr"]
 
 

@@ -9,9 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import zarr
 
 from flowleap.datasets.formats.zarr_store import EpisodeWriter
 from flowleap.envs.registry import make_task
+from flowleap.policy.core.spec import ObsKey, Spec
 from flowleap.policy.policy import Policy
 from flowleap.scripts.cli import main as cli
 
@@ -104,6 +106,98 @@ def test_eval_and_export_agree(run_dir: Path, tmp_path: Path) -> None:
     assert exported.act(obs).shape == (1, 8, 2)
     with pytest.raises(FlowleapError, match=r"'image'.*uint8"):
         exported.act({**obs, "image": obs["image"].astype(np.float32)})
+
+
+def test_cameras_are_resized_in_training_evaluation_and_export(
+    dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """On the fly and in a conversion before: the same policy, which takes the simulator's 96 x 96 px."""
+    view = ["resize=[32,32]", "crop=[80,80]"]
+    lean = [*TINY, "trainer.steps=4", "encoder.frames=0"]
+    run("train", f"dataset={dataset}", f"run_dir={tmp_path}/run", *view, *lean)
+    assert "in all" in capsys.readouterr().out
+    run("convert", f"source={dataset}", f"out={tmp_path}/small.zarr", *view)
+    run("train", f"dataset={tmp_path}/small.zarr", f"run_dir={tmp_path}/two", *lean)
+    one, two = (Policy.load(tmp_path / name, "raw") for name in ("run", "two"))
+    assert one.spec.observations == two.spec.observations
+    assert one.spec.observations["image"].shape == (32, 32, 3)
+    assert one.spec.observations["image"].camera_shape == (96, 96, 3)
+    assert all(torch.equal(a, b) for a, b in zip(one.parameters(), two.parameters(), strict=True))
+
+    run("export", f"checkpoint={tmp_path}/run", f"out={tmp_path}/export")
+    manifest = json.loads((tmp_path / "export" / "export.json").read_text())
+    assert manifest["parity"]["observations"] == "dataset"
+    assert manifest["parity"]["max_relative"] < 1e-4
+    common = ["episodes=1", "videos=0", "n_envs=1"]
+    for name in ("run", "export"):
+        run("eval", f"checkpoint={tmp_path}/{name}", f"out={tmp_path}/{name}.json", *common)
+    rows = [json.loads((tmp_path / f"{name}.json").read_text())["rows"][0] for name in ("run", "export")]
+    assert rows[0]["max_reward"] == pytest.approx(rows[1]["max_reward"], abs=0.05)
+    run("train", f"resume={tmp_path}/run", "trainer.steps=6")
+    off_centre = ["crop=[0,0,72,72]", "trainer.dry_run=true", *lean]
+    assert cli.main(["train", f"dataset={dataset}", f"run_dir={tmp_path}/no", *off_centre]) == 1
+    assert "data.mirror=false" in capsys.readouterr().err
+    run("train", f"dataset={dataset}", f"run_dir={tmp_path}/no", *off_centre, "data.mirror=false")
+
+
+def test_published_recordings_are_resized_under_their_own_name(tmp_path: Path) -> None:
+    """Push-T's store calls the camera `img` and holds floats; the task calls it `image`."""
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (20, 96, 96, 3)).astype(np.float32)
+    group = zarr.open_group(tmp_path / "foreign.zarr", mode="w", zarr_format=2)
+    state = rng.uniform(100, 400, (20, 5)).astype(np.float32)
+    columns = {"img": images, "state": state, "action": state[:, :2], "keypoint": np.zeros((20, 9, 2), "f4")}
+    for key, x in {**columns, "n_contacts": np.ones((20, 1), "f4")}.items():
+        x[0] = 1
+        group.create_array(f"data/{key}", data=x, chunks=x.shape)
+    group.create_array("meta/episode_ends", data=np.array([20]))
+    words = [f"dataset={tmp_path}/foreign.zarr", f"run_dir={tmp_path}/run", "resize={img:[48,48]}"]
+    run("train", *words, *TINY, "trainer.steps=2")
+    spec = Policy.load(tmp_path / "run").spec
+    assert spec.observations["image"].shape == (48, 48, 3)
+    assert spec.observations["image"].camera_shape == (96, 96, 3)
+
+
+def test_what_is_left_out_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rng = np.random.default_rng(0)
+    columns = {
+        "points": rng.normal(size=(30, 512, 3)),
+        "cam": rng.integers(0, 255, (30, 3, 32, 40), np.uint8),
+    }
+    columns |= {"state": rng.normal(size=(30, 3)), "action": rng.normal(size=(30, 2))}
+    np.savez(tmp_path / "a.npz", **columns, episode_ends=np.array([30]))
+    small = ["backbone.width=16", "trainer.steps=1", "trainer.batch_size=8", "trainer.progress=false"]
+    run("train", f"dataset={tmp_path}/a.npz", f"run_dir={tmp_path}/run", *small, "trainer.device=cpu")
+    out = " ".join(capsys.readouterr().out.split())
+    assert (
+        "not observed: points (512 x 3 numbers, neither an image nor a vector); cam (images train from" in out
+    )
+    assert list(Policy.load(tmp_path / "run").spec.observations) == ["state"]
+    run("inspect", f"dataset={tmp_path}/a.npz", f"html={tmp_path}/a.html")
+    out = capsys.readouterr().out
+    assert "cam: [3, 32, 40] uint8, read as [32, 40, 3] (rgb)" in out
+    assert "points (512 x 3 numbers" in out
+    run("convert", f"source={tmp_path}/a.npz", f"out={tmp_path}/a.zarr", "keys=[-points]")
+    stored = zarr.open_group(tmp_path / "a.zarr")["data/cam"]
+    np.testing.assert_array_equal(stored, np.moveaxis(columns["cam"], 1, -1))  # type: ignore[arg-type]
+
+
+def test_a_spec_that_calls_images_plain_numbers_is_pointed_out(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    spec = Spec({"cam": ObsKey((3, 24, 32), "uint8"), "state": ObsKey((2,))}, 2)
+    with EpisodeWriter(tmp_path / "a.zarr", spec) as writer:
+        state = np.random.default_rng(0).normal(size=(20, 2)).astype(np.float32)
+        images = np.random.default_rng(0).integers(0, 256, (20, 3, 24, 32), np.uint8)
+        writer.add({"cam": images, "state": state, "action": state})
+    small = ["backbone.width=16", "trainer.device=cpu", "trainer.dry_run=true"]
+    run("train", f"dataset={tmp_path}/a.zarr", f"run_dir={tmp_path}/run", *small)
+    words = "'cam': 3 x 24 x 32 numbers a frame, read as plain numbers: record images with"
+    assert words in " ".join(capsys.readouterr().out.split())
+    run("inspect", f"dataset={tmp_path}/a.zarr")
+    assert words in capsys.readouterr().out
+    run("train", f"dataset={tmp_path}/a.zarr", f"run_dir={tmp_path}/run", *small, "keys=[-cam]")
+    assert "'cam'" not in capsys.readouterr().out
 
 
 def test_mistakes_are_named(dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
