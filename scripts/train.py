@@ -60,7 +60,7 @@ def main(cfg: DictConfig) -> Path:
             kwargs = with_recorded_env(cfg.task.name, plain(cfg.task.get("kwargs", {})), dataset)
             task = make_task(cfg.task.name, **kwargs)
         data = load_columns(task, dataset, cache, images=cfg.encoder.name != "lowdim")
-        unused = {} if task else dataset.unused
+        unused, place = {} if task else dataset.unused, os.path.abspath(dataset.path)
     recorded = data.n_episodes
     if cfg.data.mirror:
         data = with_mirrored(task, data)
@@ -71,7 +71,7 @@ def main(cfg: DictConfig) -> Path:
     windows = data.windows(**window, image_frames=policy.image_frames)
     info = {
         "task": {"name": task.name, "kwargs": kwargs} if task else None,
-        "dataset": os.path.abspath(cfg.dataset),
+        "dataset": place,
         "episodes": recorded,
         "mirrored": data.n_episodes > recorded,
         "frames": len(windows),
