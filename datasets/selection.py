@@ -63,7 +63,9 @@ def chosen_keys(patterns: Sequence[str] | str, dataset: Dataset) -> list[str]:
     without = bool(patterns) and all(str(pattern).startswith("-") for pattern in patterns)
     keys = list(dataset.spec.observations) if without else []
     for pattern in map(str, patterns):
-        fits = fnmatch.filter(known, pattern.removeprefix("-")) or [k for k in known if k == pattern]
+        fits = fnmatch.filter(known, pattern.removeprefix("-")) or [
+            k for k in known if pattern in (k, dataset.stored.get(k))
+        ]
         if not fits:
             hint = f"{', '.join(known)}{suggest(pattern.removeprefix('-'), known)}"
             raise FlowleapError(f"keys: '{dataset.path}' has no column '{pattern}' to observe, only {hint}")

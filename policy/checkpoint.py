@@ -88,8 +88,10 @@ def resolve(path: Path) -> Path:
             return candidate.resolve()
     if not path.exists():
         raise FlowleapError(f"checkpoint {path} does not exist")
+    others = sorted((path / "checkpoints").glob("step_*"))  # a copy of a run can lack the link
+    remedy = f"; name one of its checkpoints: {others[-1]}" if others else ""
     raise FlowleapError(
-        f"{path} is not a checkpoint: it has neither {MANIFEST} nor checkpoints/last/{MANIFEST}"
+        f"{path} is not a checkpoint: it has neither {MANIFEST} nor checkpoints/last/{MANIFEST}{remedy}"
     )
 
 
@@ -134,15 +136,17 @@ def read_trainer_state(path: Path) -> dict[str, Any]:
 
 def point_last(checkpoints: Path, target: Path, keep: int) -> None:
     """Let `checkpoints/last` name `target`, atomically, and delete all but the newest `keep` checkpoints."""
-    pointer = checkpoints / f".last.tmp{os.getpid()}"
+    pointer, last = checkpoints / f".last.tmp{os.getpid()}", checkpoints / "last"
     remove(pointer)
+    if last.is_dir() and not last.is_symlink():  # the run was copied by something that followed the link
+        remove(last)
     try:
         if os.name == "nt":  # a link to a folder could be made by some users, but not be replaced
             raise OSError("no links")
         pointer.symlink_to(target.name)
     except (OSError, NotImplementedError):  # exFAT, for instance
         pointer.write_text(f"{target.name}\n", encoding="utf-8")
-    os.replace(pointer, checkpoints / "last")
+    os.replace(pointer, last)
     for old in sorted(checkpoints.glob("step_*"))[:-keep]:
         if old != target:
             shutil.rmtree(old, ignore_errors=True)

@@ -44,9 +44,9 @@ class Resumed:
     @property
     def finished(self) -> str:
         """The line that says so where no step is left to do, else empty."""
-        done, trainer = self.info.get("step", 0), self.cfg.trainer
+        done, trainer = self.info.get("step"), self.cfg.trainer
         last = trainer.stop_at or trainer.steps
-        if done < last:
+        if not isinstance(done, int) or not isinstance(last, int) or done < last:
             return ""
         more = f"`flowleap train {shlex.quote(f'resume={self.run_dir}')} trainer.steps={2 * done}` trains on"
         return f"{self.checkpoint} has {done} steps of {last}, nothing is left to do; {more}"
@@ -65,7 +65,10 @@ class Resumed:
         """Raise `FlowleapError` if the data are not those that the run was trained on, unless that was asked for."""
         stored = self.info.get("data")
         if not isinstance(stored, dict):  # a run of flowleap 0.1
-            stored = {"episodes": self.info.get("episodes", digest["episodes"])}
+            counts = {key: self.info.get(key) for key in ("episodes", "frames")}
+            stored = {key: count for key, count in counts.items() if isinstance(count, int)}
+            if self.info.get("mirrored") and "frames" in stored:
+                stored["frames"] //= 2
         found = differences(stored, digest)
         if found and not self.cfg.resume_other_data:
             raise FlowleapError(
@@ -115,6 +118,8 @@ def _stored(run_dir: Path, cfg: DictConfig) -> DictConfig:
         for name, default in asdict(WINDOW).items():
             if stored.get(name) is None:  # it was the task's
                 stored[name] = OmegaConf.select(stored, f"task.{name}") or default
+        if OmegaConf.select(stored, "encoder.weights"):  # a file to start from
+            stored.encoder.weights = None
         stored.trainer.stop_at = 0  # where the last call was to stop, not the run
         for key in (*(key for key in given if key != "dataset"), "resume_other_data"):
             OmegaConf.update(stored, key, escaped(plain(OmegaConf.select(cfg, key))))

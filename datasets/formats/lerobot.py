@@ -57,16 +57,11 @@ class Reader(Source):
         self._fps = float(self._info.get("fps") or 0)
         if self._fps <= 0:
             raise FlowleapError(f"'{path}': meta/info.json has no frame rate (fps)")
-        self._tables: dict[
-            tuple[str, ...], tuple[Any, Any]
-        ] = {}  # columns -> what `_rows` read last, and the rows
-        self._numbered: tuple[Any, dict[str, NDArray[np.int64]]] = (
-            None,
-            {},
-        )  # table -> whose rows its rows are
-        self._clocks: dict[
-            str, tuple[Any, Clock]
-        ] = {}  # camera -> the video read last, and when its frames are shown
+        # What was read last: rows by columns, whose rows a table holds, and when the frames of a camera are shown.
+        self._tables: dict[tuple[str, ...], tuple[Any, Any]] = {}
+        self._numbered: tuple[Any, list[NDArray[np.int64]]] = (None, [])
+        self._counts = False  # whether that table has `frame_index`
+        self._clocks: dict[str, tuple[Any, Clock]] = {}
         note = path / "meta" / NOTE
         if note.is_file():
             self._read_note(read_json(note), f"'{path}', meta/{NOTE}")
@@ -128,7 +123,9 @@ class Reader(Source):
 
     def times(self, index: int) -> NDArray:
         """Time stamps of the frames, [T] seconds."""
-        return _numbers(self._pa, self._rows(index, [_TIME])[_TIME], (1,))[:, 0]
+        rows = self._rows(index, [_TIME])
+        with self.naming(index, _TIME):
+            return _numbers(self._pa, rows[_TIME], ())
 
     def disorder(self, index: int) -> str | None:
         """What is wrong with the time stamps, or a column beside; the rows are in the order of `frame_index`."""
@@ -138,30 +135,36 @@ class Reader(Source):
     def _order(self, index: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Which rows of the table are the episode's, in the order of its frames, and the numbers of the frames.
 
-        The table's own `episode_index` and `frame_index` decide: where an episode begins is often wrong in metadata.
+        The table's own `episode_index` and `frame_index` (else `index`) decide: where an episode begins is
+        often wrong in metadata.
         """
         place = self._places[index]
         if self._numbered[0] != place.table:
             with self._reading(index):
                 file = self._parquet.ParquetFile(place.table.absolute())
                 self._require(index, file, ["episode_index"])
-                names = [name for name in ("episode_index", _FRAME) if name in file.schema_arrow.names]
+                counts = [name for name in (_FRAME, "index") if name in file.schema_arrow.names]
+                names, self._counts = ["episode_index", *counts[:1]], _FRAME in counts
                 require_memory(8 * len(names) * file.metadata.num_rows, f"'{self.path}': its rows")
                 table = file.read(columns=names)
-            found = {name: _numbers(self._pa, table[name], ()).astype(np.int64) for name in names}
+            found = []
+            for name in names:
+                with self.naming(index, name):
+                    found.append(_numbers(self._pa, table[name], ()).astype(np.int64))
             self._numbered = place.table, found
-        found = self._numbered[1]
-        rows = np.flatnonzero(found["episode_index"] == place.episode)
-        if len(rows) != place.length:
-            says = f"is {place.episode} in {len(rows)} rows of {place.table.relative_to(self.path)}"
-            raise self.error(index, "episode_index", f"{says}, the metadata say {place.length}")
-        frames = found[_FRAME][rows] if _FRAME in found else np.arange(len(rows))
+        episodes, *counted = self._numbered[1]
+        rows = np.flatnonzero(episodes == place.episode)
+        if len(rows) != place.length or (place.alone and len(episodes) != place.length):
+            says = f"is {place.episode} in {len(rows)} of the {len(episodes)} rows"
+            where = f"{place.table.relative_to(self.path)}, the metadata say {place.length}"
+            raise self.error(index, "episode_index", f"{says} of {where}; {order.REMEDY}")
+        frames = counted[0][rows] if counted else np.arange(len(rows))
         ordered = np.argsort(frames, kind="stable")
         rows, frames = rows[ordered], frames[ordered]
         if np.any(np.diff(frames) == 0):
             twice = int(frames[np.argmin(np.diff(frames) != 0)])
             raise self.error(index, _FRAME, f"is {twice} in two rows: a row is there twice; {order.REMEDY}")
-        return rows, frames
+        return rows, frames if self._counts else np.arange(len(rows))
 
     @contextmanager
     def _reading(self, index: int) -> Iterator[None]:
@@ -207,7 +210,7 @@ class Reader(Source):
         if name not in self._clocks or self._clocks[name][0] != clip.file:
             self._clocks[name] = clip.file, read_clock(clip.file)
         clock, (_, frames) = self._clocks[name][1], self._order(index)
-        times = _numbers(self._pa, stamps, (1,))[:, 0].astype(np.float64)
+        times = _numbers(self._pa, stamps, ()).astype(np.float64)
         return read_frames(
             clip.file, clock.ticks[frames_of_rows(clock, clip, frames, times, self._fps)], shape
         )

@@ -24,13 +24,17 @@ VIDEO_V3 = "videos/{video_key}/chunk-{chunk_index:03d}/file-{file_index:03d}.mp4
 
 
 class Place(NamedTuple):
-    """One episode: its index, its number of rows, the table that they are in, and feature -> its part of a video."""
+    """One episode: its index, its number of rows, the table that they are in, and feature -> its part of a video.
+
+    `alone` means that the table holds no other episode.
+    """
 
     episode: int
     length: int
     table: Path
     videos: dict[str, Clip]
     seed: int | None = None
+    alone: bool = False
 
 
 def is_lerobot(path: Path) -> bool:
@@ -55,7 +59,7 @@ def index_v2(root: Path, info: dict[str, Any], videos: Sequence[str]) -> tuple[l
         numbers = {"episode_chunk": episode // size, "episode_index": episode}
         files = {key: _fill(root, video, video_key=key, **numbers) for key in videos}
         clips = {key: Clip(file, 0.0, 0.0, 0, length) for key, file in files.items()}
-        places.append(Place(episode, length, _fill(root, data, **numbers), clips))
+        places.append(Place(episode, length, _fill(root, data, **numbers), clips, alone=True))
     lines = _json_lines(root / "meta" / "tasks.jsonl")
     tasks = {_whole(root, line, "task_index"): str(line.get("task")) for line in lines}
     return _checked(root, info, places), _by_index(tasks)

@@ -81,7 +81,8 @@ class Checks:
         steps: list[NDArray] = []
         first: dict[str, int] = {}
         digests: dict[bytes, list[int]] = {}
-        lengths, gaps, periods = [], [], []
+        lengths, gaps = [], []
+        periods: dict[int, float] = {}  # of the episodes with time stamps: seconds from frame to frame
         disorders: list[tuple[int, str]] = []
         for index in range(source.n_episodes):
             episode = source.episode(index, keys)
@@ -105,8 +106,8 @@ class Checks:
             elif _has_gap(times):
                 gaps.append(index)
             if times is not None and len(times) > 1:
-                periods.append(float(np.median(np.diff(times))))
-        period = float(np.median(periods)) if periods else 0.0
+                periods[index] = float(np.median(np.diff(times)))
+        period = float(np.median(list(periods.values()))) if periods else 0.0
         self.measured_hz = 1.0 / period if period > 0 else 0.0
         self.lengths = np.array(lengths, np.int64)
         self.suspects: list[int] = []
@@ -116,7 +117,7 @@ class Checks:
             *_constants(self.extremes),
             *self._actions(self.extremes[ACTION], np.stack(steps)),
             *self._disorder(disorders),
-            *self._times(gaps),
+            *self._times(gaps, [i for i, own in periods.items() if abs(own - period) > _RATE * period > 0]),
             *(self._copies(same) for same in digests.values() if same[1:]),
         ]
 
@@ -148,14 +149,19 @@ class Checks:
         )
         return [Finding(problem, remedy)]
 
-    def _times(self, gaps: list[int]) -> list[Finding]:
-        """Gaps between time stamps, and a rate other than the Spec's."""
+    def _times(self, gaps: list[int], odd: list[int]) -> list[Finding]:
+        """Gaps between time stamps, episodes of a rate of their own, and a rate other than the Spec's."""
         found = []
         if gaps:
             remedy = "frames were lost: split these episodes there, or resample them to a steady rate"
             found.append(
                 Finding(f"time stamps with gaps in {len(gaps)} episodes: {self._name(gaps)}", remedy)
             )
+        if odd:
+            problem = (
+                f"time stamps of another rate than in the other episodes in {len(odd)}: {self._name(odd)}"
+            )
+            found.append(Finding(problem, "resample these episodes, or leave them out with drop=[...]"))
         stated, measured = self._source.spec.control_hz, self.measured_hz
         if stated and measured and abs(measured / stated - 1) > _RATE:
             problem = f"the time stamps say {measured:.4g} Hz, the Spec says {stated:.4g} Hz"

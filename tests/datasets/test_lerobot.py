@@ -195,11 +195,15 @@ STATE = rows(2)["observation.state"]
         ),
         (
             lambda t: t.slice(0, 7),
-            "'episode_index' is 2 in 7 rows of data/chunk-001/episode_000002.parquet, the metadata say 9",
+            "'episode_index' is 2 in 7 of the 7 rows of data/chunk-001/episode_000002.parquet, the metadata say 9",
         ),
         (
             lambda t: pa.concat_tables([t, t.slice(3, 2)]),
-            "'episode_index' is 2 in 11 rows of .*, the metadata say 9",
+            "'episode_index' is 2 in 11 of the 11 rows of .*, the metadata say 9",
+        ),
+        (
+            lambda t: pa.concat_tables([t, table(0)]),
+            "'episode_index' is 2 in 9 of the 15 rows of .*, the metadata say 9",
         ),
         (
             replaced("frame_index", [0, 1, 2, 3, 3, 5, 6, 7, 8]),
@@ -215,7 +219,10 @@ STATE = rows(2)["observation.state"]
         ),
         (replaced("observation.state", [*STATE[:8], None]), "'state' has empty cells"),
         (replaced("observation.state", ["x"] * 9), "'state' holds string, not numbers"),
-        (replaced("episode_index", [1] * 9), "'episode_index' is 2 in 0 rows of .*, the metadata say 9"),
+        (
+            replaced("episode_index", [1] * 9),
+            "'episode_index' is 2 in 0 of the 9 rows of .*, the metadata say 9",
+        ),
     ],
 )
 def test_broken_tables_are_named(tmp_path: Path, change: Change, message: str) -> None:

@@ -192,6 +192,9 @@ def test_rows_out_of_order_are_sorted(tmp_path: Path) -> None:
     mixed = np.random.default_rng(1).permutation(sum(LENGTHS))
     assert_right(v30(tmp_path / "a", order=mixed))
     assert_right(v21(tmp_path / "b", [table(0, order=np.arange(20)[::-1].copy()), table(1)]))
+    without = [table(i, order=mixed[mixed < n]).drop_columns(["frame_index"]) for i, n in enumerate(LENGTHS)]
+    longer = [greys(i, n + 5) for i, n in enumerate(LENGTHS)]
+    assert_right(v21(tmp_path / "c", without, videos=longer))
 
 
 def test_time_stamps_that_go_back_are_refused(tmp_path: Path) -> None:

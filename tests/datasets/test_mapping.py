@@ -107,6 +107,8 @@ def test_aloha_and_so100_names(tmp_path: Path) -> None:
     with open_dataset(write_lerobot(tmp_path / "x", recording(*names, "action", "info"))) as source:
         assert list(source.spec.observations) == ["state", "effort", "environment_state"]
         assert set(source.unused) == {"next.reward", "info"}
+    with open_dataset(tmp_path / "x", keys=["observation.effort", "info"]) as source:
+        assert list(source.spec.observations) == ["effort", "info"]
     with open_dataset(tmp_path / "x", rename={"q": "observation.state"}) as source:
         assert list(source.spec.observations) == ["q", "effort", "environment_state"]
 

@@ -78,3 +78,19 @@ def test_inspect_reads_other_formats(tmp_path: Path, capsys: pytest.CaptureFixtu
     text = capsys.readouterr().out
     for part in ("a.hdf5 (robomimic)", "10, of 50 to 50 frames", "500 frames", "nothing suspicious"):
         assert part in text, part
+
+
+def test_time_stamps_against_the_rate(tmp_path: Path) -> None:
+    odd = episodes()
+    odd[3]["timestamp"] *= 2
+    (problem,) = findings(tmp_path / "odd.zarr", odd)
+    assert problem == "time stamps of another rate than in the other episodes in 1: episode 3"
+    back = episodes()
+    back[4]["timestamp"][[10, 11]] = back[4]["timestamp"][[11, 10]]
+    with EpisodeWriter(tmp_path / "back.zarr", SPEC) as writer:
+        for episode in back:
+            writer.add(episode)
+    with open_dataset(tmp_path / "back.zarr", lenient=True) as source:
+        (found,) = Checks(source).findings
+    assert "'timestamp' goes back from 1.1 to 1.0 at frame 11" in found.problem
+    assert found.remedy.endswith("drop=[4]")

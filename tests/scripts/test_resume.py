@@ -15,6 +15,8 @@ from safetensors.torch import load_file
 from flowleap.policy.checkpoint import read_manifest
 from flowleap.policy.policy import Policy
 from flowleap.scripts.cli import main as cli
+from flowleap.scripts.cli.run import compose
+from flowleap.scripts.resume import resumed
 
 OLD = Path(__file__).resolve().parent.parent / "data" / "v0.1"
 TINY = [
@@ -101,6 +103,26 @@ def test_a_checkpoint_of_a_run_goes_on(origin: Path, place: Path, checkpoint: st
     steps = [int(line.split('"step": ')[1].split(",")[0]) for line in rows.read_text().splitlines()]
     assert steps[-(6 - begin) :] == list(range(begin + 1, 7))
     assert rows.read_text() != before
+
+
+def test_a_copy_without_links_goes_on(origin: Path, place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Some programs copy what a link names, others leave the link out."""
+    shutil.copytree("run", "copy", symlinks=False)
+    shutil.rmtree("copy/checkpoints/last")
+    line = refused(capsys, "resume=copy")
+    assert "name one of its checkpoints: copy/checkpoints/step_00000004" in line
+    shutil.copytree("run", "copy", symlinks=False, dirs_exist_ok=True)
+    assert not Path("copy/checkpoints/last").is_symlink()
+    assert cli.main(["train", "resume=copy"]) == 0
+    assert same_weights(place / "copy", origin / "whole")
+    assert Path("copy/checkpoints/last").is_symlink()
+
+
+def test_the_weights_that_a_run_began_with_are_not_read_again(place: Path) -> None:
+    stored = OmegaConf.load("run/config.yaml")
+    stored.encoder.weights = "pretrained.pth"
+    OmegaConf.save(stored, "run/config.yaml")
+    assert resumed(compose("train", ["resume=run"])).cfg.encoder.weights is None
 
 
 def test_a_finished_run_says_so(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -219,7 +241,9 @@ def test_a_run_without_digest_is_compared_by_its_counts(
         shutil.copytree(OLD / name, tmp_path / name, symlinks=True)
     monkeypatch.chdir(tmp_path)
     assert cli.main(["convert", "source=store.zarr", "out=less.zarr", "episodes=2"]) == 0
-    assert "2 episodes instead of 3" in refused(capsys, "resume=run", "dataset=less.zarr")
+    line = refused(capsys, "resume=run", "dataset=less.zarr")
+    assert "2 episodes instead of 3" in line
+    assert "frames instead of 229" in line
     assert cli.main(["train", "resume=run", "trainer.threads=1"]) == 0
     manifest = read_manifest(tmp_path / "run" / "checkpoints" / "last")
     assert manifest["info"]["step"] == 12
