@@ -73,7 +73,7 @@ def main(cfg: DictConfig) -> Path:
             task = make_task(cfg.task.name, **kwargs)
         data = load_columns(task, dataset, cache, images=cfg.encoder.name != "lowdim")
         unused = {} if task else _unused(dataset, data)
-        place = os.path.abspath(dataset.path)
+        read_at = os.path.abspath(dataset.path)
     recorded, digest = data.n_episodes, data.attrs["digest"]
     if before:
         before.check_data(digest)
@@ -86,7 +86,7 @@ def main(cfg: DictConfig) -> Path:
     windows = data.windows(**window, image_frames=policy.image_frames)
     info = {
         "task": {"name": task.name, "kwargs": kwargs} if task else None,
-        "dataset": place,
+        "dataset": read_at,
         "data": digest,
         "episodes": recorded,
         "mirrored": data.n_episodes > recorded,

@@ -30,6 +30,7 @@ class Reader(Hdf5Episodes):
     """
 
     observed = ("observations/images/", "observations/")
+    ignored = ("compress_len",)  # the lengths of the JPEG files, which need none
 
     def __init__(self, path: Path) -> None:
         self._files = _files(path)

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from flowleap.datasets.columns import ACTION, Episode, as_stored, flat_names, require_memory
 from flowleap.datasets.formats.base import Source, explain
 from flowleap.datasets.interface import MALFORMED
-from flowleap.policy.core.errors import FlowleapError, optional_import
+from flowleap.policy.core.errors import FlowleapError, optional_import, suggest
 from flowleap.policy.core.spec import ObsKey
 
 SUFFIXES = (".hdf5", ".h5")
@@ -123,7 +123,7 @@ class Hdf5Source(Source):
         """Return a dataset of the file itself."""
         node = group.get(path)
         if not isinstance(node, self._h5.Dataset):
-            raise FlowleapError(f"is missing: no dataset {path}")
+            raise FlowleapError(f"is missing: no dataset {path}{suggest(path, map(str, group))}")
         self._require_own(node.id)
         return node
 

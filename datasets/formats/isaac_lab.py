@@ -30,6 +30,13 @@ class Reader(robomimic.Reader):
     def _is_observed(self, path: str) -> bool:
         return super()._is_observed(path) and not path.startswith("obs/datagen_info/")
 
+    def _no_observations(self) -> str:
+        there = sorted(str(name) for name in self._group(0))
+        return (
+            f"has no observations in 'obs', only {there}: record them, with record_pre_step_flat_policy_observations "
+            "of Isaac Lab's ActionStateRecorderManagerCfg"
+        )
+
     def _filters(self) -> dict[str, list[str]]:
         """Those of `mask/`, and the demonstrations that succeeded, where the file says so."""
         found = super()._filters()

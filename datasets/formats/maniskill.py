@@ -51,7 +51,7 @@ class Reader(Hdf5Episodes):
             mode = str(kwargs.get("control_mode", ""))
             rate = dict(kwargs.get("sim_config") or {}).get("control_freq", kwargs.get("control_freq"))
         convention: ActionConvention = "delta" if "delta" in mode else "absolute"
-        source = {"env": info.get("env_id"), "kwargs": kwargs, "control_mode": mode} if info else {}
+        source = {"env": info.get("env_id"), "env_kwargs": kwargs} if info else {}
         self._infer(control_hz=positive(rate), action_convention=convention, source=source)
         successes = [i for i, name in enumerate(self._names) if self._note(name).get("success")]
         if self._episodes:

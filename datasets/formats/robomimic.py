@@ -26,6 +26,11 @@ from flowleap.policy.core.spec import ActionConvention
 _ACTIONS = "actions"
 NOTE = "flowleap"  # dataset with JSON as bytes: an HDF5 attribute could not hold more than 64 KiB
 _GYM = 2  # robomimic's EnvType
+_OTHERS = (
+    "neither of robomimic or Isaac Lab (data/demo_*) nor of ManiSkill (traj_*), ALOHA (observations/*, action), D4RL "
+    "(observations, actions, terminals) or Minari (episode_*, and metadata.json beside the file); write it anew, see "
+    "'Recordings of your own' in docs/data.md"
+)
 _BY_NUMBER = "episodes=[0,2] or episodes='10:20' chooses by number"
 
 
@@ -48,11 +53,7 @@ class Reader(Hdf5Episodes):
         super().__init__(path, path, _ACTIONS)
         data = self._file.get("data")
         if not isinstance(data, self._h5.Group):
-            raise FlowleapError(
-                f"'{path}' has no group 'data', only {sorted(self._file)}: neither of robomimic or Isaac Lab "
-                "(data/demo_*) nor of ManiSkill (traj_*), ALOHA (observations/*, action) or D4RL (observations, "
-                "actions, terminals); write it anew, see 'Recordings of your own' in docs/data.md"
-            )
+            raise FlowleapError(f"'{path}' has no group 'data', only {sorted(self._file)}: {_OTHERS}")
         with base.explain(f"'{path}': data cannot be read", FlowleapError):
             self._require_own(data.id)
         # At most 2 MiB of metadata: HDF5's own 32 MiB are ten times that in memory, and reading never looks back.
@@ -240,7 +241,9 @@ class Writer(base.Writer):
         self._h5 = optional_import("h5py", extra="formats")
         for key in self._layout.columns:
             if key not in self.spec.observations and key in ("obs", "next_obs", _ACTIONS):
-                raise FlowleapError(f"a robomimic file cannot hold a column '{key}' beside the observations")
+                raise FlowleapError(
+                    f"a robomimic file cannot hold a column '{key}' beside the observations: keys=[...] chooses others"
+                )
 
     def _open(self) -> None:
         self._file = self._h5.File(self._temporary, "w")

@@ -37,7 +37,8 @@ from flowleap.datasets.columns import (
     require_memory,
     vectors,
 )
-from flowleap.datasets.formats.base import Source, explain
+from flowleap.datasets.formats.base import Source
+from flowleap.datasets.formats.zarr_open import LAYOUT, open_group, zipped_stores
 from flowleap.datasets.formats.zarr_writer import FORMAT, NO_SEED, SPEC_ATTRIBUTE, EpisodeWriter, is_store
 from flowleap.datasets.frames import Frames, rows_of_chunks
 from flowleap.policy.core.errors import FlowleapError, suggest
@@ -50,7 +51,6 @@ _MAX_EXPANSION, _MAX_EXTRA = 8, 2**20  # a chunk file larger than so many times 
 _BLOCK_BYTES = 32 * 2**20
 _ENDS = "g['meta/episode_ends'][:]"
 _SAMPLE_FRAMES = 9
-_LAYOUT = "a dataset is a zarr folder with data/<key> and meta/episode_ends"
 # Image chunks are decoded by zarrs, since zarr's own codecs are slower. Measured once, on one machine: 9600 frames a
 # second through this pipeline, 18100 through a chunk reader of our own; the library was kept.
 _PIPELINE = {"codec_pipeline.path": "zarrs.ZarrsCodecPipeline"}
@@ -58,7 +58,7 @@ _PIPELINE = {"codec_pipeline.path": "zarrs.ZarrsCodecPipeline"}
 
 def detect(path: Path) -> bool:
     """A folder with the metadata file of a zarr group, or a zip, which needs no suffix if it holds a store."""
-    return is_store(path) if path.is_dir() else path.suffix == ".zip" or bool(_zipped_stores(path))
+    return is_store(path) if path.is_dir() else path.suffix == ".zip" or bool(zipped_stores(path))
 
 
 class EpisodeStore(Source):
@@ -84,7 +84,7 @@ class EpisodeStore(Source):
     ) -> None:
         self.path = Path(path).expanduser()
         self._fill_missing, self._allow_nan = fill_missing, allow_nan
-        group, self._root = _open_group(self.path)
+        group, self._root = open_group(self.path)
         self._inside = group.path  # of the store in a zip: the folder that it is in, if any
         self._sizes: dict[str, int] | None = None  # of the files in a zip, before compression
         if isinstance(self._root, zipfile.Path):
@@ -301,7 +301,7 @@ class EpisodeStore(Source):
             else:
                 arrays[name] = node
         if not names:
-            raise self._wrong(f" has no columns in data/: {_LAYOUT}")
+            raise self._wrong(f" has no columns in data/: {LAYOUT}")
         return arrays, refused
 
     def _read_meta(self, group: zarr.Group, name: str) -> NDArray[np.int64]:
@@ -312,7 +312,7 @@ class EpisodeStore(Source):
         except KeyError as error:
             longest = max((column.shape[0] for column in self._arrays.values()), default=0)
             remedy = self._ends_line("if all is one episode", f"np.array([{longest}])")
-            raise self._wrong(f"{where} is missing: {_LAYOUT}; {remedy}") from error
+            raise self._wrong(f"{where} is missing: {LAYOUT}; {remedy}") from error
         except Exception as error:  # zarr raises many kinds for metadata it cannot parse
             raise self._wrong(f"{where} is damaged ({error}); copy the dataset again") from error
         if not isinstance(array, zarr.Array) or array.ndim != 1 or np.dtype(array.dtype).kind not in "iuf":
@@ -423,35 +423,6 @@ class EpisodeStore(Source):
         return int.from_bytes(header[12:16], "little") if len(header) == 16 else 16
 
 
-def _open_group(path: Path) -> tuple[zarr.Group, Path | zipfile.Path]:
-    """Open a zarr group, and the folder or zip that it is in, or say what is there instead."""
-    if not path.exists():
-        siblings = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
-        stores = sorted(name for name in siblings if name.endswith(".zarr") and name[0] != ".")
-        beside = f"; '{path.parent}' holds {', '.join(stores[:8])}" if stores else ""
-        hint = f"{suggest(path.name, siblings)}{beside}"
-        raise FlowleapError(f"dataset '{path}' does not exist{hint} ({_LAYOUT})")
-    root: Path | zipfile.Path = path
-    store: Any = path
-    inside = ""
-    if path.is_file() and (path.suffix == ".zip" or zipfile.is_zipfile(path)):
-        broken = f"dataset '{path}' is not a whole zip file"
-        with explain(broken, OSError, zipfile.BadZipFile, remedy="; copy the dataset again"):
-            root, store = zipfile.Path(zipfile.ZipFile(path)), zarr.storage.ZipStore(path, mode="r")
-        stores = _zipped_stores(path)
-        if len(stores) != 1:
-            found = f"the zarr stores {', '.join(stores[:8])}" if stores else "no zarr store"
-            remedy = f"unpack it with `python -m zipfile -e {path} FOLDER`, and give what is in there"
-            raise FlowleapError(f"dataset '{path}' is a zip with {found}; {remedy}")
-        inside = stores[0]
-    try:
-        return zarr.open_group(store, mode="r", path=inside, use_consolidated=False), root
-    except Exception as error:  # FileNotFoundError, ContainsArrayError, JSON errors: all mean the same here
-        below = sorted(p.name for p in path.glob("[!.]*.zarr")) if path.is_dir() else []
-        hint = f"; it contains {', '.join(below[:8])}" if below else ""
-        raise FlowleapError(f"dataset '{path}' is not a zarr group: {_LAYOUT}{hint}") from error
-
-
 @cache
 def _register_codecs() -> None:
     """Let zarr read JPEG-XL and the like, with which UMI stores its images."""
@@ -463,23 +434,6 @@ def _codec_remedy(problem: str) -> str:
     """What zarr says of metadata that it cannot read; of a codec that is not there, what brings it."""
     known = "imagecodecs" in problem
     return "its codec is not installed: pip install 'flowleap[umi]' brings imagecodecs" if known else problem
-
-
-def _zipped_stores(path: Path) -> list[str]:
-    """The folders in a zip that are groups in no other group: where its stores are."""
-    try:
-        with zipfile.ZipFile(path) as file:
-            names = file.namelist()
-    except (OSError, zipfile.BadZipFile):
-        return []
-    places = (name.rpartition("/") for name in names)
-    groups = {folder for folder, _, file in places if file in (".zgroup", "zarr.json")}
-
-    def is_inside(group: str) -> bool:
-        parts = group.split("/")
-        return bool(group) and any("/".join(parts[:i]) in groups for i in range(len(parts)))
-
-    return sorted(group for group in groups if not is_inside(group))
 
 
 Reader, Writer = EpisodeStore, EpisodeWriter

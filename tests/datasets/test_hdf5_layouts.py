@@ -17,6 +17,7 @@ from flowleap.datasets import dataset as formats
 from flowleap.envs.task_data import load_columns
 from flowleap.policy.core.errors import FlowleapError
 from flowleap.policy.core.spec import ObsKey
+from flowleap.scripts.cli import main as cli
 
 h5py = pytest.importorskip("h5py", reason="needs flowleap[formats]")
 
@@ -75,7 +76,7 @@ def test_aloha_folders_and_files(tmp_path: Path, compressed: bool) -> None:
             **{key: ObsKey((14,)) for key in ("effort", "qpos", "qvel")},
         }
         assert source.spec.action_dim == 14
-        assert source.unused["base_action"] == "recorded beside the observations"
+        assert source.unused == {"base_action": "recorded beside the observations"}
         for i, n in ((2, 3), (0, 4), (1, 5)):
             got = source.episode(i)
             np.testing.assert_array_equal(got["qpos"], numbers(n, 14, seed=n + 2))
@@ -277,7 +278,42 @@ def test_isaac_lab_observations_in_one_dataset(tmp_path: Path) -> None:
         np.testing.assert_array_equal(source.episode(2)["obs"], numbers(3, 9, seed=2))
 
 
+def test_isaac_lab_files_become_others_and_need_observations(tmp_path: Path) -> None:
+    file = isaac(tmp_path / "dataset.hdf5")
+    out = tmp_path / "out.hdf5"
+    assert cli.main(["convert", f"source={file}", f"out={out}", "keys=[joint_pos]", "filter=success"]) == 0
+    assert formats.detect(out) == "robomimic"
+    with formats.open_dataset(out) as source:
+        np.testing.assert_array_equal(source.episode(1)["joint_pos"], numbers(3, 9, seed=2))
+    with h5py.File(file, "a") as f:
+        for demo in f["data"].values():
+            del demo["obs"]
+    assert "record them, with record_pre_step_flat" in problem(lambda: formats.open_dataset(file))
+
+
 # All
+
+
+def test_every_verb_takes_the_name_of_the_actions(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = aloha(tmp_path / "a.hdf5", 5, compressed=True)
+    small = [
+        "trainer.dry_run=true",
+        "trainer.device=cpu",
+        "backbone.width=16",
+        "backbone.depth=1",
+        "horizon=4",
+    ]
+    train = ["train", f"dataset={file}", f"run_dir={tmp_path / 'run'}", "n_action_steps=4", *small]
+    for command in (["inspect", f"dataset={file}"], train):
+        assert cli.main([*command, "actions=[action,base_action]"]) == 0
+        assert "action [16]" in capsys.readouterr().out
+        assert cli.main([*command, "actions=bass_action"]) == 1
+        assert "no dataset bass_action; did you mean 'base_action'?" in capsys.readouterr().err
+    assert cli.main(["convert", f"source={file}", f"out={tmp_path / 'a.zarr'}", "actions=base_action"]) == 0
+    with formats.open_dataset(tmp_path / "a.zarr") as source:
+        np.testing.assert_array_equal(source.episode(0)["action"], numbers(5, 2, seed=6))
+    assert cli.main(["inspect", f"dataset={tmp_path / 'a.zarr'}", "actions=x"]) == 1
+    assert "format zarr has no option 'actions'" in capsys.readouterr().err
 
 
 def linked(file: Any, name: str, other: Path) -> None:

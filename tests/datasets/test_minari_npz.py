@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -242,6 +243,13 @@ def test_choices_as_actions_are_refused(
     at = " at key" if nested else ""
     with pytest.raises(FlowleapError, match=f"has actions of a Discrete space{at}, and a policy draws real"):
         formats.open_dataset(path)
+    if not nested:  # what the message advises
+        page = (Path(__file__).parents[2] / "docs" / "data.md").read_text()
+        (lines,) = re.findall(r"### Choices as actions.*?```python\n(.*?)```", page, re.S)
+        monkeypatch.chdir(tmp_path)
+        exec(lines.replace("mine/maze-v0", "mine/reach-v0"), {})
+        with formats.open_dataset(tmp_path / "data" / "maze.zarr") as source:
+            np.testing.assert_array_equal(source.episode(2)["action"], np.eye(2)[np.arange(7) % 2])
 
 
 @pytest.mark.filterwarnings("ignore")
