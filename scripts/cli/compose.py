@@ -35,7 +35,7 @@ _REGISTRIES = {  # group -> module and registry; a module is only imported for v
     "backbone": ("flowleap.policy.networks.build", "BACKBONES"),
     "encoder": ("flowleap.policy.networks.encoders", "ENCODERS"),
 }
-_GYM_TASK = re.compile(r"gym/[\w./-]+")
+_GYM_TASK = re.compile(r"gym/[\w.:/-]+")
 
 
 class Choice(NamedTuple):
