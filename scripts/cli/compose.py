@@ -94,6 +94,11 @@ def _task(name: str) -> Choice:
     return Choice("", {f"kwargs.{key}": p for key, p in task_parameters(name).items()})
 
 
+def open_choice(part: str, name: str) -> Choice | None:
+    """The choice of a group by a name that it does not list: any environment of gymnasium; None for others."""
+    return _task(name) if part == "task" and _GYM_TASK.fullmatch(name) else None
+
+
 def parts_of(verb: str) -> list[str]:
     """What the defaults list of a verb names: its groups and parts."""
     tree = OmegaConf.to_container(OmegaConf.load(CONFIG_DIR / f"{verb}.yaml"), resolve=False)
