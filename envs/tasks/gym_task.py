@@ -172,7 +172,7 @@ def make(
         FlowleapError: no such module or environment, spaces that a policy cannot use, or an environment that fails.
     """
     limits = {} if max_steps is None else {"max_steps": max_steps}
-    modules = [imports] if isinstance(imports, str) else list(imports)
+    modules, wrappers = _several(imports), _several(wrappers)
     facts = _facts(name, tuple(map(str, modules)), _json("wrappers", wrappers), _json("keys", keys))
     steps = max_steps or facts.limit
     told = {"imports": modules, "wrappers": wrappers, "keys": keys}
@@ -191,10 +191,21 @@ def make(
 def imported_modules(name: str, kwargs: Mapping[str, Any]) -> list[str]:
     """The modules that a task `gym/...` of this name and options asks to import."""
     found = [name.removeprefix("gym/").partition(":")[0]] if ":" in name else []
-    imports, wrappers = kwargs.get("imports") or (), kwargs.get("wrappers") or ()
-    found += [imports] if isinstance(imports, str) else map(str, imports)
+    found += map(str, _several(kwargs.get("imports")))
+    wrappers = _several(kwargs.get("wrappers"))
     names = [next(iter(entry), "") if isinstance(entry, Mapping) else entry for entry in wrappers]
     return found + [str(wrapper).partition(":")[0] for wrapper in names if ":" in str(wrapper)]
+
+
+def _several(given: Any) -> list[Any]:
+    """An option that takes one or several."""
+    return (
+        list(given)
+        if isinstance(given, Sequence) and not isinstance(given, str)
+        else [given]
+        if given
+        else []
+    )
 
 
 class _Facts(NamedTuple):
@@ -344,7 +355,7 @@ def _wrapped(wanted: _Wanted, render_mode: str | None) -> gymnasium.Env[Any, Any
         except gymnasium.error.DependencyNotInstalled as error:
             advice = "see gymnasium's documentation for its extras"
             raise FlowleapError(f"{wanted.task}: {error}; {advice}") from error
-    for entry in json.loads(wanted.wrappers) or ():
+    for entry in json.loads(wanted.wrappers):
         env = _wrapper(wanted.task, entry, env)
     return env
 
@@ -409,10 +420,8 @@ def _chosen(wanted: _Wanted, leaves: Mapping[str, Space[Any]]) -> dict[str, str]
     keys = json.loads(wanted.keys)
     if not keys:
         return {key: key for key in leaves}
-    keys = [keys] if isinstance(keys, str) else keys
-    names = {
-        key: name or key for key, name in (keys if isinstance(keys, dict) else dict.fromkeys(keys)).items()
-    }
+    keys = keys if isinstance(keys, dict) else {str(key): None for key in _several(keys)}
+    names = {key: name or key for key, name in keys.items()}
     for key in names:
         if key not in leaves:
             known = f"{', '.join(leaves)}{suggest(str(key), leaves)}"

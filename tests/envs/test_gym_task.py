@@ -250,6 +250,7 @@ def test_modules_of_ones_own(own_module):
         make_task("gym/my_envs:Reach")
     kwargs = {"imports": ["a"], "wrappers": ["FlattenObservation", "b.c:D", {"e:F": {"g": 1}}]}
     assert gym_task.imported_modules("gym/m:X-v0", kwargs) == ["m", "a", "b.c", "e"]
+    assert gym_task.imported_modules("gym/X-v0", {"imports": 5, "wrappers": {"a:B": {}}}) == ["5", "a"]
 
 
 def test_entry_points_register(own_module, tmp_path, capsys):
