@@ -305,7 +305,7 @@ def test_every_verb_takes_the_name_of_the_actions(tmp_path: Path, capsys: pytest
     ]
     train = ["train", f"dataset={file}", f"run_dir={tmp_path / 'run'}", "n_action_steps=4", *small]
     for command in (["inspect", f"dataset={file}"], train):
-        assert cli.main([*command, "actions=[action,base_action]"]) == 0
+        assert cli.main([*command, "action=[action,base_action]"]) == 0
         assert "action [16]" in capsys.readouterr().out
         assert cli.main([*command, "actions=bass_action"]) == 1
         assert "no dataset bass_action; did you mean 'base_action'?" in capsys.readouterr().err
