@@ -13,8 +13,9 @@ from rich.progress import track
 
 from flowleap.datasets.columns import ACTION, Episode
 from flowleap.datasets.interface import Dataset
-from flowleap.datasets.rotations import Rotations
+from flowleap.policy.core.actions import Relative
 from flowleap.policy.core.errors import FlowleapError
+from flowleap.policy.core.rotations import Rotations
 from flowleap.policy.core.spec import ObsKey, Spec
 
 
@@ -41,11 +42,24 @@ def convert(source: Dataset, plan: Plan, writer: Any) -> None:
             raise FlowleapError(f"'{source.path}', {source.label(index)}: {error}") from error
 
 
-def with_rotations(plan: Plan, rotation: str | None) -> Plan:
-    """Add the change of the actions' rotations to a plan."""
-    if rotation is None:
+def with_relative(plan: Plan, target: str | None, key: str | None = None, dims: Any = None) -> Plan:
+    """Add the change between absolute actions and those relative to an observation to a plan; see `Relative`."""
+    if target is None:
         return plan
-    rotations = Rotations(plan.spec, rotation)
+    relative = Relative(plan.spec, target, key, dims)
+
+    def transform(columns: Mapping[str, NDArray]) -> Episode:
+        episode = plan.transform(columns)
+        return episode | {ACTION: relative(episode[ACTION], episode[relative.key])}
+
+    return plan._replace(transform=transform, spec=relative.spec)
+
+
+def with_rotations(plan: Plan, target: str | None, dims: Any = None, kind: str | None = None) -> Plan:
+    """Add the change of the actions' rotations to a plan; see `Rotations`."""
+    if target is None:
+        return plan
+    rotations = Rotations(plan.spec, target, dims, kind)
 
     def transform(columns: Mapping[str, NDArray]) -> Episode:
         episode = plan.transform(columns)

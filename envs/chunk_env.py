@@ -10,7 +10,9 @@ import gymnasium
 import numpy as np
 from gymnasium.spaces import Box, Dict, Space
 
+from flowleap.envs.checks import check_step
 from flowleap.envs.task import Observation, Task
+from flowleap.envs.workers import env_failures
 from flowleap.policy.core.errors import FlowleapError
 from flowleap.policy.core.spec import Spec
 
@@ -37,7 +39,10 @@ class ChunkEnv(gymnasium.Wrapper[Observation, np.ndarray, Observation, np.ndarra
         on_frame: Callable[[], None] | None = None,
     ) -> None:
         """`on_frame` is called after every reset and every single action, for recording."""
-        super().__init__(task.make_env(render_mode=render_mode))
+        with env_failures(task.name):
+            env = task.make_env(render_mode=render_mode)
+        super().__init__(env)
+        self._task = task.name
         self._max_steps = task.max_steps
         self._names = ("success", *task.scoring.outcomes)
         self._n_obs_steps = spec.n_obs_steps
@@ -46,6 +51,7 @@ class ChunkEnv(gymnasium.Wrapper[Observation, np.ndarray, Observation, np.ndarra
         self._on_frame = on_frame
         self._bounds = _box(self.env.action_space)
         spaces: Any = self.env.observation_space
+        self._spaces = {key: spaces[key] for key in self._keys}
         self.action_space = _repeat(self._bounds, spec.n_action_steps)
         self.observation_space = cast(
             Space[Observation],
@@ -61,7 +67,9 @@ class ChunkEnv(gymnasium.Wrapper[Observation, np.ndarray, Observation, np.ndarra
     ) -> tuple[Observation, dict[str, Any]]:
         """Start the episode of `seed`."""
         self._show_images(True)
-        obs, _ = self.env.reset(seed=seed)
+        with env_failures(self._task):
+            obs, _ = self.env.reset(seed=seed)
+            check_step(self._task, self._spaces, obs, 0)
         self._rewards, self._mode, self._finished = [], -1, False
         self._flags = dict.fromkeys(self._names, False)
         self._frames.extend([self._select(obs)] * self._n_obs_steps)
@@ -76,8 +84,10 @@ class ChunkEnv(gymnasium.Wrapper[Observation, np.ndarray, Observation, np.ndarra
             if self._finished:
                 break
             self._show_images(i >= unseen)
-            obs, reward, terminated, truncated, info = self.env.step(single)
-            self._rewards.append(float(reward))
+            with env_failures(self._task):
+                obs, reward, terminated, truncated, info = self.env.step(single)
+                self._rewards.append(float(reward))
+                check_step(self._task, self._spaces, obs, len(self._rewards), self._rewards[-1])
             for name in self._names:
                 self._flags[name] |= bool(info[name])
             self._mode = int(info.get("mode", -1))
@@ -88,8 +98,8 @@ class ChunkEnv(gymnasium.Wrapper[Observation, np.ndarray, Observation, np.ndarra
         return self._stacked(), 0.0, self._finished, False, self._record() if self._finished else {}
 
     def _show_images(self, shown: bool) -> None:
-        if hasattr(self.env, "images"):
-            cast(Any, self.env).images = self._images if shown else ()
+        if self.env.has_wrapper_attr("images"):
+            self.env.set_wrapper_attr("images", self._images if shown else ())
 
     def _select(self, obs: Observation) -> Observation:
         return {key: obs[key] if key in obs else self._frames[-1][key] for key in self._keys}

@@ -19,8 +19,9 @@ from typing import Any
 import gymnasium
 import numpy as np
 
+from flowleap.envs.checks import check_step
 from flowleap.envs.task import Observation, Task
-from flowleap.envs.workers import clean_start, env_errors, ignore_interrupt
+from flowleap.envs.workers import clean_start, env_errors, env_failures, ignore_interrupt
 from flowleap.policy.core.errors import FlowleapError
 
 _NOISE_STREAM = 0xDA27  # keeps action noise apart from any other generator seeded with the episode's seed
@@ -61,7 +62,9 @@ def demonstrate(
     expert = task.expert(env, seed)
     rng = noise_stream(seed)
     bounds: Any = env.action_space
+    spaces: Any = env.observation_space
     obs, info = env.reset(seed=seed)
+    check_step(task.name, spaces, obs, 0)
     frames: list[Observation] = []
     stop, success = task.max_steps, False
     while len(frames) < stop:
@@ -69,7 +72,8 @@ def demonstrate(
         frames.append({**obs, "action": action, **{key: info[key] for key in task.recording.info_columns}})
         noise = action_noise * rng.standard_normal(action.shape)
         executed = np.clip(action + noise, bounds.low, bounds.high).astype(np.float32)
-        obs, _, terminated, truncated, info = env.step(executed)
+        obs, reward, terminated, truncated, info = env.step(executed)
+        check_step(task.name, spaces, obs, len(frames), float(reward))
         if info["success"] and not success:
             success, stop = True, min(len(frames) + hold_steps, task.max_steps)
         elif (terminated or truncated) and not success:
@@ -93,11 +97,11 @@ def demonstrations(
     options = (action_noise, hold_steps)
     seeds = count(first_seed)
     if n_envs == 1:
-        with env_errors(task.name):
+        with env_failures(task.name):
             env = task.make_env()
         with closing(env):
             for seed in seeds:
-                with env_errors(task.name):
+                with env_failures(task.name):
                     attempt = demonstrate(task, env, seed, *options)
                 yield attempt
         return
@@ -128,4 +132,5 @@ def _start_worker(task: Task, owner: int) -> None:
 
 
 def _work(seed: int, action_noise: float, hold_steps: int) -> Demonstration:
-    return demonstrate(*_worker, seed, action_noise, hold_steps)
+    with env_failures(_worker[0].name):
+        return demonstrate(*_worker, seed, action_noise, hold_steps)

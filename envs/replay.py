@@ -17,11 +17,12 @@ import numpy as np
 
 from flowleap.datasets.columns import ACTION
 from flowleap.datasets.dataset import Dataset
+from flowleap.envs.checks import check_step
 from flowleap.envs.demonstrate import noise_stream
 from flowleap.envs.statistics import rate
 from flowleap.envs.task import SCENE, Observation, Task
 from flowleap.envs.task_data import task_columns
-from flowleap.envs.workers import env_errors
+from flowleap.envs.workers import env_failures
 from flowleap.policy.core.errors import FlowleapError
 from flowleap.policy.core.versions import package_versions
 
@@ -84,7 +85,8 @@ def replay(
     frames: list[Observation] = []
     flags = dict.fromkeys(("success", *task.scoring.outcomes), False)
     measures = dict.fromkeys(task.scoring.measures, -np.inf)
-    with env_errors(task.name):
+    spaces: Any = env.observation_space
+    with env_failures(task.name):
         if isinstance(start, int):
             obs, _ = env.reset(seed=start)
         else:
@@ -94,6 +96,7 @@ def replay(
             frames.append(obs)
             obs, reward, _, _, info = env.step(action)
             rewards.append(float(reward))
+            check_step(task.name, spaces, obs, len(rewards), rewards[-1])
             for name in flags:
                 flags[name] |= bool(info[name])
             for name in measures:
@@ -128,7 +131,7 @@ def replay_dataset(
     noise = 0.0 if states else float(source.attrs.get("action_noise", 0.0))
     succeeded = source.attrs.get("successes") == source.n_episodes
     rows: list[Replayed] = []
-    with env_errors(task.name):
+    with env_failures(task.name):
         env = task.make_env()
     with closing(env):
         for index in range(episodes):
@@ -158,7 +161,8 @@ def _state_columns(task: Task, source: Dataset) -> tuple[str, ...] | None:
         FlowleapError: it has neither.
     """
     origin, seeded = source.spec.source, source.seed(0) is not None
-    if seeded and task.name in (origin.get("task"), f"gym/{origin.get('env')}"):
+    own = task.spec.source.get("env_id") if task.name.startswith("gym/") else task.name
+    if seeded and (task.name == origin.get("task") or own == origin.get("env")):
         return None
     states = task.recording.state_keys if task.recording.reset_to else ()
     for keys in states:

@@ -19,7 +19,7 @@ import numpy as np
 
 from flowleap.envs.chunk_env import ChunkEnv
 from flowleap.envs.task import Observation, Task
-from flowleap.envs.workers import env_errors, open_vector_env
+from flowleap.envs.workers import env_errors, env_failures, open_vector_env
 from flowleap.policy.core.errors import FlowleapError
 from flowleap.policy.core.spec import Spec
 
@@ -157,17 +157,17 @@ def record_episode(task: Task, actor: Actor, spec: Spec, seed: int) -> tuple[np.
     _check_request(task, spec, [seed], 1)
     frames: list[np.ndarray] = []
     slot, result, ended = _Slot(0, seed), Rollout(), False
-    with env_errors(task.name):
+    with env_failures(task.name):
         env = ChunkEnv(
             task, spec, render_mode="rgb_array", on_frame=lambda: frames.append(np.asarray(env.render()))
         )
     with closing(env):
-        with env_errors(task.name):
+        with env_failures(task.name):
             obs, _ = env.reset(seed=seed)
         while not ended:
             batch = {key: value[None] for key, value in obs.items()}
             chunk = _act(actor, batch, slot.noise(spec)[None], spec, result)[0]
-            with env_errors(task.name):
+            with env_failures(task.name):
                 obs, _, ended, _, info = env.step(chunk)
     return np.stack(frames), _episode(task, seed, info)
 

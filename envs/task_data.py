@@ -97,9 +97,27 @@ def task_columns(
     cameras = _recorded_kwargs(dataset.spec.source).get("cameras") if match else None
     if missing in task.spec.observations and missing not in (cameras or ()) and isinstance(cameras, list):
         convert += f"; it was recorded with task.kwargs.cameras=[{','.join(map(str, cameras))}]"
+    convert += _renaming(task, dataset, offered)
     raise FlowleapError(
         f"task {task.name} needs column '{missing}', but dataset {dataset.path} offers only {list(offered)}"
         f"{suggest(missing, offered)}{convert}"
+    )
+
+
+def _renaming(task: Task, dataset: Dataset, offered: Sequence[str]) -> str:
+    """How a gymnasium environment's observations get the names of a dataset's columns, for a message."""
+    wanted = task.spec.observations
+    if not task.name.startswith("gym/") or set(wanted) <= set(offered):
+        return ""
+    others = [key for key in offered if key not in wanted and key in dataset.spec.observations]
+    names = {}
+    for key, obs in wanted.items():
+        fits = [other for other in others if dataset.fields[other].shape == obs.shape]
+        names[key] = key if key in offered else fits[0] if fits else "COLUMN"
+    described = ", ".join(f"{key} {list(obs.shape)}" for key, obs in wanted.items())
+    pairs = ",".join(f"{key}:{name}" for key, name in names.items())
+    return (
+        f"; the environment observes {described}: 'task.kwargs.keys={{{pairs}}}' renames or leaves out some"
     )
 
 

@@ -6,13 +6,17 @@ import multiprocessing
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterator
+import tempfile
+import traceback
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
 import gymnasium
+from gymnasium import logger
+from gymnasium.spaces import Dict
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv
 
 from flowleap.policy.core.errors import FlowleapError
@@ -52,21 +56,53 @@ def ignore_interrupt(owner: int) -> None:
 
 
 @contextmanager
-def env_errors(name: str) -> Iterator[None]:
-    """Turn whatever fails in an environment of task `name` into a `FlowleapError` of one line."""
+def env_failures(name: str) -> Iterator[None]:
+    """Turn whatever an environment of task `name` raises, here, into a `FlowleapError` of one line."""
     try:
         yield
     except FlowleapError:
         raise
-    except (EOFError, ConnectionError, BrokenProcessPool) as error:
-        raise FlowleapError(
-            f"task {name}: a worker process died (out of memory, or killed?); "
-            "n_envs=1 runs the environment in this process"
-        ) from error
     except Exception as error:
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
         raise FlowleapError(
-            f"task {name}: the environment failed: {type(error).__name__}: {error}"
+            f"task {name}: the environment failed: {reason}{_traceback_file(error)}"
         ) from error
+
+
+def _traceback_file(error: Exception) -> str:
+    """Write the traceback into a file for those who wrote the environment; say where it is, if anywhere."""
+    try:
+        with tempfile.NamedTemporaryFile(
+            "w", prefix="flowleap_", suffix=".log", delete=False, encoding="utf-8"
+        ) as log:
+            log.write("".join(traceback.format_exception(error)))
+    except OSError:
+        return ""
+    return f" (traceback: {log.name})"
+
+
+@contextmanager
+def env_errors(name: str) -> Iterator[None]:
+    """As `env_failures`, around environments that may run in worker processes, which may die."""
+    with env_failures(name):
+        try:
+            yield
+        except (EOFError, ConnectionError, BrokenProcessPool) as error:
+            raise FlowleapError(
+                f"task {name}: a worker process died (out of memory, or killed?); "
+                "n_envs=1 runs the environment in this process"
+            ) from error
+
+
+class _Workers(AsyncVectorEnv):
+    """Environments in processes of their own, whose failures are raised, and not printed as well."""
+
+    def _raise_if_errors(self, successes: Iterable[bool]) -> None:
+        level, logger.min_level = logger.min_level, logger.ERROR + 1
+        try:
+            super()._raise_if_errors(successes)
+        finally:
+            logger.min_level = level
 
 
 @contextmanager
@@ -82,7 +118,7 @@ def open_vector_env(make: MakeEnv, n_envs: int, name: str) -> Iterator[VectorEnv
         else:
             workers = [partial(_make_in_worker, make, os.getpid())] * n_envs
             with clean_start() as method:
-                envs = AsyncVectorEnv(workers, context=method, autoreset_mode=AutoresetMode.DISABLED)
+                envs = _Workers(workers, context=method, autoreset_mode=AutoresetMode.DISABLED)
     try:
         yield envs
     except BaseException:
@@ -96,7 +132,29 @@ def open_vector_env(make: MakeEnv, n_envs: int, name: str) -> Iterator[VectorEnv
 
 def _make_in_worker(make: MakeEnv, owner: int) -> gymnasium.Env[Any, Any]:
     ignore_interrupt(owner)
-    return make()
+    try:
+        return make()
+    except FlowleapError as error:
+        if os.getpid() == owner:
+            raise
+        stand_in: gymnasium.Env[Any, Any] = gymnasium.Env()
+        stand_in.observation_space = _Unmade(error)
+        stand_in.action_space = Dict()
+        return stand_in
+
+
+class _Unmade(Dict):
+    """The space of an environment that could not be made in its worker, where gymnasium expects no failure.
+
+    The first thing that is done with it, comparing it with the other environments' space, raises the error.
+    """
+
+    def __init__(self, error: FlowleapError) -> None:
+        super().__init__()
+        self._error = error
+
+    def __eq__(self, other: object) -> bool:
+        raise self._error
 
 
 def _kill(envs: AsyncVectorEnv) -> None:

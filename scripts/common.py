@@ -19,6 +19,8 @@ from rich.table import Table
 from flowleap.datasets.selection import Selection
 from flowleap.envs.registry import make_task
 from flowleap.envs.task import Task
+from flowleap.envs.tasks.gym_task import imported_modules
+from flowleap.policy.core.errors import FlowleapError
 from flowleap.policy.core.registry import parameters_of
 from flowleap.scripts.cli.compose import given_overrides
 
@@ -52,12 +54,47 @@ def command(verb: str) -> str:
 
 
 def task_of(node: Any) -> Task | None:
-    """The task that a configuration, or what was recorded of one, names with its `kwargs`; None if it names none."""
+    """The task that a configuration names with its `kwargs`; None if it names none."""
     named = plain(node)
     if not isinstance(named, dict) or not isinstance(named.get("name"), str):
         return None
     kwargs = named.get("kwargs")
     return make_task(named["name"], **(kwargs if isinstance(kwargs, dict) else {}))
+
+
+def recorded_task(recorded: Any) -> Task | None:
+    """The task that somebody's checkpoint names; see `task_of`.
+
+    Raises:
+        FlowleapError: it wants a module imported, which a file may not ask for; the message says how the user may.
+    """
+    modules = asked_imports(recorded)
+    if modules:
+        options = {f"task.kwargs.{k}": v for k, v in (recorded.get("kwargs") or {}).items() if v}
+        words = [f"task={recorded['name']}", *(f"{k}={hydra_text(v)}" for k, v in options.items())]
+        raise FlowleapError(
+            f"the task of this policy imports {', '.join(modules)}, which code of yours may do and a file may not: "
+            f"say it yourself: {' '.join(map(shlex.quote, words))}"
+        )
+    return task_of(recorded)
+
+
+def asked_imports(recorded: Any) -> list[str]:
+    """The modules that a recorded task wants to be imported."""
+    named = recorded.get("name") if isinstance(recorded, dict) else None
+    if not isinstance(named, str) or not named.startswith("gym/"):
+        return []
+    kwargs = recorded.get("kwargs")
+    return imported_modules(named, kwargs if isinstance(kwargs, dict) else {})
+
+
+def hydra_text(value: Any) -> str:
+    """A value as hydra reads it: lists and mappings without quotes."""
+    if isinstance(value, dict):
+        return f"{{{','.join(f'{k}:{hydra_text(v)}' for k, v in value.items())}}}"
+    if isinstance(value, list):
+        return f"[{','.join(map(hydra_text, value))}]"
+    return "null" if value is None else str(value)
 
 
 def run_dir_of(checkpoint: Path) -> Path:

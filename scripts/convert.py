@@ -19,8 +19,9 @@ from typing import Any
 from omegaconf import DictConfig
 
 from flowleap.datasets.columns import ACTION
-from flowleap.datasets.convert import Plan, convert, with_rotations
+from flowleap.datasets.convert import Plan, convert, with_relative, with_rotations
 from flowleap.datasets.dataset import Dataset, format_module, open_dataset, writable_formats
+from flowleap.envs.conventions import in_actions_of
 from flowleap.policy.core.errors import FlowleapError, UsageError, suggest
 from flowleap.scripts.cli.main import run_verb
 from flowleap.scripts.common import plain, selected, task_of
@@ -33,9 +34,10 @@ def main(cfg: DictConfig) -> None:
     to = _target_format(cfg)
     chosen = selected(cfg) | ({"keys": None} if cfg.task else {})
     with open_dataset(cfg.source, cfg.format, fill_missing=cfg.fill_missing or None, **chosen) as source:
-        plan = with_rotations(_plan(source, cfg), cfg.rotation)
-        asked = {"control_hz": float(cfg.control_hz or 0), "action_convention": cfg.action_convention}
-        spec = replace(plan.spec, **{key: value for key, value in asked.items() if value})
+        _check_conversions(cfg)
+        plan = _corrected(_plan(source, cfg), cfg)
+        plan = with_relative(plan, cfg.actions_as, cfg.relative_to, plain(cfg.relative_dims))
+        plan = with_rotations(plan, cfg.rotation, plain(cfg.rotation_dims), cfg.rotation_from)
         settings: dict[str, Any] = {}
         if to == "zarr":
             given = plain(cfg)
@@ -44,10 +46,10 @@ def main(cfg: DictConfig) -> None:
         elif to == "lerobot":
             settings = {"video": cfg.video}
         make = format_module(to).Writer
-        with make(cfg.out, spec, source.attrs, cfg.overwrite, extra=plan.extra, **settings) as writer:
+        with make(cfg.out, plan.spec, source.attrs, cfg.overwrite, extra=plan.extra, **settings) as writer:
             convert(source, plan, writer)
     print(f"{writer.path}: {writer.n_episodes} episodes, {writer.n_frames} frames")
-    print(spec.summary())
+    print(plan.spec.summary())
 
 
 def _target_format(cfg: DictConfig) -> str:
@@ -61,6 +63,23 @@ def _target_format(cfg: DictConfig) -> str:
     return to
 
 
+def _check_conversions(cfg: DictConfig) -> None:
+    """Refuse an option that would have no effect."""
+    for verb, options in (
+        ("actions_as", ("relative_to", "relative_dims")),
+        ("rotation", ("rotation_dims", "rotation_from")),
+    ):
+        for option in options:
+            if cfg[option] is not None and cfg[verb] is None:
+                raise UsageError(f"{option} belongs to {verb}=..., which says what the actions are to be")
+
+
+def _corrected(plan: Plan, cfg: DictConfig) -> Plan:
+    """The plan with what the command line says of the recording."""
+    asked = {"control_hz": float(cfg.control_hz or 0), "action_convention": cfg.action_convention}
+    return plan._replace(spec=replace(plan.spec, **{key: value for key, value in asked.items() if value}))
+
+
 def _plan(source: Dataset, cfg: DictConfig) -> Plan:
     """Return what to do with the columns, before rotations."""
     task = task_of(cfg.task)
@@ -71,6 +90,7 @@ def _plan(source: Dataset, cfg: DictConfig) -> Plan:
         )
     if cfg["keys"] is not None:
         raise FlowleapError("say task=... or keys=[...], not both: the task decides which columns are read")
+    task = in_actions_of(task, source.spec)
     translate, read = task.recording.translate, task.recording.keys
     keys = task.spec.observations if translate is None else [key for key in read if key != ACTION]
     return Plan([*keys, ACTION], translate or dict, task.spec, {})

@@ -8,6 +8,7 @@ flowleap eval checkpoint=EXPORTED_DIR              the exported policy, without 
 from __future__ import annotations
 
 import os
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from typing import Any
 from omegaconf import DictConfig
 
 from flowleap.envs.actors import load_actor
+from flowleap.envs.conventions import in_actions_of
 from flowleap.envs.rendering import save_video
 from flowleap.envs.report import episode_rows, format_line, format_modes, summary
 from flowleap.envs.rollout import record_episode, rollout
@@ -22,17 +24,18 @@ from flowleap.policy.core.errors import FlowleapError
 from flowleap.policy.core.files import write_results
 from flowleap.policy.training.metrics import progress_bar
 from flowleap.scripts.cli.main import run_verb
-from flowleap.scripts.common import plain, run_dir_of, say, task_of
+from flowleap.scripts.common import plain, recorded_task, run_dir_of, say, task_of
 
 
 def main(cfg: DictConfig) -> dict[str, Any]:
     """Evaluate `cfg.checkpoint`; print one line, write the results JSON, and return its content."""
     actor = load_actor(cfg.checkpoint, cfg.steps, cfg.weights, cfg.device, cfg.threads, cfg.n_action_steps)
-    task = task_of(cfg.get("task") or actor.task)
+    task = task_of(cfg.get("task")) or recorded_task(actor.task)
     if task is None:
         raise FlowleapError(
             "this policy was trained without a task: add task=NAME (`flowleap list what=tasks`)"
         )
+    task = in_actions_of(task, actor.spec)
     actor.spec.require_match(task.spec, f"checkpoint {cfg.checkpoint}", f"task {task.name}")
     seeds = range(cfg.seed, cfg.seed + cfg.episodes)
     n_envs = cfg.n_envs or os.cpu_count() or 1
@@ -45,7 +48,7 @@ def main(cfg: DictConfig) -> dict[str, Any]:
 
         result = rollout(task, actor.act, actor.spec, seeds, n_envs, cfg.batched, on_progress)
     report = summary(result, task)
-    default = f"eval/{task.name.replace('/', '-')}_nfe{actor.nfe}.json"
+    default = f"eval/{re.sub('[/:]', '-', task.name)}_nfe{actor.nfe}.json"
     out = Path(cfg.out) if cfg.out else run_dir_of(actor.path) / default
     say(f"NFE {actor.nfe} | {format_line(report)}")
     if "modes" in report:

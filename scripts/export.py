@@ -18,11 +18,12 @@ import numpy as np
 from omegaconf import DictConfig
 
 from flowleap.datasets.dataset import open_dataset
+from flowleap.envs.conventions import in_actions_of
 from flowleap.envs.task_data import load_columns
 from flowleap.policy.core.files import write_results
 from flowleap.policy.core.spec import Spec
 from flowleap.scripts.cli.main import run_verb
-from flowleap.scripts.common import run_dir_of, say, show_table, task_of
+from flowleap.scripts.common import asked_imports, run_dir_of, say, show_table, task_of
 
 PARITY_WINDOWS = 1024
 _AT_ONCE = 16
@@ -56,9 +57,10 @@ def _observations(dataset: str | None, info: Mapping[str, Any], spec: Spec) -> d
         dataset = info.get("dataset")
         if not isinstance(dataset, str) or not Path(dataset).exists():
             return None
-    task = task_of(info.get("task"))
+    # A file may not ask for imports; such tasks read a dataset's columns under their own names.
+    task = None if asked_imports(info.get("task")) else task_of(info.get("task"))
     with open_dataset(dataset, keys=None if task else list(spec.observations)) as opened:
-        data = load_columns(task, opened)
+        data = load_columns(task and in_actions_of(task, opened.spec), opened)
     spec.require_match(data.spec, "the checkpoint", f"dataset {dataset}")
     windows = data.windows(spec.n_obs_steps, spec.horizon, spec.n_action_steps)
     index = np.linspace(0, len(windows) - 1, min(PARITY_WINDOWS, len(windows))).astype(np.int64)

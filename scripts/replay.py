@@ -20,6 +20,7 @@ from typing import Any
 from omegaconf import DictConfig
 
 from flowleap.datasets.dataset import open_dataset
+from flowleap.envs.conventions import in_actions_of
 from flowleap.envs.registry import make_task
 from flowleap.envs.replay import replay_dataset, replay_summary, version_differences
 from flowleap.envs.report import format_replay
@@ -37,7 +38,7 @@ def main(cfg: DictConfig) -> dict[str, Any]:
         raise UsageError("'task' is required: add task=NAME (`flowleap list what=tasks` shows them)")
     name, kwargs = cfg.task.name, plain(cfg.task).get("kwargs") or {}
     with open_dataset(cfg.dataset, **selected(cfg)) as source:
-        task = make_task(name, **with_recorded_env(name, kwargs, source))
+        task = in_actions_of(make_task(name, **with_recorded_env(name, kwargs, source)), source.spec)
         count = source.n_episodes
         with progress_bar(0, count, f"replay {task.name}", enabled=True) as advance:
             rows = replay_dataset(task, source, count, cfg.tolerance, advance)

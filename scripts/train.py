@@ -33,6 +33,7 @@ from rich.markup import escape
 from flowleap.datasets import roles
 from flowleap.datasets.dataset import Dataset, open_dataset
 from flowleap.datasets.images import plain_inputs
+from flowleap.envs.conventions import in_actions_of
 from flowleap.envs.registry import make_task
 from flowleap.envs.task import Task
 from flowleap.envs.task_data import load_columns, with_mirrored, with_recorded_env
@@ -70,10 +71,10 @@ def main(cfg: DictConfig) -> Path:
     with before.data_errors() if before else nullcontext(), open_dataset(cfg.dataset, **chosen) as dataset:
         if cfg.get("task"):
             kwargs = with_recorded_env(cfg.task.name, plain(cfg.task.get("kwargs", {})), dataset)
-            task = make_task(cfg.task.name, **kwargs)
+            task = in_actions_of(make_task(cfg.task.name, **kwargs), dataset.spec)
         data = load_columns(task, dataset, cache, images=cfg.encoder.name != "lowdim")
         unused = {} if task else _unused(dataset, data)
-        place = os.path.abspath(dataset.path)
+        read_at = os.path.abspath(dataset.path)
     recorded, digest = data.n_episodes, data.attrs["digest"]
     if before:
         before.check_data(digest)
@@ -86,7 +87,7 @@ def main(cfg: DictConfig) -> Path:
     windows = data.windows(**window, image_frames=policy.image_frames)
     info = {
         "task": {"name": task.name, "kwargs": kwargs} if task else None,
-        "dataset": place,
+        "dataset": read_at,
         "data": digest,
         "episodes": recorded,
         "mirrored": data.n_episodes > recorded,
@@ -169,7 +170,7 @@ def _new_run_dir(cfg: DictConfig) -> Path:
         varied = re.sub(r"[^\w.+-]+", "-", hydra.job.override_dirname.replace(",", "_"))
         run_dir = Path(cfg.run_dir or hydra.sweep.dir) / f"{hydra.job.num}_{varied}".rstrip("_")[:200]
     else:
-        name = cfg.task.name if cfg.get("task") else Path(cfg.dataset or "run").stem
+        name = cfg.task.name.replace(":", "-") if cfg.get("task") else Path(cfg.dataset or "run").stem
         run_dir = Path(cfg.run_dir or f"runs/{name}/{time.strftime('%Y-%m-%d_%H-%M-%S')}")
     if (run_dir / "checkpoints").exists():
         again = shlex.quote(f"resume={run_dir}")

@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 
 from flowleap.datasets.columns import ACTION, CACHE_BYTES, Columns, Episode, as_stored
 from flowleap.datasets.formats import zarr_store
-from flowleap.datasets.rotations import matrix_from_axis_angle, six_from_matrix
 from flowleap.policy.core.errors import FlowleapError
+from flowleap.policy.core.rotations import from_matrix, matrix_from
 from flowleap.policy.core.spec import ObsKey
 
 Kind = Literal["absolute", "relative"]
@@ -116,11 +116,11 @@ class Reader(zarr_store.EpisodeStore):
     def _actions(self, position: NDArray, rotation: NDArray, width: NDArray) -> NDArray[np.float32]:
         """Actions [T, 10] of one robot from its positions [T, 3] (m), rotations [T, 3] (rad) and widths [T, 1] (m)."""
         following = np.minimum(np.arange(len(position)) + 1, len(position) - 1)
-        matrix = matrix_from_axis_angle(rotation)
+        matrix = matrix_from("axis_angle", rotation)
         place, turn = position[following].astype(np.float64), matrix[following]
         if self._kind == "relative":
             back = matrix.swapaxes(-1, -2)
             place = (back @ (place - position)[..., None])[..., 0]
             turn = back @ turn
         grip = width.reshape(len(width), 1)[following]
-        return np.concatenate([place, six_from_matrix(turn), grip], axis=1).astype(np.float32)
+        return np.concatenate([place, from_matrix("6d", turn), grip], axis=1).astype(np.float32)

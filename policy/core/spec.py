@@ -207,7 +207,9 @@ class Spec:
             )
         if self.action_convention != other.action_convention:
             raise SpecMismatch(
-                f"action convention: {mine} uses {self.action_convention!r}, {theirs} {other.action_convention!r}"
+                f"action convention: {mine} uses {self.action_convention!r}, {theirs} "
+                f"{other.action_convention!r}; `flowleap convert` changes data, by actions_as=... relative_to=KEY (the "
+                "observed position that actions command), or corrects what they say, by action_convention=..."
             )
 
     def to_dict(self) -> dict[str, Any]:

@@ -46,7 +46,7 @@ def in_words(seconds: float) -> str:
     for name, length in (("days", 86400), ("hours", 3600), ("minutes", 60)):
         if seconds >= 2 * length:
             return f"{seconds / length:.1f} {name}"
-    return f"{seconds:.1f} seconds"
+    return f"{seconds:.1f} seconds" if seconds >= 1 else f"{1e3 * seconds:.0f} ms"
 
 
 def advice(trainer: Trainer, seconds: float) -> str | None:

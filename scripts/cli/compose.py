@@ -37,7 +37,7 @@ _REGISTRIES = {  # group -> module and registry; a module is only imported for v
     "backbone": ("flowleap.policy.networks.build", "BACKBONES"),
     "encoder": ("flowleap.policy.networks.encoders", "ENCODERS"),
 }
-_GYM_TASK = re.compile(r"gym/[\w./-]+")
+_GYM_TASK = re.compile(r"gym/[\w.:/-]+")
 
 
 class Choice(NamedTuple):
@@ -94,6 +94,11 @@ def _task(name: str) -> Choice:
     from flowleap.envs.registry import task_parameters
 
     return Choice("", {f"kwargs.{key}": p for key, p in task_parameters(name).items()})
+
+
+def open_choice(part: str, name: str) -> Choice | None:
+    """The choice of a group by a name that it does not list: any environment of gymnasium; None for others."""
+    return _task(name) if part == "task" and _GYM_TASK.fullmatch(name) else None
 
 
 def parts_of(verb: str) -> list[str]:

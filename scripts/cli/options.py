@@ -22,7 +22,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from flowleap.policy.core.registry import Parameter
-from flowleap.scripts.cli.compose import CONFIG_DIR, choices, parts_of, prepare, session
+from flowleap.scripts.cli.compose import CONFIG_DIR, choices, open_choice, parts_of, prepare, session
 from flowleap.scripts.cli.verbs import VERBS
 
 MISSING = "???"
@@ -65,8 +65,9 @@ def load_options(verb: str, overrides: Sequence[str] = ()) -> Options:
 def _part_help(part: str, choice: str) -> dict[str, str]:
     """Dotted key -> help, for the choice in use of a group, or for a part that is none (`choice` is empty)."""
     prefix = f"{part}." if choice else ""
-    if choice in choices(part):
-        texts = {key: describe(p) for key, p in choices(part)[choice].parameters.items()}
+    known = choices(part).get(choice) or open_choice(part, choice)
+    if known:
+        texts = {key: describe(p) for key, p in known.parameters.items()}
     else:
         texts = yaml_comments(CONFIG_DIR / part / f"{choice}.yaml")
     return {f"{prefix}{key}": text for key, text in texts.items()}

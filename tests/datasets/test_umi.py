@@ -13,8 +13,8 @@ import zarr
 from scipy.spatial.transform import Rotation
 
 from flowleap.datasets.dataset import detect, open_dataset
-from flowleap.datasets.rotations import matrix_from_six
 from flowleap.policy.core.errors import FlowleapError
+from flowleap.policy.core.rotations import matrix_from_six
 from flowleap.scripts.cli import main as cli
 
 ENDS = np.array([30, 70])

@@ -138,7 +138,17 @@ def test_earlier_names_of_options_are_understood() -> None:
 
 
 def test_tasks_of_gymnasium_compose_by_their_id() -> None:
-    assert compose("train", ["task=gym/Pendulum-v1"]).task == {"name": "gym/Pendulum-v1", "kwargs": {}}
+    defaults = {"max_steps": None, "imports": [], "wrappers": [], "keys": None}
+    for name in ("gym/Pendulum-v1", "gym/my_envs:mine/Reach-v0"):
+        assert compose("train", [f"task={name}"]).task == {"name": name, "kwargs": defaults}
+    words = ["task=gym/Reach-v0", "task.kwargs.imports=my_envs", "task.kwargs.keys={a.b:c,d:null}"]
+    words += ["task.kwargs.wrappers=[FlattenObservation,{TimeLimit:{max_episode_steps:5}},my_envs:Own]"]
+    assert compose("train", words).task.kwargs == {
+        "max_steps": None,
+        "imports": "my_envs",
+        "wrappers": ["FlattenObservation", {"TimeLimit": {"max_episode_steps": 5}}, "my_envs:Own"],
+        "keys": {"a.b": "c", "d": None},
+    }
 
 
 def test_comments_of_yaml_files_become_help(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf
 from safetensors.torch import load_file
 
@@ -118,7 +119,10 @@ def test_a_copy_without_links_goes_on(origin: Path, place: Path, capsys: pytest.
     assert Path("copy/checkpoints/last").is_symlink()
 
 
-def test_the_weights_that_a_run_began_with_are_not_read_again(place: Path) -> None:
+def test_the_weights_that_a_run_began_with_are_not_read_again(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(HydraConfig.instance(), "cfg", None)  # of the verb that ran last in this process
     stored = OmegaConf.load("run/config.yaml")
     stored.encoder.weights = "pretrained.pth"
     OmegaConf.save(stored, "run/config.yaml")

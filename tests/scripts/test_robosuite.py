@@ -93,6 +93,23 @@ def test_replay_of_seeds_and_of_a_file_by_robomimic(
     assert "scene of the recording" in capsys.readouterr().err
 
 
+def test_six_dimensional_rotations_meet_the_environment_in_its_own(lift: Path, tmp_path: Path) -> None:
+    six, run = tmp_path / "six.zarr", tmp_path / "run"
+    assert cli.main(["convert", f"source={lift}", f"out={six}", "rotation=6d"]) == 0
+    words = [f"dataset={six}", "task=robosuite/lift"]
+    assert cli.main(["replay", *words, f"out={tmp_path}/r.json"]) == 0
+    rows = json.loads((tmp_path / "r.json").read_text())["rows"]
+    assert [row["outcome"]["success"] for row in rows] == [True, True]
+    assert max(row["mean_difference"] for row in rows) < 1e-5  # not a bit more than the rounding of actions
+    small = ["backbone.width=16", "backbone.depth=1", "trainer.steps=2", "trainer.device=cpu"]
+    assert cli.main(["train", *words, f"run_dir={run}", *small]) == 0
+    spec = read_manifest(resolve(run))["spec"]
+    assert (spec["action_dim"], spec["source"]["rotation_dims"]) == (10, [[3, 9]])
+    words = [f"checkpoint={run}", "task=robosuite/lift", "episodes=1", "n_envs=1", "videos=0"]
+    assert cli.main(["eval", *words]) == 0
+    assert cli.main(["export", f"checkpoint={run}"]) == 0
+
+
 def test_training_takes_the_environment_from_the_file(lift: Path, tmp_path: Path) -> None:
     with h5py.File(lift, "a") as f:  # as a file of others: nothing but what robomimic's scripts write
         del f["flowleap"]

@@ -1,0 +1,53 @@
+"""Whether an environment gives what its spaces promise; if not, it is named, with the key and the step."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from gymnasium.spaces import Box
+
+from flowleap.policy.core.errors import FlowleapError
+
+_IMAGE_AXES = 3
+
+
+def check_step(
+    task: str, spaces: Mapping[str, Any], obs: Mapping[str, Any], step: int, reward: float = 0.0
+) -> None:
+    """Look at one frame of observations, and the reward that came with it.
+
+    Args:
+        task: name, for messages.
+        spaces: key -> Box; an image may be missing in `obs`, where nobody will look at it.
+        step: actions since the reset; 0 is the reset itself.
+
+    Raises:
+        FlowleapError: a key is missing, has another shape or dtype than its space, or a number is not finite.
+    """
+    when = f"at step {step}" if step else "after reset"
+    for key, space in spaces.items():
+        if key in obs:
+            problem = _problem(np.asarray(obs[key]), space)
+        else:
+            problem = None if len(space.shape) == _IMAGE_AXES else "is missing"
+        if problem:
+            raise FlowleapError(
+                f"task {task}: observation '{key}' {problem} {when}; the environment must give what its "
+                "observation space says, finite"
+            )
+    if not math.isfinite(reward):
+        raise FlowleapError(f"task {task}: the environment returned the reward {reward} {when}")
+
+
+def _problem(value: np.ndarray, space: Box) -> str | None:
+    if value.shape != space.shape:
+        return f"has shape {value.shape}, its space says {space.shape},"
+    if not np.can_cast(value.dtype, space.dtype, "same_kind"):  # float64 for float32 is common, and harmless
+        return f"is {value.dtype}, its space says {space.dtype},"
+    if value.dtype.kind == "f" and not np.isfinite(value).all():
+        place = np.argwhere(~np.isfinite(value))[0]
+        return f"is {value[tuple(place)]} at index {place.tolist()}"
+    return None
