@@ -80,7 +80,6 @@ def detect(path: str | os.PathLike[str]) -> str:
 def open_dataset(
     path: str | os.PathLike[str],
     name: str | None = None,
-    lenient: bool = False,
     *,
     keys: Sequence[str] | None = None,
     episodes: Any = None,
@@ -92,7 +91,6 @@ def open_dataset(
     Args:
         path: file or folder.
         name: the format; looked up by `detect` if None.
-        lenient: let `episode` return NaN and infinity also where the format would refuse them.
         keys: the columns to observe, with patterns; None is what the format takes for observations.
         episodes: those to read: how many from the first, a slice as text (`10:20`), or a list; None is all.
         drop: episodes not to read, in the same way.
@@ -105,7 +103,7 @@ def open_dataset(
     mask = options.get("filter")
     if mask is not None and "filter" not in _options_of(name or detect(path)):
         del options["filter"]
-    dataset = _open(path, name, lenient, options)
+    dataset = _open(path, name, options)
     if mask is not None and "filter" not in options:
         episodes = _masked(dataset, mask, episodes)
     if keys is None and episodes is None and drop is None:
@@ -135,15 +133,11 @@ def _masked(dataset: Dataset, mask: str, episodes: Any) -> list[int]:
     return [index for index in wanted if index in masks[mask]]
 
 
-def _open(
-    path: str | os.PathLike[str], name: str | None, lenient: bool, options: Mapping[str, Any]
-) -> Dataset:
+def _open(path: str | os.PathLike[str], name: str | None, options: Mapping[str, Any]) -> Dataset:
     name = name or detect(path)
     module = format_module(name)
     given = {key: value for key, value in options.items() if value is not None}
     known = _options_of(name)
-    if lenient and "allow_nan" in known:
-        given["allow_nan"] = True
     for key in given:
         if key not in known:
             raise FlowleapError(f"format {name} has no option '{key}' ('{path}' was taken for {name})")

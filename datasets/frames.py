@@ -6,7 +6,7 @@ memory; any other is read frame by frame, with no more in memory than the batch.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -29,6 +29,7 @@ class ImageStore(Protocol):
     def check_files(self, key: str) -> None: ...
     def read_rows(self, key: str, start: int, stop: int) -> NDArray: ...
     def read_frames(self, key: str, frames: NDArray[np.int64]) -> NDArray: ...
+    def not_finite_at(self, key: str, frames: Sequence[int]) -> FlowleapError: ...
 
 
 def rows_of_chunks(array: Any) -> int:
@@ -43,6 +44,7 @@ class Frames:
         store: the dataset.
         key: the column; float images that hold whole numbers from 0 to 255 are converted.
         budget: bytes that this column may take in memory. 0 reads every frame from the disk, each time.
+        rows: the frames of the column that are there, int64 [N]; all by default.
 
     Attributes:
         nbytes: bytes of all frames, decoded.
@@ -55,19 +57,25 @@ class Frames:
 
     dtype = np.dtype(np.uint8)
 
-    def __init__(self, store: ImageStore, key: str, budget: int = CACHE_BYTES) -> None:
-        self.key, self._store = key, store
+    def __init__(
+        self,
+        store: ImageStore,
+        key: str,
+        budget: int = CACHE_BYTES,
+        rows: NDArray[np.int64] | None = None,
+    ) -> None:
+        self.key, self._store, self._rows = key, store, rows
         array = store.array(key)
-        self.shape: tuple[int, ...] = array.shape
+        self.shape: tuple[int, ...] = array.shape if rows is None else (len(rows), *array.shape[1:])
         self.nbytes = int(np.prod(self.shape))
         self.cached = self.nbytes <= min(budget, free_memory() // 2)
         if self.cached:
             self._memory = self._load()
             return
-        rows = rows_of_chunks(array)
-        if array.dtype != np.uint8 or rows > _SLOW_CHUNK_FRAMES:
+        chunk = rows_of_chunks(array)
+        if array.dtype != np.uint8 or chunk > _SLOW_CHUNK_FRAMES:
             raise FlowleapError(
-                f"dataset '{store.path}': image column '{key}' ({array.dtype}, {rows} frames a chunk) takes "
+                f"dataset '{store.path}': image column '{key}' ({array.dtype}, {chunk} frames a chunk) takes "
                 f"{self.nbytes / 2**20:.0f} MB as uint8, more than the image cache may hold (data.image_cache_mb), and "
                 f"cannot be read frame by frame: `flowleap convert source={store.path} out=NAME.zarr` once"
             )
@@ -81,6 +89,7 @@ class Frames:
         assert axis == 0
         if self.cached:
             return self._memory.take(rows, axis=0)
+        rows = rows if self._rows is None else self._rows[rows]
         frames, place = np.unique(rows, return_inverse=True)  # windows of neighbours share frames
         return self._store.read_frames(self.key, frames)[place.reshape(rows.shape)]
 
@@ -94,12 +103,22 @@ class Frames:
         memory = np.empty(self.shape, np.uint8)
         array = self._store.array(self.key)
         width = max(1, array.dtype.itemsize * self.nbytes // max(1, len(self)))
-        chunk = rows_of_chunks(array)
+        chunk, n = rows_of_chunks(array), array.shape[0]
         step = max(1, _BLOCK_BYTES // width // chunk) * chunk
-        for start in range(0, len(self), step):
-            stop = min(start + step, len(self))
-            block = self._store.read_rows(self.key, start, stop)
-            memory[start:stop] = to_uint8(block, f"dataset '{self._store.path}': '{self.key}'")
+        rows = np.arange(n) if self._rows is None else self._rows
+        order = np.argsort(rows, kind="stable")
+        bad: list[NDArray] = []
+        for start in range(0, n, step):
+            stop = min(start + step, n)
+            here = order[slice(*np.searchsorted(rows, (start, stop), sorter=order))]
+            if len(here) == 0:
+                continue
+            block = self._store.read_rows(self.key, start, stop)[rows[here] - start]
+            finite = np.isfinite(block).all(axis=(1, 2, 3))
+            bad.append(rows[here][~finite])
+            memory[here[finite]] = to_uint8(block[finite], f"dataset '{self._store.path}': '{self.key}'")
+        if frames := np.concatenate(bad).tolist():
+            raise self._store.not_finite_at(self.key, frames)
         return memory
 
 

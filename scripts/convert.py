@@ -19,7 +19,7 @@ from typing import Any
 from omegaconf import DictConfig
 
 from flowleap.datasets.columns import ACTION
-from flowleap.datasets.convert import Plan, convert, with_rotations
+from flowleap.datasets.convert import Plan, convert, with_repairs, with_rotations
 from flowleap.datasets.dataset import Dataset, format_module, open_dataset, writable_formats
 from flowleap.policy.core.errors import FlowleapError, UsageError, suggest
 from flowleap.scripts.cli.main import run_verb
@@ -34,7 +34,8 @@ def main(cfg: DictConfig) -> None:
     options = {"actions": cfg.actions, "fill_missing": cfg.fill_missing or None}
     chosen = selected(cfg) | ({"keys": None} if cfg.task else {})
     with open_dataset(cfg.source, cfg.format, **options, **chosen) as source:
-        plan = with_rotations(_plan(source, cfg), cfg.rotation)
+        fix = [cfg.fix] if isinstance(cfg.fix, str) else plain(cfg.fix) or []
+        plan = with_rotations(with_repairs(_plan(source, cfg), source, fix), cfg.rotation)
         asked = {"control_hz": float(cfg.control_hz or 0), "action_convention": cfg.action_convention}
         spec = replace(plan.spec, **{key: value for key, value in asked.items() if value})
         settings: dict[str, Any] = {}

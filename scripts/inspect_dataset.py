@@ -32,7 +32,7 @@ def main(cfg: DictConfig) -> None:
     name = detect(cfg.dataset)
     console = Console(soft_wrap=True, highlight=False)
     console.width = max(console.width, 110)
-    with open_dataset(cfg.dataset, name, lenient=True, **selected(cfg)) as source:
+    with open_dataset(cfg.dataset, name, **selected(cfg)) as source:
         checks = Checks(source)
         window = (cfg.n_obs_steps, cfg.horizon, cfg.n_action_steps)
         profile = Profile(source, checks, window, cfg.image_episodes)

@@ -24,7 +24,7 @@ def main(cfg: DictConfig) -> None:
     """Stream `cfg.episode` of `cfg.dataset` to a viewer, or write it to `cfg.save`."""
     optional_import("rerun", extra="viewer")  # said before any work is done
     target = check_target(cfg.save)
-    with open_dataset(cfg.dataset, lenient=True, **selected(cfg)) as dataset:
+    with open_dataset(cfg.dataset, **selected(cfg)) as dataset:
         frames = show(dataset, cfg.episode, target)
     print(frames if target is None else f"{target}: {frames}; open it with: rerun {target}")
 

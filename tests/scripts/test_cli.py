@@ -337,7 +337,7 @@ def test_inspect_describes_a_dataset(dataset: Path, capsys: pytest.CaptureFixtur
 
 def test_inspect_counts_what_is_not_finite(dataset: Path, capsys: pytest.CaptureFixture[str]) -> None:
     def position() -> Statistics:
-        with open_dataset(dataset, allow_nan=True) as source:
+        with open_dataset(dataset) as source:
             return Profile(source, Checks(source), (2, 16, 8)).columns["position"]
 
     clean = EpisodeStore(dataset).read(["position"])["position"].astype(np.float64)

@@ -104,7 +104,7 @@ def test_the_page_tells_problems_first_and_runs_nothing_of_the_dataset(
 
 
 def test_good_data_have_a_page_that_says_so(pusht_human: Path, tmp_path: Path) -> None:
-    source = open_dataset(pusht_human, allow_nan=True)
+    source = open_dataset(pusht_human)
     checks = Checks(source)
     profile = Profile(source, checks, (2, 16, 8), image_episodes=2)
     assert checks.findings == profile.findings == []
