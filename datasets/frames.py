@@ -107,18 +107,21 @@ class Frames:
         step = max(1, _BLOCK_BYTES // width // chunk) * chunk
         rows = np.arange(n) if self._rows is None else self._rows
         order = np.argsort(rows, kind="stable")
-        bad: list[NDArray] = []
+        bad: list[int] = []
         for start in range(0, n, step):
             stop = min(start + step, n)
             here = order[slice(*np.searchsorted(rows, (start, stop), sorter=order))]
             if len(here) == 0:
                 continue
-            block = self._store.read_rows(self.key, start, stop)[rows[here] - start]
-            finite = np.isfinite(block).all(axis=(1, 2, 3))
-            bad.append(rows[here][~finite])
-            memory[here[finite]] = to_uint8(block[finite], f"dataset '{self._store.path}': '{self.key}'")
-        if frames := np.concatenate(bad).tolist():
-            raise self._store.not_finite_at(self.key, frames)
+            block = self._store.read_rows(self.key, start, stop)
+            if self._rows is not None:
+                block = block[rows[here] - start]
+            if block.dtype.kind == "f" and not (finite := np.isfinite(block).all(axis=(1, 2, 3))).all():
+                bad += rows[here][~finite].tolist()
+                continue
+            memory[here] = to_uint8(block, f"dataset '{self._store.path}': '{self.key}'")
+        if bad:
+            raise self._store.not_finite_at(self.key, bad)
         return memory
 
 

@@ -166,7 +166,7 @@ class Dataset(ABC):
         What was left out before stays so.
         """
         ways = []
-        if len(set(episodes)) < self.n_episodes:
+        if 0 < len(set(episodes)) < self.n_episodes:
             ways.append(f"the episodes with drop={_listed(self._numbers(episodes))}")
         if keys and ACTION not in keys and set(self.spec.observations) - set(keys):
             ways.append(f"the column with {self._without(keys)}")

@@ -16,6 +16,7 @@ from flowleap.datasets.quality.repairs import flat
 from flowleap.datasets.quality.stillness import Motion, gripper_only, hardly_moving, zero_frames
 from flowleap.datasets.quality.survey import ColumnSurvey
 from flowleap.datasets.quality.timing import Clocks, Match, Shifts
+from flowleap.datasets.roles import no_observation
 
 _CLIPPED = 0.05  # share of frames at the smallest or largest value from which a dimension counts as clipped
 _JUMP = 0.5  # share of the range within one frame that is a jump ...
@@ -84,7 +85,7 @@ class Checks:
         lengths, gaps, periods = [], [], []
         sizes = {key: columns[key].size for key in self.observed}
         shifts = Shifts(sizes, columns[ACTION].size, source.n_episodes)
-        clocks = Clocks(self.observed)
+        clocks = Clocks([key for key in self.observed if no_observation(key) is None])
         for index in range(source.n_episodes):
             episode = source.episode(index, keys)
             digest = hashlib.blake2b(digest_size=16)
