@@ -41,7 +41,7 @@ class NotFinite(FlowleapError):
     def __init__(self, dataset: Dataset, bad: Mapping[str, Sequence[int]], first: str) -> None:
         self.bad, self.first = bad, first
         episodes = sorted({index for found in bad.values() for index in found})
-        more = f" (and numbers of {len(episodes) - 1} other episodes)" if episodes[1:] else ""
+        more = f" ({len(episodes)} episodes have such numbers)" if episodes[1:] else ""
         super().__init__(f"{first}{more}; leave out {dataset.leave_out(episodes, list(bad))}")
 
 

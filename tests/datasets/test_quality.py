@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from numpy.typing import NDArray
 
 from flowleap.datasets.dataset import Dataset, open_dataset
@@ -215,6 +216,28 @@ def test_a_dimension_that_is_noise_is_named() -> None:
     assert found.note
     assert found.problem.startswith("'state' moves by 9.98e-06 at most in dimensions 3")
     assert "normalizer.floor=2e-06" in found.remedy
+
+
+@pytest.mark.parametrize("key", ["state", "action"])
+def test_the_remedy_for_a_spike_lets_the_rest_be_seen(key: str) -> None:
+    from flowleap.policy.normalizer import Mode, Normalizer
+
+    columns = {"state": walk(), "action": ahead(walk())}
+    columns[key][4, 50, 1] = 1e4
+    source = dataset(columns["state"], columns["action"])
+    found = next(f for f in findings(source) if "of the range" in f.problem)
+    option = f"normalizer.{'obs' if key == 'state' else 'action'}"
+    assert found.problem.startswith(f"'{key}' dimension 1: 99 % of the frames lie in 2 % of the range")
+    assert found.remedy.endswith(f"train with {option}=quantile")
+
+    def deviation(mode: Mode) -> float:
+        normalizer = Normalizer(source.spec, obs=mode, action=mode)
+        normalizer.fit(source.columns())
+        values = normalizer.normalize(key, torch.as_tensor(source.columns()[key]))[:, 1]
+        return float(values[torch.arange(E * T) != 4 * T + 50].std())
+
+    assert deviation("minmax") < 1e-4
+    assert 0.3 < deviation("quantile") < 1
 
 
 def test_unknown_and_needless_repairs_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
