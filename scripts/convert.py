@@ -4,8 +4,9 @@
 
 Reads every format that `flowleap list what=formats` shows, episode by episode. Float images that hold whole
 numbers from 0 to 255 become uint8, a quarter of the memory. `keys=[...]` keeps some of the columns;
-`task=pusht/keypoints` maps the recorded columns to that task's observations instead. A conversion to zarr that was
-killed goes on where it stopped when the same command is given again.
+`fix=[angles,quaternions,idle,shift]` repairs what inspect finds of these. `task=pusht/keypoints` maps the recorded
+columns to that task's observations instead. A conversion to zarr that was killed goes on where it stopped when the same
+command is given again.
 """
 
 from __future__ import annotations

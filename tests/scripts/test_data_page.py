@@ -85,7 +85,9 @@ def test_the_page_tells_problems_first_and_runs_nothing_of_the_dataset(
     for part in (
         EVIL,
         "alert(3)",
-        "has 1 NaN or infinite numbers",
+        "has 1 NaN or infinite numbers in 1 episodes",
+        "drop=[0]",
+        "not observed: a time",
         "training refuses them",
         "is constant in dimensions 3",
         "action dimension 1 is clipped: 0.5",
