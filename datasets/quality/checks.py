@@ -250,7 +250,8 @@ class Checks:
 
     def _constants(self) -> list[Finding]:
         found = []
-        for key, extreme in self.extremes.items():
+        for key in (*self.observed, ACTION):
+            extreme = self.extremes[key]
             # A turn around one axis has zeros in its quaternion.
             axis = self.survey[key].rotation_dims
             constant = [i for i in np.flatnonzero(extreme.low == extreme.high).tolist() if i not in axis]
