@@ -360,7 +360,7 @@ def test_inspect_counts_what_is_not_finite(dataset: Path, capsys: pytest.Capture
     np.testing.assert_allclose(statistics.mean[1], np.delete(clean[:, 1], 5).mean())
     assert cli.main(["inspect", f"dataset={dataset}"]) == 0
     text = capsys.readouterr().out
-    assert "'position' has 2 NaN or infinite numbers in 1 episodes: episode 0" in text
+    assert "'position' has 2 NaN or infinite numbers in 2 episodes: episode 0, episode 1" in text
     assert "'mass' is constant" in text
 
 
