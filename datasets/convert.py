@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -13,6 +13,7 @@ from rich.progress import track
 
 from flowleap.datasets.columns import ACTION, Episode
 from flowleap.datasets.interface import Dataset
+from flowleap.datasets.quality.repairs import Repairs
 from flowleap.policy.core.actions import Relative
 from flowleap.policy.core.errors import FlowleapError
 from flowleap.policy.core.rotations import Rotations
@@ -34,12 +35,23 @@ def convert(source: Dataset, plan: Plan, writer: Any) -> None:
     if writer.n_episodes:
         print(f"going on after {writer.n_episodes} episodes that are converted already", file=sys.stderr)
     rest, quiet = range(writer.n_episodes, source.n_episodes), not console.is_terminal
+    numbers = [key for key in plan.keys if not source.fields[key].image]
+    source.check_finite((index, source.episode(index, numbers)) for index in rest)
     for index in track(rest, "converting", console=console, transient=True, disable=quiet):
         columns = plan.transform(source.episode(index, plan.keys))
         try:
             writer.add(columns, source.seed(index))
         except FlowleapError as error:
             raise FlowleapError(f"'{source.path}', {source.label(index)}: {error}") from error
+
+
+def with_repairs(plan: Plan, source: Dataset, fix: Sequence[str]) -> Plan:
+    """Let a plan begin with repairs of what the checks find; see `quality.repairs`."""
+    if not fix:
+        return plan
+    repairs = Repairs(source, fix, plan.keys)
+    spec = replace(plan.spec, source={**plan.spec.source, "fixed": repairs.facts})
+    return Plan(plan.keys, lambda columns: plan.transform(repairs(columns)), spec, plan.extra)
 
 
 def with_relative(plan: Plan, target: str | None, key: str | None = None, dims: Any = None) -> Plan:

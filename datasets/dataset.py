@@ -125,7 +125,7 @@ def open_dataset(
     Args:
         path: file or folder, or `hf://OWNER/NAME` of the Hugging Face Hub (see `hub`).
         name: the format; looked up by `detect` if None.
-        lenient: let `episode` return NaN and infinity also where the format would refuse them.
+        lenient: hand out episodes whose rows are out of order, to be looked at.
         keys: the columns to observe, with patterns; None is what the format takes for observations.
         episodes: those to read: how many from the first, a slice as text (`10:20`), or a list; None is all.
         drop: episodes not to read, in the same way.
@@ -198,8 +198,6 @@ def _open(
     module = format_module(name)
     given = {key: value for key, value in options.items() if value is not None}
     known = _options_of(name)
-    if lenient and "allow_nan" in known:
-        given["allow_nan"] = True
     for key in given:
         if key not in known:
             others = ", ".join(other for other in FORMATS if key in _options_of(other)) or "none"

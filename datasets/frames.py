@@ -7,7 +7,7 @@ memory; any other is read frame by frame, with no more in memory than the batch.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -33,6 +33,7 @@ class ImageStore(Protocol):
     def check_files(self, key: str) -> None: ...
     def read_rows(self, key: str, start: int, stop: int) -> NDArray: ...
     def read_frames(self, key: str, frames: NDArray[np.int64]) -> NDArray: ...
+    def not_finite_at(self, key: str, frames: Sequence[int]) -> FlowleapError: ...
 
 
 def rows_of_chunks(array: Any) -> int:
@@ -47,6 +48,7 @@ class Frames:
         store: the dataset; its `pictures` say what is made of the images when they are read.
         key: the column.
         budget: bytes that this column may take in memory. 0 reads every frame from the disk, each time.
+        rows: the frames of the column that are there, int64 [N]; all by default.
 
     Attributes:
         nbytes: bytes of all frames, decoded.
@@ -57,22 +59,29 @@ class Frames:
             budget nor can be read frame by frame.
     """
 
-    def __init__(self, store: ImageStore, key: str, budget: int = CACHE_BYTES) -> None:
-        self.key, self._store = key, store
+    def __init__(
+        self,
+        store: ImageStore,
+        key: str,
+        budget: int = CACHE_BYTES,
+        rows: NDArray[np.int64] | None = None,
+    ) -> None:
+        self.key, self._store, self._rows = key, store, rows
         array = store.array(key)
         picture = store.pictures.get(key)
-        self.shape: tuple[int, ...] = (array.shape[0], *picture.key.shape) if picture else array.shape
+        frame = picture.key.shape if picture else array.shape[1:]
+        self.shape: tuple[int, ...] = (array.shape[0] if rows is None else len(rows), *frame)
         self.dtype = np.dtype(picture.key.dtype if picture else array.dtype)
         self.nbytes = self.dtype.itemsize * math.prod(self.shape)
         self.cached = self.nbytes <= min(budget, free_memory() // 2)
         if self.cached:
             self._memory = self._load()
             return
-        rows = rows_of_chunks(array)
+        chunk = rows_of_chunks(array)
         costly = self.dtype == np.uint8 and array.dtype != np.uint8
-        if costly or rows > _SLOW_CHUNK_FRAMES:
+        if costly or chunk > _SLOW_CHUNK_FRAMES:
             raise FlowleapError(
-                f"dataset '{store.path}': image column '{key}' ({array.dtype}, {rows} frames a chunk) takes "
+                f"dataset '{store.path}': image column '{key}' ({array.dtype}, {chunk} frames a chunk) takes "
                 f"{self.nbytes / 2**20:.0f} MB as {self.dtype}, more than the image cache may hold "
                 "(data.image_cache_mb), and cannot be read frame by frame: "
                 f"`flowleap convert source={store.path} out=NAME.zarr` once"
@@ -87,6 +96,7 @@ class Frames:
         assert axis == 0
         if self.cached:
             return self._memory.take(rows, axis=0)
+        rows = rows if self._rows is None else self._rows[rows]
         frames, place = np.unique(rows, return_inverse=True)  # windows of neighbours share frames
         images = self._store.read_frames(self.key, frames)
         return self._store.picture(self.key, images, "frames of a batch")[place.reshape(rows.shape)]
@@ -101,12 +111,27 @@ class Frames:
         memory = np.empty(self.shape, self.dtype)
         array = self._store.array(self.key)
         width = max(1, array.dtype.itemsize * math.prod(array.shape[1:]))
-        chunk = rows_of_chunks(array)
+        chunk, n = rows_of_chunks(array), array.shape[0]
         step = max(1, _BLOCK_BYTES // width // chunk) * chunk
-        for start in range(0, len(self), step):
-            stop = min(start + step, len(self))
+        rows = np.arange(n) if self._rows is None else self._rows
+        order = np.argsort(rows, kind="stable")
+        bad: list[int] = []
+        for start in range(0, n, step):
+            stop = min(start + step, n)
+            here = order[slice(*np.searchsorted(rows, (start, stop), sorter=order))]
+            if len(here) == 0:
+                continue
             block = self._store.read_rows(self.key, start, stop)
-            memory[start:stop] = self._store.picture(self.key, block, f"frames {start} to {stop - 1}")
+            if self._rows is not None:
+                block = block[rows[here] - start]
+            if block.dtype.kind == "f" and self.dtype == np.uint8:
+                finite = np.isfinite(block).reshape(len(block), -1).all(axis=1)
+                if not finite.all():
+                    bad += rows[here][~finite].tolist()
+                    continue
+            memory[here] = self._store.picture(self.key, block, f"frames {start} to {stop - 1}")
+        if bad:
+            raise self._store.not_finite_at(self.key, bad)
         return memory
 
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from functools import cached_property, partial
@@ -29,6 +30,21 @@ MALFORMED += (RuntimeError, TypeError, ValueError)
 
 _BLOCK_FRAMES = 64  # images that are converted at a time
 _BESIDE = "recorded beside the observations"
+
+
+class NotFinite(FlowleapError):
+    """Numbers are NaN or infinite.
+
+    Attributes:
+        bad: column -> the episodes where it has some.
+        first: the first of them, for people.
+    """
+
+    def __init__(self, dataset: Dataset, bad: Mapping[str, Sequence[int]], first: str) -> None:
+        self.bad, self.first = bad, first
+        episodes = sorted({index for found in bad.values() for index in found})
+        more = f" ({len(episodes)} episodes have such numbers)" if episodes[1:] else ""
+        super().__init__(f"{first}{more}; leave out {dataset.leave_out(episodes, list(bad))}")
 
 
 class Dataset(ABC):
@@ -171,18 +187,55 @@ class Dataset(ABC):
             FlowleapError: see `episode`; or a value is not finite.
         """
         keys = self._wanted(keys)
-        parts: dict[str, list[NDArray]] = {key: [] for key in keys}
-        lengths = []
-        for index in range(self.n_episodes):
-            episode = self.episode(index, keys)
+        episodes = [self.episode(index, keys) for index in range(self.n_episodes)]
+        self.check_finite(enumerate(episodes))
+        self._ends = np.cumsum([len(episode[keys[0]]) for episode in episodes], dtype=np.int64)
+        return {key: np.concatenate([episode[key] for episode in episodes]) for key in keys}
+
+    def check_finite(self, episodes: Iterable[tuple[int, Episode]]) -> None:
+        """Raise `NotFinite` if numbers of some episodes are NaN or infinite; name all that must be left out."""
+        bad: dict[str, list[int]] = {}
+        first = ""
+        for index, episode in episodes:
             for key, values in episode.items():
-                if values.dtype.kind == "f" and not np.isfinite(values).all():
+                if values.dtype.kind != "f" or np.isfinite(values).all():
+                    continue
+                bad.setdefault(key, []).append(index)
+                if not first:
                     frame = int(np.argwhere(~np.isfinite(values))[0, 0])
-                    raise self.error(index, key, f"is not finite at frame {frame}")
-                parts[key].append(values)
-            lengths.append(len(episode[keys[0]]))
-        self._ends = np.cumsum(lengths, dtype=np.int64)
-        return {key: np.concatenate(values) for key, values in parts.items()}
+                    first = str(self.error(index, key, f"is not finite at frame {frame}"))
+        if bad:
+            raise NotFinite(self, bad, first)
+
+    def leave_out(self, episodes: Sequence[int], keys: Sequence[str] = ()) -> str:
+        """The options that leave out episodes, or else observed columns, for a message; for every verb.
+
+        What was left out before stays so.
+        """
+        ways = []
+        if 0 < len(set(episodes)) < self.n_episodes:
+            ways.append(f"the episodes with drop={_listed(self._numbers(episodes))}")
+        if keys and ACTION not in keys and set(self.spec.observations) - set(keys):
+            ways.append(f"the column with {self._without(keys)}")
+        return ", or ".join(ways) or "nothing (these are all there are), but record again"
+
+    def _numbers(self, episodes: Iterable[int]) -> list[int]:
+        """What the option `drop` calls episodes."""
+        return sorted(set(episodes))
+
+    def _without(self, keys: Iterable[str]) -> str:
+        """The option `keys` without some columns; in quotes, because a shell has its own use for brackets."""
+        return f"'keys=[{','.join(quoted(f'-{key}') for key in keys)}]'"
+
+    def images(self, keys: Sequence[str], cache_bytes: int, episodes: Sequence[int]) -> Columns:
+        """Image columns of some episodes, where they are lent; see `columns`."""
+        rows = self.rows(episodes)
+        return {key: column.take(rows, axis=0) for key, column in self.columns(keys, cache_bytes).items()}
+
+    def rows(self, episodes: Sequence[int]) -> NDArray[np.int64]:
+        """The frames of some episodes, one after the other, among those of all."""
+        ends = self.episode_ends
+        return np.concatenate([np.arange(ends[i - 1] if i else 0, ends[i]) for i in episodes])
 
     def _wanted(self, keys: Sequence[str] | None) -> list[str]:
         return [*self.trainable.observations, ACTION] if keys is None else list(keys)
@@ -315,6 +368,25 @@ class Dataset(ABC):
 
     def __exit__(self, *error: object) -> None:
         self.close()
+
+
+_LISTED = 30  # episodes of an option that are named one by one
+
+
+def _listed(numbers: Sequence[int]) -> str:
+    """Numbers of episodes as the option `drop` takes them: a list, or, where it would be long, slices."""
+    if len(numbers) <= _LISTED:
+        return f"[{','.join(map(str, numbers))}]"
+    runs = np.split(numbers, np.flatnonzero(np.diff(numbers) != 1) + 1)
+    pieces = [f"{run[0]}:{run[-1] + 1}" if len(run) > 1 else f"{run[0]}" for run in runs]
+    return f"\"'{','.join(pieces)}'\""  # the inner quotes are for the grammar of options, the outer ones for the shell
+
+
+def quoted(word: str) -> str:
+    """A word of a list on the command line, in quotes if its grammar needs them."""
+    if re.fullmatch(r"[\w./*-]+", word):
+        return word
+    return '"' + word.replace("\\", "\\\\").replace('"', '\\"') + '"'
 
 
 class _Arrays(Dataset):

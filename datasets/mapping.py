@@ -146,6 +146,11 @@ class Mapped(View):
         whole = self._whole.columns([self._old[key] for key in images], cache_bytes) if images else {}
         return columns | {key: whole[self._old[key]] for key in images}
 
+    def images(self, keys: Sequence[str], cache_bytes: int, episodes: Sequence[int]) -> Columns:
+        """Image columns of some episodes, where they are lent."""
+        whole = self._whole.images([self._old[key] for key in keys], cache_bytes, episodes)
+        return {key: whole[self._old[key]] for key in keys}
+
     def _read(self, index: int, keys: Sequence[str]) -> Episode:
         actions = (self._parts or [ACTION]) if ACTION in keys else []
         old = {key: self._old[key] for key in keys if key != ACTION}

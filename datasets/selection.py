@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Annotated, Any, Literal, Self
 
-import numpy as np
 from numpy.typing import NDArray
 
 from flowleap.datasets.columns import ACTION, CACHE_BYTES, Columns, Episode
-from flowleap.datasets.frames import Frames
-from flowleap.datasets.interface import Dataset
+from flowleap.datasets.interface import Dataset, NotFinite, quoted
 from flowleap.policy.core.errors import FlowleapError, suggest
 from flowleap.policy.core.registry import Option
 
@@ -63,8 +61,9 @@ def chosen_keys(patterns: Sequence[str] | str, dataset: Dataset) -> list[str]:
     without = bool(patterns) and all(str(pattern).startswith("-") for pattern in patterns)
     keys = list(dataset.spec.observations) if without else []
     for pattern in map(str, patterns):
-        fits = fnmatch.filter(known, pattern.removeprefix("-")) or [
-            k for k in known if pattern in (k, dataset.stored.get(k))
+        plain = pattern.removeprefix("-")
+        fits = fnmatch.filter(known, plain) or [
+            k for k in known if {pattern, plain} & {k, dataset.stored.get(k)}
         ]
         if not fits:
             hint = f"{', '.join(known)}{suggest(pattern.removeprefix('-'), known)}"
@@ -120,25 +119,6 @@ class Selection:
         Sequence[int] | None,
         Option("before that, keep a part of cameras: [top,left,height,width], [height,width] or centre"),
     ] = None
-
-
-class Picked:
-    """The frames `rows` of an image column; see `Frames` for the rest."""
-
-    def __init__(self, frames: Frames, rows: NDArray[np.int64]) -> None:
-        self._frames, self._rows, self.dtype = frames, rows, frames.dtype
-        self.shape = (len(rows), *frames.shape[1:])
-
-    def __len__(self) -> int:
-        return self.shape[0]
-
-    def take(self, rows: NDArray[np.integer], axis: int = 0) -> NDArray:
-        """Return the frames `rows` (integers, any shape): [*rows.shape, H, W, channels]."""
-        return self._frames.take(self._rows[rows], axis)
-
-    def describe(self) -> str:
-        """One line for people: size, and where the frames are."""
-        return f"{len(self):,} of {len(self._frames):,} frames, {self._frames.describe()}"
 
 
 class View(Dataset):
@@ -217,8 +197,9 @@ class Selected(View):
         chosen = (
             list(range(n)) if episodes is None else chosen_episodes(episodes, n, "episodes", dataset.path)
         )
-        dropped = set() if drop is None else set(chosen_episodes(drop, n, "drop", dataset.path))
-        self.chosen = [index for index in chosen if index not in dropped]
+        self._dropped = set() if drop is None else set(chosen_episodes(drop, n, "drop", dataset.path))
+        self._picks_keys = keys is not None
+        self.chosen = [index for index in chosen if index not in self._dropped]
         if not self.chosen:
             raise FlowleapError(f"episodes={episodes}, drop={drop} leave no episode of '{dataset.path}'")
         self.n_episodes = len(self.chosen)
@@ -250,18 +231,16 @@ class Selected(View):
         return self
 
     def columns(self, keys: Sequence[str] | None = None, cache_bytes: int = CACHE_BYTES) -> Columns:
-        """Columns of the chosen episodes; what the others hold is not looked at, but of images."""
+        """Columns of the chosen episodes; what the others hold is not looked at."""
         wanted = self._wanted(keys)
         images = [key for key in wanted if self.lends_images and self.fields[key].image]
         columns: dict[str, Any] = dict(super().columns([k for k in wanted if k not in images] or [ACTION]))
-        whole = self._whole.columns(images, cache_bytes) if images else {}
-        ends = self._whole.episode_ends if images else np.zeros(0, np.int64)
-        rows = [np.arange(ends[i - 1] if i else 0, ends[i]) for i in self.chosen] if images else []
-        for key, frames in whole.items():
-            picked = np.concatenate(rows)
-            columns[key] = (
-                frames.take(picked, axis=0) if isinstance(frames, np.ndarray) else Picked(frames, picked)
-            )
+        if images:
+            try:
+                columns |= self._whole.images(images, cache_bytes, self.chosen)
+            except NotFinite as error:  # the numbers of the episodes are those of the whole
+                bad = {k: [self.chosen.index(i) for i in found] for k, found in error.bad.items()}
+                raise NotFinite(self, bad, error.first) from error
         return {key: columns[key] for key in wanted}
 
     def _read(self, index: int, keys: Sequence[str]) -> Episode:
@@ -269,3 +248,11 @@ class Selected(View):
 
     def _original(self, index: int) -> int:
         return self.chosen[index]
+
+    def _numbers(self, episodes: Iterable[int]) -> list[int]:
+        return sorted({*self._dropped, *(self.chosen[index] for index in episodes)})
+
+    def _without(self, keys: Iterable[str]) -> str:
+        if not self._picks_keys:
+            return super()._without(keys)
+        return f"'keys=[{','.join(quoted(key) for key in self.spec.observations if key not in set(keys))}]'"

@@ -4,8 +4,9 @@
 
 Reads every format that `flowleap list what=formats` shows, episode by episode. Images of whatever layout become
 uint8 [height, width, 3]; `resize=[120,160]` makes them smaller. `keys=[...]` keeps some of the columns;
-`task=pusht/keypoints` maps the recorded columns to that task's observations instead. A conversion to zarr that was
-killed goes on where it stopped when the same command is given again.
+`fix=[angles,quaternions,idle,shift]` repairs what inspect finds of these. `task=pusht/keypoints` maps the recorded
+columns to that task's observations instead. A conversion to zarr that was killed goes on where it stopped when the same
+command is given again.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from typing import Any
 from omegaconf import DictConfig
 
 from flowleap.datasets.columns import ACTION
-from flowleap.datasets.convert import Plan, convert, with_relative, with_rotations
+from flowleap.datasets.convert import Plan, convert, with_relative, with_repairs, with_rotations
 from flowleap.datasets.dataset import Dataset, format_module, open_dataset, writable_formats
 from flowleap.envs.conventions import in_actions_of
 from flowleap.policy.core.errors import FlowleapError, UsageError, suggest
@@ -35,7 +36,8 @@ def main(cfg: DictConfig) -> None:
     chosen = selected(cfg) | ({"keys": None} if cfg.task else {})
     with open_dataset(cfg.source, cfg.format, fill_missing=cfg.fill_missing or None, **chosen) as source:
         _check_conversions(cfg)
-        plan = _corrected(_plan(source, cfg), cfg)
+        fix = [cfg.fix] if isinstance(cfg.fix, str) else plain(cfg.fix) or []
+        plan = with_repairs(_corrected(_plan(source, cfg), cfg), source, fix)
         plan = with_relative(plan, cfg.actions_as, cfg.relative_to, plain(cfg.relative_dims))
         plan = with_rotations(plan, cfg.rotation, plain(cfg.rotation_dims), cfg.rotation_from)
         settings: dict[str, Any] = {}

@@ -4,10 +4,11 @@
     flowleap inspect dataset=data/pusht.zarr html=report.html
 
 Reads every format that `flowleap list what=formats` shows. NaN and infinity are counted here, where training would
-stop at them. A dimension is constant if it has one value in all frames. Suspicious are NaN, constant dimensions,
-actions that are clipped or jump, gaps between time stamps, outliers that set a range, cameras that stand still, and
-episodes that are there twice. `html=report.html` writes the same with plots, as one page without any reference to
-the network.
+stop at them. A dimension is constant if it has one value in all frames. Suspicious are, among others, NaN, constant
+dimensions, angles that wrap, quaternions whose sign flips, idle stretches, actions that are clipped, jump, are late or
+missing, gaps between time stamps, outliers that set a range, cameras that stand still, and episodes that are there
+twice; each comes with the options that leave it out or repair it. `html=report.html` writes the same with plots, as
+one page without any reference to the network.
 """
 
 from __future__ import annotations

@@ -54,7 +54,7 @@ class Reader(zarr_store.EpisodeStore):
         poses: `absolute` poses in the frame that the store is recorded in, or `relative` ones: the next pose in the
             frame of the present one, T(t)^-1 T(t+1), and the next width. (UMI's own relative actions are a whole chunk
             in the frame of its first pose; composed along the chunk, these give the same poses.)
-        fill_missing, allow_nan: see `EpisodeStore`.
+        fill_missing: see `EpisodeStore`.
 
     Raises:
         FlowleapError: `poses` is neither, or a robot lacks a part of its pose.
@@ -65,12 +65,11 @@ class Reader(zarr_store.EpisodeStore):
         path: str | os.PathLike[str],
         poses: Kind = "absolute",
         fill_missing: bool = False,
-        allow_nan: bool = False,
     ) -> None:
         if poses not in get_args(Kind):
             raise FlowleapError(f"poses={poses} of a UMI store is none of {', '.join(get_args(Kind))}")
         self._kind = poses
-        super().__init__(path, fill_missing, allow_nan)
+        super().__init__(path, fill_missing)
 
     def _infer_spec(self) -> None:
         fields = {

@@ -41,6 +41,7 @@ from flowleap.datasets.formats.base import Source
 from flowleap.datasets.formats.zarr_open import LAYOUT, open_group, zipped_stores
 from flowleap.datasets.formats.zarr_writer import FORMAT, NO_SEED, SPEC_ATTRIBUTE, EpisodeWriter, is_store
 from flowleap.datasets.frames import Frames, rows_of_chunks
+from flowleap.datasets.interface import NotFinite
 from flowleap.policy.core.errors import FlowleapError, suggest
 from flowleap.policy.core.spec import Spec
 
@@ -68,7 +69,6 @@ class EpisodeStore(Source):
         path: the folder or zip file.
         fill_missing: read chunk files that are not there as the fill value, as zarr does, instead of raising: some
             writers leave out chunks of zeros, but so does a broken copy.
-        allow_nan: let `episode` return NaN and infinity as they are, instead of raising.
 
     Attributes:
         episode_seeds: int64 [E], -1 where unknown; None if the store has none.
@@ -79,11 +79,9 @@ class EpisodeStore(Source):
 
     lends_images = True
 
-    def __init__(
-        self, path: str | os.PathLike[str], fill_missing: bool = False, allow_nan: bool = False
-    ) -> None:
+    def __init__(self, path: str | os.PathLike[str], fill_missing: bool = False) -> None:
         self.path = Path(path).expanduser()
-        self._fill_missing, self._allow_nan = fill_missing, allow_nan
+        self._fill_missing = fill_missing
         group, self._root = open_group(self.path)
         self._inside = group.path  # of the store in a zip: the folder that it is in, if any
         self._sizes: dict[str, int] | None = None  # of the files in a zip, before compression
@@ -184,8 +182,14 @@ class EpisodeStore(Source):
         columns: dict[str, Any] = dict(self.read([key for key in keys if key not in images]))
         if ACTION in columns:
             columns[ACTION] = vectors(columns[ACTION])
-        for key in images:
-            columns[key] = Frames(self, key, cache_bytes)
+        return columns | dict(self.images(images, cache_bytes))
+
+    def images(self, keys: Sequence[str], cache_bytes: int, episodes: Sequence[int] | None = None) -> Columns:
+        """Image columns of some episodes, or of all, as `Frames`; the others' files are not looked at."""
+        rows = None if episodes is None else self.rows(episodes)
+        columns: dict[str, Frames] = {}
+        for key in keys:
+            columns[key] = Frames(self, key, cache_bytes, rows)
             cache_bytes -= columns[key].nbytes if columns[key].cached else 0
         return columns
 
@@ -194,7 +198,7 @@ class EpisodeStore(Source):
 
         Raises:
             FlowleapError: a key is unknown or not numeric, a chunk is missing or damaged, or a value is not
-                finite (the message names key, episode, and frame within the episode) and `allow_nan` is false.
+                finite (see `check_finite`) and `allow_nan` is false.
         """
         first, last, step = (episodes or slice(None)).indices(self.n_episodes)
         if step != 1:
@@ -204,8 +208,8 @@ class EpisodeStore(Source):
         start, stop = int(self._starts[first]), int(self.episode_ends[last - 1])
         columns = {key: self._load(self.array(key), start, stop) for key in keys}
         if not allow_nan:
-            for key, values in columns.items():
-                self._require_finite(key, values, start)
+            bounds = [(i, self._starts[i] - start, self.episode_ends[i] - start) for i in range(first, last)]
+            self.check_finite((i, {k: v[a:b] for k, v in columns.items()}) for i, a, b in bounds)
         return columns
 
     def _read(self, index: int, keys: Sequence[str]) -> Episode:
@@ -223,11 +227,14 @@ class EpisodeStore(Source):
                 columns = self.read(keys, slice(first, last), allow_nan=True)
             self._block = (first, last, columns)
         start, offset = int(self._starts[index]), int(self._starts[first])
-        episode = {key: columns[key][start - offset : self.episode_ends[index] - offset] for key in keys}
-        if not self._allow_nan:
-            for key in set(episode) - set(self.pictures):  # which say themselves what is no image
-                self._require_finite(key, episode[key], start)
-        return episode
+        return {key: columns[key][start - offset : self.episode_ends[index] - offset] for key in keys}
+
+    def not_finite_at(self, key: str, frames: Sequence[int]) -> NotFinite:
+        """The error that says in which episodes some frames of a column are not finite."""
+        episodes = np.searchsorted(self.episode_ends, frames, side="right")
+        frame = frames[0] - int(self._starts[episodes[0]])
+        first = str(self.error(int(episodes[0]), key, f"is not finite at frame {frame}"))
+        return NotFinite(self, {key: np.unique(episodes).tolist()}, first)
 
     def disorder(self, index: int) -> str | None:
         """Which column says that rows of an episode are out of order or there twice, and where."""
@@ -353,16 +360,6 @@ class EpisodeStore(Source):
                     remedy = self._ends_line("if the rest is one more episode", f"np.append({_ENDS}, {n})")
                 lengths = f"{n} frames, but the last episode ends at {ends[-1]}"
                 raise self._wrong(f": column '{key}' has {lengths}; {remedy}")
-
-    def _require_finite(self, key: str, values: NDArray, start: int) -> None:
-        """Raise if a value is NaN or infinite; `start` is the frame that `values` begin with."""
-        if values.dtype.kind != "f" or np.isfinite(values).all():
-            return
-        bad = np.argwhere(~np.isfinite(values))[0]
-        frame = start + int(bad[0])
-        episode = int(np.searchsorted(self.episode_ends, frame, side="right"))
-        place = f"episode {episode}, frame {frame - self._starts[episode]}; remove the episode or repair the value"
-        raise self._wrong(f": '{key}' is {values[tuple(bad)]} in {place}")
 
     def _load(self, array: zarr.Array, start: int, stop: int) -> NDArray:
         """Read rows of an array after looking at their chunk files."""

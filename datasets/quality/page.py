@@ -64,14 +64,15 @@ def render(format_name: str, source: Dataset, checks: Checks, profile: Profile) 
         "name": source.path.name,
         "path": str(source.path),
         "format": format_name,
-        "problems": grouped(findings),
-        "n_findings": len(findings),
+        "problems": grouped([f for f in findings if not f.note]),
+        "n_findings": sum(not f.note for f in findings),
+        "notes": grouped([f for f in findings if f.note]),
         "tiles": _tiles(source, lengths, hz),
         "spec": source.spec,
         "action_dtype": source.fields[ACTION].dtype,
         "rate": _rate(source, checks),
         "details": _details(source),
-        "refused": source.refused,
+        "unused": source.unused,
         "lengths": _lengths(lengths),
         "length_facts": dict(
             shortest=lengths.min(), median=f"{np.median(lengths):g}", longest=lengths.max()

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from flowleap.datasets.columns import ACTION
 from flowleap.datasets.images import NoImages, plain_inputs
 from flowleap.datasets.interface import Dataset
-from flowleap.datasets.quality.checks import Checks, Finding, some
+from flowleap.datasets.quality.checks import Checks, Finding, Idle, some
 from flowleap.datasets.windows import Windows
 from flowleap.policy.core.spec import ObsKey, Spec
 
@@ -24,6 +24,7 @@ BINS = 48
 _HISTOGRAMS = 64  # dimensions of a column that get one
 _IMAGE_FRAMES = 64
 _FLAT_IMAGES = "a network of plain numbers does not find in another place what it has seen in one"
+_SAMPLE = 20_000  # frames, the first ones of each episode, that tell noise from motion
 _CORE = 0.99  # share of the frames ...
 _SQUEEZED = 0.1  # ... that lie within this share of the range, where ...
 _STRAY = 3  # ... at most so many frames reach its ends: then outliers set the range
@@ -76,7 +77,8 @@ class Profile:
         median: an episode of median length.
         shown: a few episodes: median, shortest, longest, and the first one that a finding names.
         image_episodes: the episodes whose images were read.
-        findings: what only the distributions tell: outliers that set the range, cameras that stand still.
+        findings: what only the second pass tells: idle stretches, outliers that set the range, noise that normalising
+            would amplify, cameras that stand still.
     """
 
     def __init__(
@@ -93,11 +95,14 @@ class Profile:
         self.image_episodes = sorted({int(i) for i in chosen.round()})
         self._frozen: dict[str, list[int]] = {}
         self._unreadable: dict[str, str] = {}  # camera -> why, of those with frames that are no images
+        self._broken: dict[str, list[int]] = {}
+        self._idle = Idle(checks)
+        self._sample: dict[str, list[NDArray]] = {}
         lowdim = self._lowdim()
         images = {key: self._images(key) for key, column in source.fields.items() if column.image}
         self.columns = {key: lowdim.get(key) or images[key] for key in source.fields}
         self.spec = self._spec(window)
-        self.findings = [*self._outliers(), *self._cameras()]
+        self.findings = [*self._idle.findings(), *self._outliers(), *self._noise(), *self._cameras()]
 
     def _lowdim(self) -> dict[str, Statistics]:
         """Second pass: mean, deviation and histogram, now that the ranges are known."""
@@ -106,8 +111,12 @@ class Profile:
         centre = {key: np.where(np.isfinite(e.low), (e.low + e.high) / 2, 0.0) for key, e in extremes.items()}
         counts, sums, squares = ({key: np.zeros(len(c)) for key, c in centre.items()} for _ in range(3))
         bins = {key: np.zeros((min(len(c), _HISTOGRAMS), BINS), np.int64) for key, c in centre.items()}
+        sampled = max(1, _SAMPLE // self._source.n_episodes)  # frames of each episode
         for index in range(self._source.n_episodes):
-            for key, values in self._source.episode(index, keys).items():
+            episode = self._source.episode(index, keys)
+            self._idle.add(index, episode)
+            for key, values in episode.items():
+                self._sample.setdefault(key, []).append(values[:sampled])
                 # Around the middle of the range: sums of squares of large offsets would lose the deviation.
                 flat = values.reshape(len(values), -1).astype(np.float64) - centre[key]
                 finite = np.isfinite(flat)
@@ -135,6 +144,8 @@ class Profile:
             for frame in frames:
                 pixels = frame.reshape(-1, len(low)).astype(np.float64)
                 finite = np.isfinite(pixels).all(axis=1)
+                if not finite.all() and index not in self._broken.setdefault(key, []):
+                    self._broken[key].append(index)
                 not_finite += int((~finite).sum())
                 pixels = pixels[finite]
                 low = np.minimum(low, pixels.min(axis=0, initial=np.inf))
@@ -209,10 +220,33 @@ class Profile:
         assert self.spec is not None
         normalizer = Normalizer(self.spec)
         statistics = {key: self.columns[key] for key in self._network_keys()}
-        # The ranges are all that the min-max fit takes from a column.
-        ranges = {k: np.stack([s.low, s.high]).reshape(2, *s.column.shape) for k, s in statistics.items()}
-        normalizer.fit(ranges)
+        # A min-max fit takes the ranges from a column, and from neighbouring frames whether it is noise.
+        rows = {}
+        for key, s in statistics.items():
+            ranges = np.stack([s.low, s.high]).reshape(2, *s.column.shape)
+            sample = np.concatenate([ranges, *self._sample[key]])
+            rows[key] = sample[np.isfinite(sample.reshape(len(sample), -1)).all(axis=1)]
+        normalizer.fit(rows)
         return normalizer
+
+    def _noise(self) -> list[Finding]:
+        """Dimensions that move so little that training does not scale them up."""
+        found = []
+        for key in self._network_keys():
+            s = self.columns[key]
+            noise = [dim for dim in self._normalizer.noise[key] if s.low[dim] < s.high[dim]]
+            if not noise:
+                continue
+            spans = [float(s.high[dim] - s.low[dim]) for dim in noise]
+            dims = some([str(dim) for dim in noise], 8)
+            problem = f"'{key}' moves by {max(spans):.3g} at most in dimensions {dims}: noise, which training does not "
+            remedy = f"if it is a signal, train with normalizer.floor={min(spans) / 4:.1g}, or store it in larger units"
+            if max(spans) / 2 > self._normalizer.floor:
+                remedy = (
+                    "each frame is unlike the one before; if it is a signal, store it in a key of its own"
+                )
+            found.append(Finding(f"{problem}amplify", remedy, note=True))
+        return found
 
     def _normalize(self, key: str, values: NDArray) -> NDArray:
         import torch
@@ -233,7 +267,7 @@ class Profile:
                 if stray <= _STRAY and _core(counts) < _SQUEEZED * BINS:
                     core = f"{100 * _CORE:.0f} % of the frames lie in {100 * _core(counts) / BINS:.0f} %"
                     ends_at = f"{statistics.low[dim]:.4g} to {statistics.high[dim]:.4g}"
-                    option = f"normalizer.{'action' if key == ACTION else 'obs'}=gaussian"
+                    option = f"normalizer.{'action' if key == ACTION else 'obs'}=quantile"
                     problem = f"'{key}' dimension {dim}: {core} of the range {ends_at}"
                     found.append(Finding(problem, f"{_OUTLIERS} repair them, or train with {option}"))
         return found
@@ -245,7 +279,9 @@ class Profile:
             where = some([self._source.label(i) for i in episodes])
             share = f"{len(episodes)} of {len(self.image_episodes)} episodes: {where}"
             problem = f"camera '{key}' shows one and the same image in {share}"
-            found.append(Finding(problem, "the camera hung: leave these episodes or the key out"))
+            found.append(
+                Finding(problem, f"the camera hung: leave out {self._source.leave_out(episodes, [key])}")
+            )
         for key in self.columns:
             if key in self._unreadable:
                 found.append(Finding(self._unreadable[key], "training refuses such images"))

@@ -99,8 +99,16 @@ def _network(console: Console, profile: Profile) -> None:
 
 
 def _findings(console: Console, findings: Sequence[Finding]) -> None:
+    suspicious, notes = ([f for f in findings if f.note == note] for note in (False, True))
     console.print()
-    console.print("nothing suspicious" if not findings else "suspicious:")
+    console.print("suspicious:" if suspicious else "nothing suspicious")
+    _list(console, suspicious)
+    if notes:
+        console.print("worth knowing:")
+        _list(console, notes)
+
+
+def _list(console: Console, findings: Sequence[Finding]) -> None:
     for problems, remedy in grouped(findings):
         for problem in problems:
             console.print(f"  {problem}", markup=False)

@@ -366,7 +366,7 @@ def test_inspect_describes_a_dataset(dataset: Path, capsys: pytest.CaptureFixtur
 
 def test_inspect_counts_what_is_not_finite(dataset: Path, capsys: pytest.CaptureFixture[str]) -> None:
     def position() -> Statistics:
-        with open_dataset(dataset, allow_nan=True) as source:
+        with open_dataset(dataset) as source:
             return Profile(source, Checks(source), (2, 16, 8)).columns["position"]
 
     clean = EpisodeStore(dataset).read(["position"])["position"].astype(np.float64)
@@ -389,7 +389,7 @@ def test_inspect_counts_what_is_not_finite(dataset: Path, capsys: pytest.Capture
     np.testing.assert_allclose(statistics.mean[1], np.delete(clean[:, 1], 5).mean())
     assert cli.main(["inspect", f"dataset={dataset}"]) == 0
     text = capsys.readouterr().out
-    assert "'position' has 2 NaN or infinite numbers, the first in episode 0" in text
+    assert "'position' has 2 NaN or infinite numbers in 2 episodes: episode 0, episode 1" in text
     assert "'mass' is constant" in text
 
 
