@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.progress import track
 
 from flowleap.datasets.columns import ACTION, Episode
+from flowleap.datasets.images import NoImages
 from flowleap.datasets.interface import Dataset
 from flowleap.datasets.quality.repairs import Repairs
 from flowleap.policy.core.actions import Relative
@@ -38,11 +39,28 @@ def convert(source: Dataset, plan: Plan, writer: Any) -> None:
     numbers = [key for key in plan.keys if not source.fields[key].image]
     source.check_finite((index, source.episode(index, numbers)) for index in rest)
     for index in track(rest, "converting", console=console, transient=True, disable=quiet):
-        columns = plan.transform(source.episode(index, plan.keys))
+        columns = plan.transform(_episode(source, index, plan.keys))
         try:
             writer.add(columns, source.seed(index))
         except FlowleapError as error:
             raise FlowleapError(f"'{source.path}', {source.label(index)}: {error}") from error
+
+
+def _episode(source: Dataset, index: int, keys: Sequence[str]) -> Episode:
+    """Read an episode; where it holds no images, say which of those after it do not, too."""
+    try:
+        return source.episode(index, keys)
+    except NoImages as error:
+        bad = [index, *(i for i in range(index + 1, source.n_episodes) if _is_broken(source, i, error.key))]
+        raise FlowleapError(f"{error.problem}; leave out {source.leave_out(bad, [error.key])}") from error
+
+
+def _is_broken(source: Dataset, index: int, key: str) -> bool:
+    try:
+        source.episode(index, [key])
+    except NoImages:
+        return True
+    return False
 
 
 def with_repairs(plan: Plan, source: Dataset, fix: Sequence[str]) -> Plan:

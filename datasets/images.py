@@ -25,7 +25,16 @@ _ROUNDING = 2e-3  # of the range, by which resizing filters overshoot
 
 
 class NoImages(FlowleapError):
-    """Frames of a column hold numbers that are none of the images that it holds elsewhere."""
+    """Frames of a column hold numbers that are none of the images that it holds elsewhere.
+
+    Attributes:
+        key: the column.
+        problem: what is wrong, without a remedy.
+    """
+
+    def __init__(self, key: str, problem: str, remedy: str) -> None:
+        self.key, self.problem = key, problem
+        super().__init__(f"{problem}; {remedy}")
 
 
 @dataclass(frozen=True)

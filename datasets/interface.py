@@ -339,7 +339,7 @@ class Dataset(ABC):
             return self.pictures[key](frames) if key in self.pictures else frames
         except FlowleapError as error:
             remedy = f"leave it out with keys=[-{key}], or repair it"
-            raise NoImages(f"'{self.path}', {where}: '{key}' {error}; {remedy}") from error
+            raise NoImages(key, f"'{self.path}', {where}: '{key}' {error}", remedy) from error
 
     def _in_dtype(self, index: int, key: str, values: NDArray) -> NDArray:
         """Return a column in the dataset's dtype; raise where that could change a value."""

@@ -27,7 +27,11 @@ def chosen_episodes(which: Which, n: int, name: str, path: Any) -> list[int]:
         FlowleapError: it names none, or one that is not there.
     """
     if isinstance(which, int) and not isinstance(which, bool):
-        which = [f":{which}"] if which > 0 else []
+        if which < 1:
+            raise FlowleapError(
+                f"{name}={which} must be a whole number >= 1, a slice '10:20' or a list [0,2,5]"
+            )
+        which = [f":{which}"]
     parts = [which] if isinstance(which, str) else which
     found: list[int] = []
     try:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import importlib
 import itertools
+import logging
 import math
 import os
 import warnings
@@ -374,6 +375,8 @@ class EpisodeStore(Source):
         try:
             return np.asarray(array[start:stop])
         except Exception as error:  # each codec has its own way to fail
+            # zarr leaves the tasks of other chunks behind, of which asyncio would speak when the program ends.
+            logging.getLogger("asyncio").setLevel(logging.CRITICAL + 1)
             raise self._wrong(f": {self._damage(array, range(*wanted), error)}") from error
 
     def _check_chunks(self, array: zarr.Array, first: int, last: int) -> None:

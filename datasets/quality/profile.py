@@ -161,7 +161,9 @@ class Profile:
         try:
             return self._source.episode(index, [key])[key][self.places(index, most)]
         except NoImages as error:
-            self._unreadable.setdefault(key, str(error))
+            self._unreadable.setdefault(key, error.problem)
+            if index not in self._broken.setdefault(key, []):
+                self._broken[key].append(index)
             return np.empty((0, *self._source.fields[key].shape), self._source.fields[key].dtype)
 
     def places(self, index: int, most: int) -> NDArray[np.int64]:
@@ -284,7 +286,11 @@ class Profile:
             )
         for key in self.columns:
             if key in self._unreadable:
-                found.append(Finding(self._unreadable[key], "training refuses such images"))
+                broken = self._broken[key]
+                where = some([self._source.label(i) for i in broken])
+                problem = f"{self._unreadable[key]} (in {len(broken)} episodes: {where})"
+                ways = self._source.leave_out(broken, [key])
+                found.append(Finding(problem, f"training refuses such images: leave out {ways}"))
         return found
 
 
