@@ -47,12 +47,14 @@ def convert(source: Dataset, plan: Plan, writer: Any) -> None:
 
 
 def _episode(source: Dataset, index: int, keys: Sequence[str]) -> Episode:
-    """Read an episode; where it holds no images, say which of those after it do not, too."""
+    """Read an episode; where a camera holds no images, name all episodes from there on in which one does not."""
     try:
         return source.episode(index, keys)
     except NoImages as error:
-        bad = [index, *(i for i in range(index + 1, source.n_episodes) if _is_broken(source, i, error.key))]
-        raise FlowleapError(f"{error.problem}; leave out {source.leave_out(bad, [error.key])}") from error
+        rest, cameras = range(index, source.n_episodes), [key for key in keys if source.fields[key].image]
+        bad = {key: [i for i in rest if _is_broken(source, i, key)] for key in cameras}
+        ways = source.leave_out([i for found in bad.values() for i in found], [k for k in bad if bad[k]])
+        raise FlowleapError(f"{error.problem}; leave out {ways}") from error
 
 
 def _is_broken(source: Dataset, index: int, key: str) -> bool:

@@ -28,12 +28,11 @@ class NoImages(FlowleapError):
     """Frames of a column hold numbers that are none of the images that it holds elsewhere.
 
     Attributes:
-        key: the column.
         problem: what is wrong, without a remedy.
     """
 
-    def __init__(self, key: str, problem: str, remedy: str) -> None:
-        self.key, self.problem = key, problem
+    def __init__(self, problem: str, remedy: str) -> None:
+        self.problem = problem
         super().__init__(f"{problem}; {remedy}")
 
 

@@ -339,7 +339,7 @@ class Dataset(ABC):
             return self.pictures[key](frames) if key in self.pictures else frames
         except FlowleapError as error:
             remedy = f"leave it out with keys=[-{key}], or repair it"
-            raise NoImages(key, f"'{self.path}', {where}: '{key}' {error}", remedy) from error
+            raise NoImages(f"'{self.path}', {where}: '{key}' {error}", remedy) from error
 
     def _in_dtype(self, index: int, key: str, values: NDArray) -> NDArray:
         """Return a column in the dataset's dtype; raise where that could change a value."""
@@ -384,7 +384,7 @@ def _listed(numbers: Sequence[int]) -> str:
 
 def quoted(word: str) -> str:
     """A word of a list on the command line, in quotes if its grammar needs them."""
-    if re.fullmatch(r"[\w./*-]+", word):
+    if re.fullmatch(r"-?[^\W\d][\w./*-]*", word):  # `-0` would be read as the number 0
         return word
     return '"' + word.replace("\\", "\\\\").replace('"', '\\"') + '"'
 
@@ -418,11 +418,25 @@ class _Arrays(Dataset):
         if picture is None or (picture.summary() is None and not picture.views):
             return stored
         if key not in self._views or self._views[key][0] is not picture:
-            read = np.empty((len(stored), *picture.key.shape), picture.key.dtype)
-            for rows in np.array_split(np.arange(len(stored)), -(-len(stored) // _BLOCK_FRAMES)):
-                read[rows] = self.picture(key, stored.take(rows, axis=0), f"frames from {rows[0]}")
-            self._views[key] = picture, read
+            self._views[key] = picture, self._converted(key, np.arange(len(stored)))
         return self._views[key][1]
+
+    def images(self, keys: Sequence[str], cache_bytes: int, episodes: Sequence[int]) -> Columns:
+        """Image columns of some episodes; what the others hold is not looked at."""
+        rows = self.rows(episodes)
+        return {
+            key: self._converted(key, rows) if key in self.pictures else self._columns[key].take(rows, axis=0)
+            for key in keys
+        }
+
+    def _converted(self, key: str, rows: NDArray[np.int64]) -> NDArray:
+        """Some frames of a column of images as they are read."""
+        obs = self.pictures[key].key
+        read = np.empty((len(rows), *obs.shape), obs.dtype)
+        for part in np.array_split(np.arange(len(rows)), -(-len(rows) // _BLOCK_FRAMES)):
+            frames = self._columns[key].take(rows[part], axis=0)
+            read[part] = self.picture(key, frames, f"frames from {rows[part[0]]}")
+        return read
 
     def _in_dtype(self, index: int, key: str, values: NDArray) -> NDArray:
         return values

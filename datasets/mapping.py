@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -10,7 +10,7 @@ import numpy as np
 
 from flowleap.datasets import roles
 from flowleap.datasets.columns import ACTION, CACHE_BYTES, Columns, Episode, check_key, vectors
-from flowleap.datasets.interface import Dataset
+from flowleap.datasets.interface import Dataset, NotFinite
 from flowleap.datasets.selection import View
 from flowleap.policy.core.errors import FlowleapError, suggest
 from flowleap.policy.core.spec import ObsKey
@@ -141,15 +141,25 @@ class Mapped(View):
     def columns(self, keys: Sequence[str] | None = None, cache_bytes: int = CACHE_BYTES) -> Columns:
         """Columns of all episodes."""
         wanted = self._wanted(keys)
-        images = [key for key in wanted if self.lends_images and self.fields[key].kind == "rgb"]
+        images = [key for key in wanted if self.lends_images and self.fields[key].image]
         columns: dict[str, Any] = dict(super().columns([k for k in wanted if k not in images] or [ACTION]))
-        whole = self._whole.columns([self._old[key] for key in images], cache_bytes) if images else {}
-        return columns | {key: whole[self._old[key]] for key in images}
+        if images:
+            columns |= self._lent(images, lambda old: self._whole.columns(old, cache_bytes))
+        return {key: columns[key] for key in wanted}
 
     def images(self, keys: Sequence[str], cache_bytes: int, episodes: Sequence[int]) -> Columns:
         """Image columns of some episodes, where they are lent."""
-        whole = self._whole.images([self._old[key] for key in keys], cache_bytes, episodes)
-        return {key: whole[self._old[key]] for key in keys}
+        return self._lent(keys, lambda old: self._whole.images(old, cache_bytes, episodes))
+
+    def _lent(self, keys: Sequence[str], read: Callable[[list[str]], Columns]) -> Columns:
+        """Images of the other dataset, and what is not finite in them, by the names here."""
+        old = {key: self._old[key] for key in keys}
+        try:
+            columns = read(list(old.values()))
+        except NotFinite as error:
+            bad = {key: error.bad[name] for key, name in old.items() if name in error.bad}
+            raise NotFinite(self, bad, error.first) from error
+        return {key: columns[name] for key, name in old.items()}
 
     def _read(self, index: int, keys: Sequence[str]) -> Episode:
         actions = (self._parts or [ACTION]) if ACTION in keys else []

@@ -180,7 +180,10 @@ class EpisodeStore(Source):
         for index, problem in self._disorders.items() if not self.lenient else ():
             raise self._wrong(f", {self.label(index)}: {problem}; {order.REMEDY}")
         images = [key for key in keys if key in self.fields and self.fields[key].image]
-        columns: dict[str, Any] = dict(self.read([key for key in keys if key not in images]))
+        numbers = self.read([key for key in keys if key not in images])
+        bounds = enumerate(zip(self._starts, self.episode_ends, strict=True))
+        self.check_finite((index, {k: v[a:b] for k, v in numbers.items()}) for index, (a, b) in bounds)
+        columns: dict[str, Any] = dict(numbers)
         if ACTION in columns:
             columns[ACTION] = vectors(columns[ACTION])
         return columns | dict(self.images(images, cache_bytes))
@@ -194,12 +197,11 @@ class EpisodeStore(Source):
             cache_bytes -= columns[key].nbytes if columns[key].cached else 0
         return columns
 
-    def read(self, keys: Sequence[str], episodes: slice | None = None, allow_nan: bool = False) -> Episode:
+    def read(self, keys: Sequence[str], episodes: slice | None = None) -> Episode:
         """Read numeric columns, key -> [frames, *shape], of all episodes or of a contiguous slice of them.
 
         Raises:
-            FlowleapError: a key is unknown or not numeric, a chunk is missing or damaged, or a value is not
-                finite (see `check_finite`) and `allow_nan` is false.
+            FlowleapError: a key is unknown or not numeric, or a chunk is missing or damaged.
         """
         first, last, step = (episodes or slice(None)).indices(self.n_episodes)
         if step != 1:
@@ -207,11 +209,7 @@ class EpisodeStore(Source):
         if first >= last:
             return {key: np.empty((0, *self.shape(key)), self.dtype(key)) for key in keys}
         start, stop = int(self._starts[first]), int(self.episode_ends[last - 1])
-        columns = {key: self._load(self.array(key), start, stop) for key in keys}
-        if not allow_nan:
-            bounds = [(i, self._starts[i] - start, self.episode_ends[i] - start) for i in range(first, last)]
-            self.check_finite((i, {k: v[a:b] for k, v in columns.items()}) for i, a, b in bounds)
-        return columns
+        return {key: self._load(self.array(key), start, stop) for key in keys}
 
     def _read(self, index: int, keys: Sequence[str]) -> Episode:
         """Read some columns of one episode, from a block of episodes: neighbours share chunks."""
@@ -222,10 +220,10 @@ class EpisodeStore(Source):
             fits = np.searchsorted(self.episode_ends, self._starts[index] + frames, "right")
             first, last = index, max(index + 1, int(fits))
             try:
-                columns = self.read(keys, slice(first, last), allow_nan=True)
+                columns = self.read(keys, slice(first, last))
             except FlowleapError:  # perhaps only a later episode is damaged
                 last = first + 1
-                columns = self.read(keys, slice(first, last), allow_nan=True)
+                columns = self.read(keys, slice(first, last))
             self._block = (first, last, columns)
         start, offset = int(self._starts[index]), int(self._starts[first])
         return {key: columns[key][start - offset : self.episode_ends[index] - offset] for key in keys}
@@ -246,7 +244,7 @@ class EpisodeStore(Source):
         """Episode -> what `disorder` says of it."""
         found: dict[int, str] = {}
         for key in self._ordering:
-            values = self.read([key], allow_nan=True)[key]
+            values = self.read([key])[key]
             for index, (start, stop) in enumerate(zip(self._starts, self.episode_ends, strict=True)):
                 problem = order.problem(values[start:stop])
                 if problem is not None:

@@ -227,10 +227,8 @@ class Checks:
         problem = (
             f"rows out of order or doubled in {len(found)} episodes: {named}; in the first, {found[0][1]}"
         )
-        remedy = (
-            f"training refuses them: repair the rows, or drop=[{','.join(str(index) for index, _ in found)}]"
-        )
-        return [Finding(problem, remedy)]
+        ways = self.leave_out([index for index, _ in found])
+        return [Finding(problem, f"training refuses them: repair the rows, or leave out {ways}")]
 
     def _times(self, gaps: list[int], odd: list[int]) -> list[Finding]:
         """Gaps between time stamps, episodes of a rate of their own, and a rate other than the Spec's."""
@@ -242,7 +240,7 @@ class Checks:
             problem = (
                 f"time stamps of another rate than in the other episodes in {len(odd)}: {self.name(odd)}"
             )
-            found.append(Finding(problem, "resample these episodes, or leave them out with drop=[...]"))
+            found.append(Finding(problem, f"resample these episodes, or leave out {self.leave_out(odd)}"))
         stated, measured = self._source.spec.control_hz, self.measured_hz
         if stated and measured and abs(measured / stated - 1) > _RATE:
             problem = f"the time stamps say {measured:.4g} Hz, the Spec says {stated:.4g} Hz"

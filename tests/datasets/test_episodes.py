@@ -211,9 +211,9 @@ def test_not_a_number_is_located(tmp_path: Path) -> None:
     group["data/state"][12, 1] = np.nan
     store = EpisodeStore(tmp_path / "a.zarr")
     with pytest.raises(FlowleapError, match=r"episode 1: 'state' is not finite at frame 2; .* drop=\[1\]"):
-        store.read(["action", "state"])
+        store.columns(["action", "state"])
     assert np.isnan(store.episode(1)["state"]).sum() == 1
-    assert np.isnan(store.read(["state"], allow_nan=True)["state"]).sum() == 1
+    assert np.isnan(store.read(["state"])["state"]).sum() == 1
     assert store.episode(0)["state"].shape == (10, 3)
 
 

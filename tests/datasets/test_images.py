@@ -14,6 +14,7 @@ import zarr
 from flowleap.datasets.dataset import Dataset, open_dataset
 from flowleap.datasets.frames import Frames
 from flowleap.datasets.images import Picture, recognise
+from flowleap.datasets.selection import Selected
 from flowleap.policy.core.errors import FlowleapError
 from flowleap.policy.core.spec import ObsKey, Spec
 from flowleap.policy.core.views import View, choose_view
@@ -347,6 +348,17 @@ def test_some_episodes_of_some_cameras_are_read_smaller(tmp_path: Path) -> None:
         np.testing.assert_array_equal(seen[0], small[[7]])
         on_disk = dataset.columns(cache_bytes=0)["top"]
         np.testing.assert_array_equal(on_disk.take(np.array([3, 1]), axis=0), small[[8, 6]])
+
+
+def test_images_in_memory_of_dropped_episodes_are_not_looked_at() -> None:
+    images = np.random.default_rng(0).integers(0, 256, (9, 16, 20, 3)) / np.float32(255)
+    columns = {"cam": images.copy(), "action": np.zeros((9, 2), np.float32)}
+    columns["cam"][4] = np.nan
+    source = Dataset.from_arrays(columns, [3, 6, 9])
+    with pytest.raises(FlowleapError, match="NaN"):
+        source.columns()
+    kept = Selected(source, drop=[1]).columns()["cam"]
+    np.testing.assert_array_equal(kept, np.rint(255 * images[[0, 1, 2, 6, 7, 8]]).astype(np.uint8))
 
 
 def test_small_frames_of_a_large_camera_fit_into_the_cache(tmp_path: Path) -> None:

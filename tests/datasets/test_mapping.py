@@ -10,6 +10,7 @@ import pytest
 from layouts import LAYOUTS, write_lerobot, write_npz, write_robomimic, write_zarr
 
 from flowleap.datasets.dataset import open_dataset
+from flowleap.datasets.frames import Frames
 from flowleap.envs.task_data import load_columns
 from flowleap.policy.core.errors import FlowleapError
 from flowleap.policy.core.spec import ObsKey
@@ -139,6 +140,12 @@ def test_images_of_a_store_under_another_name(tmp_path: Path) -> None:
     path = write_zarr(tmp_path / "x.zarr", recording("pos", "cmd"))
     images = np.random.default_rng(0).integers(0, 255, (8, 16, 16, 3), np.uint8)
     zarr.open_group(path, mode="a").create_array("data/cam_high", data=images)
+    depth = np.random.default_rng(1).uniform(0.5, 3, (8, 16, 16)).astype(np.float32)
+    zarr.open_group(path, mode="a").create_array("data/depth_high", data=depth)
+    with open_dataset(path, action="cmd", rename={"deep": "depth_high"}) as source:
+        frames = source.columns()["deep"]
+        assert isinstance(frames, Frames)
+        np.testing.assert_array_equal(frames.take(np.arange(8))[..., 0], depth)
     with open_dataset(path, action="cmd", rename={"top": "cam_high"}, drop=[0]) as source:
         assert source.spec.observations["top"] == ObsKey((16, 16, 3), "uint8", "rgb")
         windows = load_columns(None, source).windows()

@@ -11,6 +11,7 @@ from layouts import LAYOUTS
 
 from flowleap.datasets import order
 from flowleap.datasets.dataset import open_dataset
+from flowleap.datasets.quality.checks import Checks
 from flowleap.envs.task_data import load_columns
 from flowleap.policy.core.errors import FlowleapError
 from flowleap.scripts.cli import main as cli
@@ -56,6 +57,9 @@ def test_every_format_refuses_and_inspects(
         out = " ".join(capsys.readouterr().out.split())
         assert re.search(f"rows out of order or doubled in 1 episodes: .*'{key}' {says}", out)
         assert "drop=[1]" in out
+        with open_dataset(path, lenient=True, drop=[0]) as source:  # where it is the first one
+            remedies = [f.remedy for f in Checks(source).findings if "rows out of order" in f.problem]
+            assert [re.findall(r"drop=\S+", remedy) for remedy in remedies] == [["drop=[0,1]"]]
     fine = LAYOUTS[kind](tmp_path / "fine", episodes(key, values["fine"]))
     with open_dataset(fine) as source:
         assert load_columns(None, source).n_frames == 18

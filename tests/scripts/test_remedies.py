@@ -156,3 +156,50 @@ def test_what_is_advised_about_cameras_works(
         np.testing.assert_array_equal(frames.take(np.arange(2 * T)), still[rows])
     with open_dataset(path, drop=[1, 3, 4]) as source:
         assert Profile(source, Checks(source), (1, 1, 1)).findings == []
+
+
+@pytest.mark.parametrize("chosen", [[], ["keys=[top,state]"], ["keys=[state,top]", "drop=[0]"]])
+def test_what_is_advised_about_a_renamed_camera_works(
+    tmp_path: Path, chosen: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    rng = np.random.default_rng(0)
+    images = rng.random((E * T, 16, 20, 3)).astype(np.float32)
+    images[[T + 2, 3 * T]] = np.nan
+    group = zarr.create_group(tmp_path / "c.zarr", zarr_format=2)
+    columns = {"cam": images, "state": rng.normal(size=(E * T, 3)).astype(np.float32)}
+    columns["action"] = rng.normal(size=(E * T, 2)).astype(np.float32)
+    for key, x in columns.items():
+        group.create_array(f"data/{key}", data=x, chunks=(10, *x.shape[1:]))
+    group.create_array("meta/episode_ends", data=np.arange(1, E + 1) * T)
+    dropped = "drop=[0,1,3]" if "drop=[0]" in chosen else "drop=[1,3]"
+    without = "keys=[state]" if chosen else "keys=[-top]"
+    words = [f"dataset={tmp_path}/c.zarr", "rename={top:cam}"]
+    small = [f"run_dir={tmp_path}/run", "trainer.steps=1", "trainer.device=cpu", "trainer.progress=false"]
+    assert cli.main(["train", *words, *chosen, *small]) == 1
+    assert options(capsys.readouterr().err) == [dropped, without]
+    words[0] = f"source={tmp_path}/c.zarr"
+    assert cli.main(["convert", *words, *chosen, f"out={tmp_path}/o.zarr"]) == 1
+    assert options(capsys.readouterr().err) == [dropped, without]
+    assert cli.main(["convert", *words, *chosen, f"out={tmp_path}/a.zarr", without]) == 0
+    with open_dataset(tmp_path / "a.zarr") as source:
+        assert list(source.spec.observations) == ["state"]
+    rest = [word for word in chosen if not word.startswith("drop")]
+    assert cli.main(["convert", *words, *rest, f"out={tmp_path}/b.zarr", dropped]) == 0
+    with open_dataset(tmp_path / "b.zarr") as source:
+        assert source.n_episodes == (4 if "0" in dropped else 5)
+        assert source.spec.observations["top"].image
+
+
+def test_a_column_whose_name_is_a_number_is_left_out_as_advised(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    columns = {"0": rng.normal(size=(E * T, 3)), "1": rng.normal(size=(E * T, 2))}
+    columns |= {"action": rng.normal(size=(E * T, 2)), "episode_ends": np.arange(1, E + 1) * T}
+    columns["0"][T] = np.nan
+    np.savez(tmp_path / "d.npz", **columns)
+    with open_dataset(tmp_path / "d.npz") as source, pytest.raises(FlowleapError) as error:
+        source.columns()
+    advised = options(str(error.value))
+    assert advised == ["drop=[1]", 'keys=["-0"]']
+    assert cli.main(["convert", f"source={tmp_path}/d.npz", f"out={tmp_path}/o.zarr", advised[1]]) == 0
+    with open_dataset(tmp_path / "o.zarr") as source:
+        assert list(source.spec.observations) == ["1"]
