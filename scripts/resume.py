@@ -61,8 +61,8 @@ class Resumed:
                 f"{error}; if the data of {self.run_dir} are elsewhere now, add dataset=PLACE"
             ) from error
 
-    def check_data(self, digest: Mapping[str, Any]) -> None:
-        """Raise `FlowleapError` if the data are not those that the run was trained on, unless that was asked for."""
+    def has_other_data(self, digest: Mapping[str, Any]) -> bool:
+        """Whether the data are not those that the run was trained on; raise `FlowleapError` if nobody asked for it."""
         stored = self.info.get("data")
         if not isinstance(stored, dict):  # a run of flowleap 0.1
             counts = {key: self.info.get(key) for key in ("episodes", "frames")}
@@ -75,6 +75,7 @@ class Resumed:
                 f"{self.cfg.dataset} holds other data than {self.run_dir} was trained on: {', '.join(found)}; give "
                 "the run's own with dataset=PLACE, or train on with these: resume_other_data=true"
             )
+        return bool(found)
 
 
 def resumed(cfg: DictConfig) -> Resumed:

@@ -76,8 +76,7 @@ def main(cfg: DictConfig) -> Path:
         unused = {} if task else _unused(dataset, data)
         read_at = os.path.abspath(dataset.path)
     recorded, digest = data.n_episodes, data.attrs["digest"]
-    if before:
-        before.check_data(digest)
+    other_data = before.has_other_data(digest) if before else False
     if cfg.data.mirror:
         data = with_mirrored(task, data)
     window = {name: cfg[name] for name in asdict(WINDOW)}
@@ -107,7 +106,7 @@ def main(cfg: DictConfig) -> Path:
         print_plan(trainer, spec, info)
         return run_dir
     if before:
-        trainer.resume(before.checkpoint, other_data=cfg.resume_other_data)
+        trainer.resume(before.checkpoint, other_data)
     if trainer.accelerator.is_main_process:
         run_dir.mkdir(parents=True, exist_ok=True)
         OmegaConf.save(OmegaConf.create(escaped(plain(cfg))), run_dir / CONFIG)
