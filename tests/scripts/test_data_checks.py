@@ -85,6 +85,10 @@ def test_time_stamps_against_the_rate(tmp_path: Path) -> None:
     odd[3]["timestamp"] *= 2
     (problem,) = findings(tmp_path / "odd.zarr", odd)
     assert problem == "time stamps of another rate than in the other episodes in 1: episode 3"
+    with open_dataset(tmp_path / "odd.zarr", drop=[0]) as source:
+        (finding,) = Checks(source).findings
+    assert finding.problem.endswith("episode 3")
+    assert finding.remedy == "resample these episodes, or leave out the episodes with drop=[0,3]"
     back = episodes()
     back[4]["timestamp"][[10, 11]] = back[4]["timestamp"][[11, 10]]
     with EpisodeWriter(tmp_path / "back.zarr", SPEC) as writer:
