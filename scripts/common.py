@@ -81,9 +81,12 @@ def apart(work: Callable[..., Any], *args: Any) -> Any:
 def peak_megabytes() -> float:
     """The largest resident size of this process so far, in MB."""
     status = Path("/proc/self/status")
-    if status.exists():  # Linux, where getrusage gives a fresh process the peak of its parent
-        return int(status.read_text().partition("VmHWM:")[2].split()[0]) / 1e3
+    peak = status.read_text().partition("VmHWM:")[2].split() if status.exists() else []
+    if (
+        peak
+    ):  # Linux, where getrusage gives a fresh process the peak of its parent; some sandboxes leave it out
+        return int(peak[0]) / 1e3
     import resource  # Windows has none
 
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / (1e6 if sys.platform == "darwin" else 1e3)
+    largest = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return largest / (1e6 if sys.platform == "darwin" else 1e3)

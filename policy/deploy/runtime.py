@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from flowleap.policy.core.errors import FlowleapError, require_whole, suggest
+from flowleap.policy.core.errors import FlowleapError, optional_import, require_whole, suggest
 from flowleap.policy.core.spec import Spec, read_json
 from flowleap.policy.deploy.onnx_file import refuse_external_data
 
@@ -148,8 +148,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
 
 def _open_session(file: Path, sha256: str, threads: int) -> Any:
     """Check the bytes of the model, then hand these very bytes to onnxruntime."""
-    import onnxruntime
-
+    onnxruntime = optional_import("onnxruntime", extra="deploy")
     try:
         model = file.read_bytes()
     except OSError as error:
