@@ -126,12 +126,13 @@ def apart(work: Callable[..., Any], *args: Any) -> Any:
 def peak_megabytes() -> float:
     """The largest resident size of this process so far, in MB."""
     status = Path("/proc/self/status")
-    if status.exists():  # Linux, where getrusage gives a fresh process the peak of its parent
-        return int(status.read_text().partition("VmHWM:")[2].split()[0]) / 1e3
+    known = status.read_text().partition("VmHWM:")[2].split() if status.exists() else []
+    if known:  # Linux, unless a sandbox hides it; getrusage gives a fresh process the peak of its parent there
+        return int(known[0]) / 1e3
     peak: float | None = getattr(psutil.Process().memory_info(), "peak_wset", None)
     if peak is not None:  # Windows, which has no `resource`
         return peak / 1e6
     import resource
 
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / (1e6 if sys.platform == "darwin" else 1e3)
+    largest = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return largest / (1e6 if sys.platform == "darwin" else 1e3)

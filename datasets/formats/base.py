@@ -137,7 +137,7 @@ class Writer(ABC):
 
     @abstractmethod
     def _open(self) -> None:
-        """Begin, at the target's temporary name."""
+        """Begin, under the temporary name."""
 
     @abstractmethod
     def _write(self, columns: Episode, length: int, seed: int | None) -> None:

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from flowleap.policy.core.errors import FlowleapError, require_int, require_whole, suggest
+from flowleap.policy.core.errors import FlowleapError, optional_import, require_int, require_whole, suggest
 from flowleap.policy.core.inputs import InputCheck, Range, Unusual, image_advice
 from flowleap.policy.core.noise import ancestral_noise
 from flowleap.policy.core.spec import ObsKey, Spec, read_json
@@ -168,8 +168,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
 
 def _open_session(file: Path, sha256: str, threads: int) -> Any:
     """Check the bytes of the model, then hand these very bytes to onnxruntime."""
-    import onnxruntime
-
+    onnxruntime = optional_import("onnxruntime", extra="deploy")
     try:
         model = file.read_bytes()
     except OSError as error:

@@ -87,17 +87,20 @@ def describe(parameter: Parameter) -> str:
 
 def _compose(app: Any, verb: str, overrides: Sequence[str]) -> DictConfig:
     """Compose with the overrides; where that fails, with those that can be added one after the other."""
+
+    def compose(words: Sequence[str]) -> DictConfig:
+        # A sweep's configuration tolerates groups that are still to be chosen.
+        config: DictConfig = app.compose_config(verb, list(words), RunMode.MULTIRUN, from_shell=False)
+        return config
+
+    with suppress(CompactHydraException, OmegaConfBaseException):
+        return compose(overrides)
     accepted: list[str] = []
-    for words in (list(overrides), *([word] for word in overrides), []):
+    for override in overrides:
         with suppress(CompactHydraException, OmegaConfBaseException):
-            # A sweep's configuration tolerates groups that are still to be chosen.
-            config: DictConfig = app.compose_config(
-                verb, [*accepted, *words], RunMode.MULTIRUN, from_shell=False
-            )
-            accepted += words
-            if accepted == list(overrides):
-                break
-    return config
+            compose([*accepted, override])
+            accepted.append(override)
+    return compose(accepted)
 
 
 def help_text(verb: str, overrides: Sequence[str] = ()) -> str:

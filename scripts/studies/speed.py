@@ -51,9 +51,8 @@ def main(cfg: DictConfig) -> dict[str, Any]:
         raise UsageError(f"what={cfg.what} is none of {', '.join(measures)}")
     results = {"command": command("speed"), **measures[cfg.what](cfg)}
     if cfg.results:
-        name = (
-            f"speed_{cfg.backbone.name}" if cfg.what == "training" else f"{cfg.what.removesuffix('s')}_speed"
-        )
+        training = cfg.what == "training"
+        name = f"speed_{cfg.backbone.name}" if training else f"{cfg.what.removesuffix('s')}_speed"
         say(f"results: {write_results(Path(cfg.results) / f'{name}.json', results)}")
     return results
 
