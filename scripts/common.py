@@ -82,9 +82,7 @@ def peak_megabytes() -> float:
     """The largest resident size of this process so far, in MB."""
     status = Path("/proc/self/status")
     peak = status.read_text().partition("VmHWM:")[2].split() if status.exists() else []
-    if (
-        peak
-    ):  # Linux, where getrusage gives a fresh process the peak of its parent; some sandboxes leave it out
+    if peak:  # Linux, unless a sandbox hides it; getrusage gives a fresh process the peak of its parent there
         return int(peak[0]) / 1e3
     import resource  # Windows has none
 
