@@ -127,7 +127,8 @@ def peak_megabytes() -> float:
     """The largest resident size of this process so far, in MB."""
     status = Path("/proc/self/status")
     known = status.read_text().partition("VmHWM:")[2].split() if status.exists() else []
-    if known:  # Linux, unless a sandbox hides it; getrusage gives a fresh process the peak of its parent there
+    # Linux, unless a sandbox hides it; getrusage gives a fresh process the peak of its parent there.
+    if known:
         return int(known[0]) / 1e3
     peak: float | None = getattr(psutil.Process().memory_info(), "peak_wset", None)
     if peak is not None:  # Windows, which has no `resource`

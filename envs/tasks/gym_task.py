@@ -1,8 +1,9 @@
 """any gymnasium environment with Box observations and actions, by its id, or as module:<EnvId>
 
 A Box observation becomes the key `observations`, as Minari calls it; the keys of a Dict keep their names, those of
-nested Dict and Tuple spaces are joined as Minari does (`robot.qpos`, `pair._index_0`). Images [H, W, 3] of uint8 stay
-as they are, all other numbers become float32. The score is the return; success is reported beside it where the
+nested Dict and Tuple spaces are joined as Minari does (`robot.qpos`, `pair._index_0`). Images are recognised as
+those of datasets are (`datasets.images`): channels first, one channel, floats from 0 to 1, depth; all other numbers
+become float32. The score is the return; success is reported beside it where the
 environment's `info` has `success` or `is_success`.
 
 Environments of other packages are known once installed, if they register themselves through the entry point
@@ -34,6 +35,7 @@ from gymnasium.envs import registration
 from gymnasium.envs.registration import EnvSpec
 from gymnasium.spaces import Box, Dict, Space, Tuple
 
+from flowleap.datasets.images import Picture, recognise, too_many
 from flowleap.envs.checks import check_step
 from flowleap.envs.rendering import choose_gl
 from flowleap.envs.task import Observation, Scoring, Task
@@ -85,6 +87,7 @@ class GymEnv(gymnasium.Wrapper[Observation, np.ndarray, Any, Any]):
         own_generators: give it global random generators of its own, seeded by the episode; for environments that draw
             from those of numpy and Python.
         reports_success: whether the infos of the steps so far told of success.
+        pictures: key -> how the environment gives images, and what makes of them those of a policy.
     """
 
     def __init__(self, wanted: _Wanted, own_generators: bool = False, render_mode: str | None = None) -> None:
@@ -97,7 +100,10 @@ class GymEnv(gymnasium.Wrapper[Observation, np.ndarray, Any, Any]):
         self._raw: dict[str, Box] = {
             name: _box(wanted.task, key, leaves[key]) for key, name in self._names.items()
         }
-        spaces = {name: _frame_space(box) for name, box in self._raw.items()}
+        self.pictures = {
+            name: picture for name, box in self._raw.items() if (picture := _picture(wanted.task, name, box))
+        }
+        spaces = {name: _frame_space(box, self.pictures.get(name)) for name, box in self._raw.items()}
         self.observation_space = cast(Space[Observation], Dict(cast(Any, spaces)))
         self._spaces, self._steps = spaces, 0
         self.action_space = _action_space(wanted.task, self.env.action_space)
@@ -122,7 +128,15 @@ class GymEnv(gymnasium.Wrapper[Observation, np.ndarray, Any, Any]):
     def _observe(self, obs: Any) -> Observation:
         found = _values(self.env.observation_space, obs)
         raw = {name: found[key] for key, name in self._names.items() if key in found}
+        for key in self.pictures.keys() & raw.keys():
+            if self.pictures[key].key.kind == "depth":  # where nothing was measured
+                raw[key] = np.nan_to_num(raw[key], nan=0.0, posinf=0.0, neginf=0.0)
         check_step(self._task, self._raw, raw, self._steps)
+        for key in self.pictures.keys() & raw.keys():
+            try:
+                raw[key] = self.pictures[key](np.asarray(raw[key])[None])[0]
+            except FlowleapError as error:
+                raise FlowleapError(f"task {self._task}: observation '{key}' {error}") from error
         with np.errstate(over="ignore"):  # infinity is found by who looks at the observation
             return {key: np.asarray(raw[key], s.dtype).reshape(s.shape) for key, s in self._spaces.items()}
 
@@ -230,7 +244,7 @@ def _facts(name: str, imports: tuple[str, ...], wrappers: str, keys: str) -> _Fa
             period = getattr(env.env.unwrapped, "dt", 0.0)  # MuJoCo's and classic control's name for it, s
         spec = Spec(
             observations={
-                key: ObsKey(box.shape, box.dtype.name, "rgb" if _is_image(box) else "lowdim")
+                key: env.pictures[key].key if key in env.pictures else ObsKey(box.shape, box.dtype.name)
                 for key, box in env._spaces.items()
             },
             action_dim=int(cast(Box, env.action_space).shape[0]),
@@ -441,10 +455,34 @@ def _box(task: str, key: str, space: Space[Any]) -> Box:
     return space
 
 
-def _frame_space(space: Box) -> Box:
+def _picture(task: str, key: str, space: Box) -> Picture | None:
+    """How an observation is an image; None where it is none."""
+    column = ObsKey(space.shape, space.dtype.name)
+
+    def numbers() -> np.ndarray:
+        """The ends of what the space allows, and a third between them: whole only where brightness ends at 255."""
+        low, high = space.low.astype(np.float64), space.high.astype(np.float64)
+        with np.errstate(invalid="ignore"):
+            return np.stack([low, low + (high - low) / 3, high])
+
+    picture = recognise(key, column, numbers)
+    leave_out = "task.kwargs.keys=[...] names the observations to use"
+    if space.shape[0:1] == (4,) and isinstance(picture, Picture) and picture.channel_axis == 0:
+        # Of frames of one channel; datasets hold RGBA so, environments do not.
+        picture = "a stack of four frames? Leave that to n_obs_steps, and observe one frame"
+    elif isinstance(picture, Picture) and not space.is_bounded() and picture.key.kind != "depth":
+        picture = "an image without bounds, which would tell brightness from 0 to 1 from that from 0 to 255"
+    problem = picture if isinstance(picture, str) else None if picture else too_many(column)
+    if problem:
+        raise FlowleapError(f"{task}: observation '{key}' {space.shape} is {problem}; {leave_out}")
+    return picture if isinstance(picture, Picture) else None
+
+
+def _frame_space(space: Box, picture: Picture | None) -> Box:
     """The space of one observation key as the policy sees it."""
-    if _is_image(space):
-        return space
+    if picture:
+        far = picture.key.range[1] if picture.key.range else 255
+        return Box(0, far, picture.key.shape, np.dtype(picture.key.dtype).type)
     low, high = (np.atleast_1d(bound).astype(np.float32) for bound in (space.low, space.high))
     return Box(low, high, dtype=np.float32)
 
@@ -462,10 +500,6 @@ def _action_space(task: str, space: Space[Any]) -> Box:
         )
     low, high = space.low.astype(np.float32), space.high.astype(np.float32)
     return Box(low, high, dtype=np.float32)
-
-
-def _is_image(space: Box) -> bool:
-    return len(space.shape) == 3 and space.shape[2] == 3 and space.dtype == np.uint8
 
 
 def _success(info: dict[str, Any]) -> bool:

@@ -80,7 +80,7 @@ class Relative:
         convention: Any = target
         self.spec = replace(spec, action_convention=convention, source={**source, **told})
 
-    def __call__(self, actions: NDArray, observed: NDArray) -> NDArray:
+    def __call__(self, actions: NDArray[Any], observed: NDArray[Any]) -> NDArray[Any]:
         """Actions [..., A] with what was observed in their frames, [..., *shape], in the dtype of `actions`."""
         changed = np.array(actions)
         state = np.asarray(observed).reshape(*actions.shape[:-1], -1)[..., self._rows]
@@ -119,7 +119,7 @@ class OwnActions:
         self.spec = spec
         self.changes = bool(self._rotations or self._relative)
 
-    def __call__(self, actions: NDArray, obs: Mapping[str, NDArray] | None = None) -> NDArray:
+    def __call__(self, actions: NDArray[Any], obs: Mapping[str, NDArray[Any]] | None = None) -> NDArray[Any]:
         """Actions [..., A] -> [..., A']; `obs` are observations of the same frames, {key: [..., *shape]}."""
         if self._rotations:
             actions = self._rotations(actions)

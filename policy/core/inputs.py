@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Sequence
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,7 +15,7 @@ from flowleap.policy.core.spec import ObsKey
 Unusual = Literal["warn", "stop", "ignore"]
 """What is done about observations far outside of the range of training."""
 
-Range = tuple[NDArray, NDArray]
+Range = tuple[NDArray[Any], NDArray[Any]]
 FAR = 3.0  # of normalised numbers: beyond the range by as much again on either side
 
 
@@ -60,7 +60,7 @@ class InputCheck:
         self.range_of, self.unusual = range_of, unusual
         self._warned: set[str] = set()
 
-    def __call__(self, key: str, values: NDArray) -> None:
+    def __call__(self, key: str, values: NDArray[Any]) -> None:
         """Look at the values [B, To, *shape] of a low-dim key.
 
         Raises:

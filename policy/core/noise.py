@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import zlib
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 
-def ancestral_noise(noise: NDArray, draws: int) -> NDArray[np.float32]:
+def ancestral_noise(noise: NDArray[Any], draws: int) -> NDArray[np.float32]:
     """Noise [B, H, A] and what is drawn after it, together [B, draws, H, A].
 
     Each sample seeds its own: one noise, one action chunk, in torch and in the exported graph alike.

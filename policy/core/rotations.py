@@ -32,7 +32,7 @@ def _scipy() -> Any:
     return optional_import("scipy.spatial.transform", extra="formats").Rotation
 
 
-def matrix_from(kind: str, values: NDArray) -> NDArray[np.float64]:
+def matrix_from(kind: str, values: NDArray[Any]) -> NDArray[np.float64]:
     """[..., SIZES[kind]] -> [..., 3, 3].
 
     Raises:
@@ -58,7 +58,7 @@ def matrix_from(kind: str, values: NDArray) -> NDArray[np.float64]:
     return matrices.reshape(*np.shape(values)[:-1], 3, 3)
 
 
-def from_matrix(kind: str, matrix: NDArray) -> NDArray[np.float64]:
+def from_matrix(kind: str, matrix: NDArray[Any]) -> NDArray[np.float64]:
     """[..., 3, 3] -> [..., SIZES[kind]]; angles up to pi, quaternions with w >= 0."""
     matrix = np.asarray(matrix, np.float64)
     lead = matrix.shape[:-2]
@@ -77,7 +77,7 @@ def from_matrix(kind: str, matrix: NDArray) -> NDArray[np.float64]:
     return quaternion[..., :3] * np.where(sine > 0, angle / np.where(sine > 0, sine, 1.0), 2.0)
 
 
-def matrix_from_six(six: NDArray) -> NDArray[np.float64]:
+def matrix_from_six(six: NDArray[Any]) -> NDArray[np.float64]:
     """[..., 6] -> [..., 3, 3]: Gram-Schmidt on the two rows, then their cross product.
 
     Raises:
@@ -113,7 +113,8 @@ def _quaternion(m: NDArray[np.float64]) -> NDArray[np.float64]:
     best = np.argmax(np.diagonal(products, axis1=-2, axis2=-1), axis=-1)
     q = np.take_along_axis(products, best[..., None, None], axis=-2)[..., 0, :]
     q = q / np.linalg.norm(q, axis=-1, keepdims=True)
-    return np.where(q[..., 3:] < 0, -q, q)
+    positive: NDArray[np.float64] = np.where(q[..., 3:] < 0, -q, q)
+    return positive
 
 
 def parse_dims(given: Any, size: int, name: str) -> Dims:
@@ -186,7 +187,7 @@ class Rotations:
         told["rotation_of"] = source.get("rotation_of", self._kind)
         self.spec = replace(spec, action_dim=spec.action_dim + shift, source={**source, **told})
 
-    def __call__(self, actions: NDArray) -> NDArray:
+    def __call__(self, actions: NDArray[Any]) -> NDArray[Any]:
         """[..., A] -> [..., A'], in the dtype of `actions`."""
         parts, done = [], 0
         for first, last in self._dims:

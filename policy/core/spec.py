@@ -74,7 +74,7 @@ class ObsKey:
         """Shape of a frame before its views."""
         return (*self.views[0].size, self.shape[-1]) if self.views else tuple(self.shape)
 
-    def see(self, images: NDArray) -> NDArray:
+    def see(self, images: NDArray[Any]) -> NDArray[Any]:
         """A camera's frames [..., *camera_shape] as they are trained on: through the views, depth without NaN.
 
         Frames that are so already, and those of other shapes, stay as they are.
@@ -182,7 +182,7 @@ class Spec:
         return replace(self, n_obs_steps=n_obs_steps, horizon=horizon, n_action_steps=n_action_steps)
 
     def require_match(self, other: Spec, mine: str, theirs: str) -> None:
-        """Raise `SpecMismatch` unless `other` offers every key of `self` with equal shape, and equal actions.
+        """Raise `SpecMismatch` unless `other` offers every key of `self` with equal shape and unit, and equal actions.
 
         An image may also be offered as the camera takes it, before its views, and the other way round. Extra keys in
         `other` are fine (they are not read); windowing and origin are not compared.
@@ -200,6 +200,10 @@ class Spec:
                 raise SpecMismatch(
                     f"observation '{key}': {mine} has shape {tuple(obs.shape)} ({obs.kind}), "
                     f"{theirs} has {tuple(has.shape)} ({has.kind})"
+                )
+            if has.unit != obs.unit:
+                raise SpecMismatch(
+                    f"observation '{key}': {mine} takes depth in {obs.unit}, {theirs} gives it in {has.unit}"
                 )
         if self.action_dim != other.action_dim:
             raise SpecMismatch(

@@ -49,7 +49,7 @@ class View:
         if top + height > self.size[0] or left + width > self.size[1]:
             raise FlowleapError(f"crop={list(self.crop)} is not inside of images of {list(self.size)} px")
 
-    def __call__(self, images: NDArray) -> NDArray:
+    def __call__(self, images: NDArray[Any]) -> NDArray[Any]:
         """uint8 [..., *size, 3] or float32 [..., *size, 1] -> the same dtype, [..., *resize, channels]."""
         top, left, height, width = self.crop
         cut = images[..., top : top + height, left : left + width, :]
@@ -66,7 +66,7 @@ class View:
             frames = frames[:, rows[:, None], columns]
         return frames.reshape(*cut.shape[:-3], *self.resize, cut.shape[-1])
 
-    def _averaged(self, frames: NDArray) -> NDArray[np.uint8]:
+    def _averaged(self, frames: NDArray[Any]) -> NDArray[np.uint8]:
         from PIL import Image
 
         height, width = self.resize

@@ -20,6 +20,8 @@ from flowleap.policy.flow.flow_map import FlowMap
 Sampler = Callable[..., Tensor]  # (flow map, noise x, time grid, options of its own)
 Prediction = Literal["epsilon", "sample", "v_prediction"]
 NOISE_LEVELS = 100  # of Diffusion Policy
+_Steps = Callable[[int, Prediction], list[tuple[float, ...]]]
+_constant: Callable[[_Steps], _Steps] = torch.compiler.assume_constant_result
 
 
 def time_grid(steps: int, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> Tensor:
@@ -76,7 +78,7 @@ def noise_schedule(kind: Literal["ddpm", "ddim"], prediction: Prediction) -> Any
     return scheduler(num_train_timesteps=NOISE_LEVELS, prediction_type=prediction, **cosine)
 
 
-@torch.compiler.assume_constant_result
+@_constant
 def _diffusion_steps(steps: int, prediction: Prediction) -> list[tuple[float, ...]]:
     """What each step of DDPM (100 steps) or DDIM does, as numbers, so that it can be exported.
 
@@ -87,10 +89,8 @@ def _diffusion_steps(steps: int, prediction: Prediction) -> list[tuple[float, ..
     ancestral = steps == NOISE_LEVELS
     scheduler = noise_schedule("ddpm" if ancestral else "ddim", prediction)
     scheduler.set_timesteps(steps)
-    kept = [
-        1.0,
-        *scheduler.alphas_cumprod.double().tolist(),
-    ]  # of level -1, the clean chunk, and of all others
+    # Of level -1, the clean chunk, and of all others.
+    kept = [1.0, *scheduler.alphas_cumprod.double().tolist()]
     levels = scheduler.timesteps.tolist()
     rows: list[tuple[float, ...]] = []
     for level, following in pairwise([*levels, -1]):
@@ -142,12 +142,12 @@ def diffusion_sampler(
         following = of_clean * clean + of_x * x + of_out * out + of_noise * z
         return following, following.clone()
 
-    if (
-        ancestral and torch.compiler.is_compiling()
-    ):  # a loop of the exported graph: a hundred networks would be unwieldy
+    # A loop of the exported graph: a hundred networks would be unwieldy.
+    if ancestral and torch.compiler.is_compiling():
         from torch._higher_order_ops import scan
 
-        return scan(step, x, (rows, noise))[0]
+        last: Tensor = scan(step, x, (rows, noise))[0]
+        return last
     for row, z in zip(rows, noise, strict=True):
         x, _ = step(x, (row, z))
     return x

@@ -27,6 +27,7 @@ _SPACES = {
     "dict": Dict({"x": Box(-9, 9, (), np.float64), "image": _IMAGE}),
     "discrete": Discrete(3),
     "goal": Dict({"observation": _ONE, "achieved_goal": _ONE, "desired_goal": _ONE}),
+    "plain": Box(-9, 9, (1,), np.float64),
     "nested": Dict({"robot": Dict({"qpos": _ONE}), "pair": Tuple((_ONE, Discrete(3)))}),
 }
 NAMES = ("Line-v0", "mine/Discrete-v0", "mine/Buttons-v0", "mine/Goal-v0", "mine/Nested-v0", "mine/Free-v0")
@@ -160,6 +161,107 @@ def test_dict_observations_images_and_success():
     assert "success 1/1" in format_line(
         summary(rollout(task, lambda o, n: np.full((1, 3, 1), 9.0), spec, [0]), task)
     )
+
+
+class Camera(gymnasium.ObservationWrapper):
+    """What a camera of this space might give: half of its range; a corner at 0 and one at the upper end."""
+
+    def __init__(self, env, space, name="image"):
+        super().__init__(env)
+        self.name, self.observation_space = name, Dict({name: space})
+
+    def observation(self, observation):
+        space = self.observation_space[self.name]
+        top = 2.0 if np.isinf(space.high.max()) else space.high.max()
+        frame = np.full(space.shape, top / 2).astype(space.dtype)
+        frame.flat[0], frame.flat[-1] = 0, top
+        return {self.name: frame}
+
+
+RGB = ObsKey((32, 40, 3), "uint8", "rgb")
+
+
+@pytest.fixture
+def camera():
+    def register(space, name="image"):
+        gymnasium.registry.pop("mine/Camera-v0", None)
+        gymnasium.register(
+            "mine/Camera-v0",
+            entry_point=lambda **_: Camera(Line("plain"), space, name),
+            max_episode_steps=5,
+        )
+        gym_task._facts.cache_clear()
+        return "gym/mine/Camera-v0"
+
+    yield register
+    gymnasium.registry.pop("mine/Camera-v0", None)
+
+
+@pytest.mark.parametrize(
+    ("space", "name", "key", "middle"),
+    [
+        (Box(0, 255, (32, 40, 3), np.uint8), "image", RGB, 127),
+        (Box(0, 255, (3, 32, 40), np.uint8), "image", RGB, 127),
+        (Box(0, 255, (32, 40, 4), np.uint8), "image", RGB, 127),
+        (Box(0, 255, (32, 40, 1), np.uint8), "image", RGB, 127),
+        (Box(0, 255, (32, 40), np.uint8), "image", RGB, 127),
+        (Box(0, 1, (3, 32, 40), np.float32), "image", RGB, 128),
+        (Box(0, 255, (32, 40, 3), np.float32), "image", RGB, 128),
+        (
+            Box(0, 1, (32, 40, 1), np.float64),
+            "depth",
+            ObsKey((32, 40, 1), "float32", "depth", "m", (0, 1)),
+            0.5,
+        ),
+        (Box(0, 5, (32, 40), np.float32), "z", ObsKey((32, 40, 1), "float32", "depth", "m", (0, 5)), 2.5),
+        (
+            Box(0, 9e3, (1, 32, 40), np.uint16),
+            "d",
+            ObsKey((32, 40, 1), "float32", "depth", "mm", (0, 9e3)),
+            4500,
+        ),
+    ],
+)
+def test_images_of_environments_are_those_of_policies(camera, space, name, key, middle):
+    task = make_task(camera(space, name))
+    assert task.spec.observations == {name: key}
+    obs, _ = task.make_env().reset(seed=0)
+    image = obs[name]
+    assert (image.shape, image.dtype) == (key.shape, key.dtype)
+    assert image[16, 20, 0] == middle
+    assert image[0, 0, 0] == 0
+    assert (
+        image[-1, -1, 0] == middle if space.shape[-1] == 4 else (255 if key.range is None else key.range[1])
+    )
+    result = rollout(task, lambda obs, noise: np.zeros((1, 3, 1)), task.spec.with_window(2, 3, 3), [0])
+    assert result.episodes[0].length == 5
+
+
+@pytest.mark.parametrize(
+    ("space", "problem"),
+    [
+        (Box(0, 255, (4, 32, 40), np.uint8), "a stack of four frames"),
+        (Box(-np.inf, np.inf, (32, 40, 3), np.float32), "an image without bounds"),
+        (Box(-3, 3, (32, 40, 3), np.float32), "numbers from -3 to 3, where images hold"),
+        (Box(0, 255, (32, 40, 9), np.uint8), "32 x 40 x 9 numbers, neither an image nor a vector"),
+    ],
+)
+def test_what_is_no_image_is_refused(camera, space, problem):
+    with pytest.raises(FlowleapError, match=rf"{problem}.*task.kwargs.keys="):
+        make_task(camera(space))
+
+
+def test_depth_without_measurement_and_images_beyond_their_bounds(camera, monkeypatch):
+    def broken(self, observation):
+        return {self.name: np.full((32, 40), self.value, np.float32)}
+
+    monkeypatch.setattr(Camera, "observation", broken)
+    monkeypatch.setattr(Camera, "value", np.nan, raising=False)
+    obs, _ = make_task(camera(Box(0, 5, (32, 40), np.float32), "depth")).make_env().reset(seed=0)
+    assert np.all(obs["depth"] == 0)
+    monkeypatch.setattr(Camera, "value", 9.0)
+    with pytest.raises(FlowleapError, match=r"mine/Camera-v0: observation 'image' holds images with numbers"):
+        make_task(camera(Box(0, 1, (32, 40), np.float32)))
 
 
 @pytest.mark.usefixtures("line")
