@@ -95,7 +95,7 @@ def recognise(name: str, column: ObsKey, sample: Callable[[], NDArray]) -> Pictu
     """
     shape, dtype = tuple(column.shape), np.dtype(column.dtype)
     place = _place(shape)
-    if place is None or dtype.kind not in "biuf":
+    if place is None or dtype.kind not in "biuf" or column.kind == "depth":  # told by the format
         return None
     axis, channels, (height, width) = place
     rgb = Picture(column, ObsKey((height, width, 3), "uint8", "rgb"), axis)

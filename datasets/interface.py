@@ -219,6 +219,10 @@ class Dataset(ABC):
             ways.append(f"the column with {self._without(keys)}")
         return ", or ".join(ways) or "nothing (these are all there are), but record again"
 
+    def without(self, index: int) -> str:
+        """What leaves one episode out, for a message."""
+        return f"leave out {self.leave_out([index])}"
+
     def _numbers(self, episodes: Iterable[int]) -> list[int]:
         """What the option `drop` calls episodes."""
         return sorted(set(episodes))
@@ -312,7 +316,9 @@ class Dataset(ABC):
             reason = f"{type(error).__name__}: {error}"
             raise FlowleapError(f"'{self.path}', {self.label(index)} is damaged ({reason})") from error
         if problem is not None:
-            raise FlowleapError(f"'{self.path}', {self.label(index)}: {problem}; {order.REMEDY}")
+            raise FlowleapError(
+                f"'{self.path}', {self.label(index)}: {problem}; repair the rows, or {self.without(index)}"
+            )
         if ACTION in keys:
             columns[ACTION] = vectors(columns[ACTION])
         length = len(columns[keys[0]])

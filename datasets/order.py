@@ -23,7 +23,6 @@ _COUNTS: tuple[str, ...] = (
 )
 _COUNTS += ("timestep", "timesteps", "time_step")
 _COARSE = 0.5  # share of rows with a value of their own below which a clock does not tell rows apart
-REMEDY = "repair the rows, or leave the episode out with drop=[...]"
 
 
 def first_of(names: tuple[str, ...], fields: Mapping[str, ObsKey]) -> str | None:

@@ -1,8 +1,9 @@
 """LeRobotDataset v2.0, v2.1 and v3.0: parquet tables, PNG or mp4 images; written as v3.0; no lerobot import
 
 `observation.state` becomes `state`, `observation.images.top` becomes `top`; other numbers are extra columns, unless
-none is called `observation*`; texts are left out. The rows of an episode are those with its `episode_index`, in the
-order of `frame_index`, and frames of videos are counted (see `video.frames_of_rows`).
+none is called `observation*`; texts are left out. Images of 16 bits are depth, as are videos that say so. The rows of
+an episode are those with its `episode_index`, in the order of `frame_index`, and frames of videos are counted (see
+`video.frames_of_rows`).
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 import io
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,8 @@ from numpy.typing import NDArray
 
 from flowleap.datasets import order
 from flowleap.datasets.columns import ACTION, Episode, flat_names, require_memory
-from flowleap.datasets.formats.base import Source, explain, read_json
+from flowleap.datasets.formats.base import DAMAGE, Source, explain, read_json
+from flowleap.datasets.formats.lerobot_depth import PIXELS, depth_codes, is_depth
 from flowleap.datasets.formats.lerobot_index import DERIVED, NOTE, index_v2, index_v3, inside
 from flowleap.datasets.formats.lerobot_index import is_lerobot as detect
 from flowleap.datasets.formats.lerobot_writer import LeRobotWriter as Writer
@@ -31,6 +33,9 @@ __all__ = ["Reader", "Writer", "detect"]
 
 _PREFIXES = ["observation.images.", "observation."]
 _TIME, _FRAME = "timestamp", "frame_index"
+_PICTURES = ("image", "depth")
+# Of Pillow's modes, those whose numbers are no colours: mm or metres.
+_PIXELS = {"I;16": "uint16", "I;16B": "uint16", "I": "int32", "F": "float32"}
 
 
 class Reader(Source):
@@ -71,8 +76,15 @@ class Reader(Source):
 
     def _infer(self, tasks: list[str]) -> None:
         """Describe the columns of a dataset that others wrote."""
-        described = {name: _column(f) for name, f in self._features.items() if name not in DERIVED}
-        columns = {name: column for name, column in described.items() if column is not None}
+        columns: dict[str, ObsKey] = {}
+        refused: dict[str, str] = {}
+        for name, feature in self._features.items():
+            try:
+                if name not in DERIVED and (column := self._column(name, feature)) is not None:
+                    columns[name] = column
+            except FlowleapError as error:
+                refused[name] = str(error)
+        self.refused = refused
         action = columns.pop(ACTION, None)
         names = flat_names(_observed(columns), _PREFIXES)
         observations = {key: columns.pop(name) for key, name in names.items()}
@@ -81,6 +93,7 @@ class Reader(Source):
         if len(tasks) > 1:
             rest["task_index"], extra["task_index"] = "task_index", ObsKey((), "int64")
         self._names = names | rest | ({ACTION: ACTION} if action else {})
+        self._stored = {**observations, **extra} | ({ACTION: action} if action else {})
         robot = self._info.get("robot_type")
         self.describe(observations, action, extra, control_hz=self._fps, source={"robot": robot})
         axes = {key: self._features[name].get("names") for key, name in self._names.items()}
@@ -96,6 +109,7 @@ class Reader(Source):
         self.take_note(note, where)
         with explain(f"{where} is damaged", KeyError, TypeError, ValueError, AttributeError):
             self._names = dict(note["names"])
+            self._stored = self.fields
             lost = [self._names[key] for key in self.fields if self._names[key] not in self._features]
         if lost:
             raise FlowleapError(f"{where} names '{lost[0]}', which meta/info.json does not have")
@@ -108,17 +122,22 @@ class Reader(Source):
         rows = self._rows(index, sorted(tabled | {_TIME}))
         columns: Episode = {}
         for key, kind in kinds.items():
-            name, shape = self._names[key], tuple(self.fields[key].shape)
+            name, column = self._names[key], self._stored[key]
+            shape = tuple(column.shape)
             try:
-                if kind == "video":
+                if kind == "video" and column.kind == "depth":
+                    codes = self._video(index, name, rows[_TIME], shape, PIXELS)
+                    columns[key] = depth_codes(self._features[name]).metres(codes)
+                elif kind == "video":
                     columns[key] = self._video(index, name, rows[_TIME], shape)
-                elif kind == "image":
-                    columns[key] = self._images(rows[name], shape)
+                elif kind in _PICTURES:
+                    columns[key] = self._images(rows[name], column)
                 else:
-                    columns[key] = _in_dtype(_numbers(self._pa, rows[name], shape), self.fields[key].dtype)
+                    columns[key] = _in_dtype(_numbers(self._pa, rows[name], shape), column.dtype)
             except FlowleapError as error:
                 file = place.videos[name].file if kind == "video" else place.table
-                raise self.error(index, key, f"{error} ({file.relative_to(self.path)})") from error
+                remedy = f"; copy or encode it again, or {self.without(index)}" if kind == "video" else ""
+                raise self.error(index, key, f"{error} ({file.relative_to(self.path)}){remedy}") from error
         return columns
 
     def times(self, index: int) -> NDArray:
@@ -156,14 +175,20 @@ class Reader(Source):
         rows = np.flatnonzero(episodes == place.episode)
         if len(rows) != place.length or (place.alone and len(episodes) != place.length):
             says = f"is {place.episode} in {len(rows)} of the {len(episodes)} rows"
-            where = f"{place.table.relative_to(self.path)}, the metadata say {place.length}"
-            raise self.error(index, "episode_index", f"{says} of {where}; {order.REMEDY}")
+            where = (
+                f"{place.table.relative_to(self.path)}, the metadata say {place.length}: repair the rows, or"
+            )
+            raise self.error(index, "episode_index", f"{says} of {where} {self.without(index)}")
         frames = counted[0][rows] if counted else np.arange(len(rows))
         ordered = np.argsort(frames, kind="stable")
         rows, frames = rows[ordered], frames[ordered]
         if np.any(np.diff(frames) == 0):
             twice = int(frames[np.argmin(np.diff(frames) != 0)])
-            raise self.error(index, _FRAME, f"is {twice} in two rows: a row is there twice; {order.REMEDY}")
+            raise self.error(
+                index,
+                _FRAME,
+                f"is {twice} in two rows: a row is there twice; repair them, or {self.without(index)}",
+            )
         return rows, frames if self._counts else np.arange(len(rows))
 
     @contextmanager
@@ -202,7 +227,9 @@ class Reader(Source):
         in_one = np.array_equal(rows, np.arange(rows[0], rows[0] + len(rows)))
         return kept[1].slice(int(rows[0]), len(rows)) if in_one else kept[1].take(self._pa.array(rows))
 
-    def _video(self, index: int, name: str, stamps: Any, shape: tuple[int, ...]) -> NDArray[np.uint8]:
+    def _video(
+        self, index: int, name: str, stamps: Any, shape: tuple[int, ...], pixels: str = "rgb24"
+    ) -> NDArray:
         """Read the frames of a camera that belong to the rows."""
         clip = self._places[index].videos[name]
         if not clip.file.is_file():
@@ -211,15 +238,14 @@ class Reader(Source):
             self._clocks[name] = clip.file, read_clock(clip.file)
         clock, (_, frames) = self._clocks[name][1], self._order(index)
         times = _numbers(self._pa, stamps, ()).astype(np.float64)
-        return read_frames(
-            clip.file, clock.ticks[frames_of_rows(clock, clip, frames, times, self._fps)], shape
-        )
+        ticks = clock.ticks[frames_of_rows(clock, clip, frames, times, self._fps)]
+        return read_frames(clip.file, ticks, shape, pixels)
 
-    def _images(self, cells: Any, shape: tuple[int, ...]) -> NDArray[np.uint8]:
+    def _images(self, cells: Any, column: ObsKey) -> NDArray:
         """Decode cells {bytes, path}, as the image feature of Hugging Face datasets stores them; one at a time."""
         image = optional_import("PIL.Image", extra="formats")
         damage = (OSError, ValueError, TypeError, SyntaxError, image.DecompressionBombError)
-        frames: list[NDArray[np.uint8]] = []
+        frames: list[NDArray] = []
         for cell in (scalar.as_py() for scalar in cells):
             data: Any = cell.get("bytes") if isinstance(cell, dict) else cell
             with explain(f"holds a damaged image at frame {len(frames)}", *damage):
@@ -227,15 +253,49 @@ class Reader(Source):
                     data = inside(self.path, str(cell["path"])).read_bytes()
                 picture = image.open(io.BytesIO(data))
                 size = (picture.height, picture.width)
-                if picture.mode[0] in "IF":  # Pillow would clip it to white
-                    raise FlowleapError(
-                        f"holds {picture.mode} numbers at frame {len(frames)}, which are no colours but perhaps depth"
-                    )
-                if size != shape[:2]:  # before it is decoded, whatever its size
-                    wrong = f"has {size} pixels at frame {len(frames)}, meta/info.json says {shape[:2]}"
+                dtype, shape = _PIXELS.get(picture.mode, "uint8"), tuple(column.shape[:2])
+                if dtype != column.dtype:  # Pillow would clip depth to white
+                    wrong = f"holds {dtype} numbers at frame {len(frames)}, {column.dtype} ones in the first episode"
+                    raise FlowleapError(f"{wrong}: colours and depth belong in columns of their own")
+                if size != shape:  # before it is decoded, whatever its size
+                    wrong = f"has {size} pixels at frame {len(frames)}, meta/info.json says {shape}"
                     raise FlowleapError(wrong)
-                frames.append(np.asarray(picture.convert("RGB")))
+                frames.append(
+                    np.asarray(picture.convert("RGB") if dtype == "uint8" else picture).astype(dtype)
+                )
         return np.stack(frames)
+
+    def _column(self, name: str, feature: Mapping[str, Any]) -> ObsKey | None:
+        """Describe a feature of info.json as it lies; None for texts and the like.
+
+        Raises:
+            FlowleapError: it is depth, and nothing says in which unit.
+        """
+        dtype, shape = str(feature.get("dtype")), tuple(int(n) for n in feature.get("shape") or ())
+        if dtype != "video" and dtype not in _PICTURES:
+            try:
+                return ObsKey(shape, dtype) if np.dtype(dtype).kind in "biuf" else None
+            except TypeError:
+                return None
+        if len(shape) != 3:
+            return None
+        axes = [str(axis)[:1] for axis in feature.get("names") or ()]
+        channels_first = axes.index("c") == 0 if "c" in axes else shape[2] not in (1, 3, 4)
+        height, width = shape[1:] if channels_first else shape[:2]
+        if dtype == "video" and is_depth(feature):
+            return ObsKey((height, width, 1), "float32", "depth", "m", (0.0, depth_codes(feature).high))
+        if dtype == "video" or (pixels := self._pixels(name)) == "uint8":
+            return ObsKey((height, width, 3), "uint8", "rgb")
+        return ObsKey((height, width), pixels)
+
+    def _pixels(self, name: str) -> str:
+        """Dtype of the pixels of an image feature, by the first one."""
+        image = optional_import("PIL.Image", extra="formats")
+        with suppress(FlowleapError, *DAMAGE):  # whoever reads the column will hear of it
+            cell = self._rows(0, [name])[name][0].as_py()
+            data = cell.get("bytes") or inside(self.path, str(cell["path"])).read_bytes()
+            return _PIXELS.get(image.open(io.BytesIO(data)).mode, "uint8")
+        return "uint8"
 
     def label(self, index: int) -> str:
         """The episode's own index."""
@@ -255,24 +315,7 @@ def _observed(columns: Mapping[str, ObsKey]) -> list[str]:
     own = {name for name in columns if name.startswith("observation")}
     if not any(columns[name].kind == "lowdim" for name in own):
         return list(columns)
-    return [name for name, column in columns.items() if name in own or column.kind == "rgb"]
-
-
-def _column(feature: Mapping[str, Any]) -> ObsKey | None:
-    """Describe a feature of info.json; None for texts, depth maps and the like."""
-    dtype, shape = str(feature.get("dtype")), tuple(int(n) for n in feature.get("shape") or ())
-    if dtype not in ("image", "video"):
-        try:
-            return ObsKey(shape, dtype) if np.dtype(dtype).kind in "biuf" else None
-        except TypeError:
-            return None
-    about = feature.get("info") or feature.get("video_info") or {}
-    if len(shape) != 3 or about.get("video.is_depth_map") or about.get("is_depth_map"):
-        return None
-    axes = [str(name)[:1] for name in feature.get("names") or ()]
-    channels_first = axes.index("c") == 0 if "c" in axes else shape[2] not in (1, 3, 4)
-    height, width = shape[1:] if channels_first else shape[:2]
-    return ObsKey((height, width, 3), "uint8", "rgb")
+    return [name for name, column in columns.items() if name in own or column.image]
 
 
 def _size(metadata: Any, groups: Sequence[int], names: Sequence[str]) -> int:

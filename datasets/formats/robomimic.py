@@ -167,10 +167,8 @@ class Reader(Hdf5Episodes):
         if samples not in (None, length):
             line = f"h5py.File({str(self.path)!r}, 'a')['data/{name}'].attrs['num_samples'] = {length}"
             remedy = f'`python -c "import h5py; {line}"` corrects it'
-            if self.n_episodes > 1:
-                remedy += f", drop=[{index}] leaves the episode out"
             wrong = f"has {length} frames, but num_samples says {samples}"
-            raise self.error(index, keys[0], f"{wrong}: {remedy}")
+            raise self.error(index, keys[0], f"{wrong}: {remedy}, or {self.without(index)}")
         return columns
 
     def _whole(self, index: int, group: Any, path: str) -> NDArray:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from fractions import Fraction
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,7 +14,6 @@ from flowleap.policy.core.errors import FlowleapError, optional_import
 _ENCODERS = ("libx264", "libsvtav1", "libopenh264", "mpeg4")  # the first that this PyAV was built with
 _RATE = 0.02  # share by which a video's rate may differ from the stated one
 _NEAR = 0.5  # frames by which a time stamp may be off before it means another frame
-_REMEDY = "copy or encode it again, or leave the episode out with drop=[...]"
 _EARLY = 0.25  # frames before it is shown from which a frame counts as shown: times are rounded
 
 
@@ -97,29 +96,31 @@ def frames_of_rows(
     found = f"has {count} frames at {rate:.4g} a second for {clip.total} rows at {fps:g} a second"
     if not as_stated:
         if abs(count / rate - clip.total / fps) > 1 / min(rate, fps):
-            raise FlowleapError(f"{found}: which belong to which cannot be known; {_REMEDY}")
+            raise FlowleapError(f"{found}: which belong to which cannot be known")
         shown = np.searchsorted(times, clip.start + frames / fps + _EARLY / rate, side="right")
         return np.maximum(shown - 1, 0)
     if np.any(np.abs((stamps - stamps[0]) * fps - (frames - frames[0])) > _NEAR):
-        raise FlowleapError(f"{found}, and the time stamps do not say which belong to which; {_REMEDY}")
+        raise FlowleapError(f"{found}, and the time stamps do not say which belong to which")
     first = int(np.abs(times - clip.start).argmin())
     left = max(0, count - max(first, round(clip.start * fps)))
     have = left if given is None else min(given, left)
     if frames[0] < 0 or frames[-1] >= have:
-        raise FlowleapError(f"has {have} frames of the episode, its table {rows} rows; {_REMEDY}")
+        raise FlowleapError(f"has {have} frames of the episode, its table {rows} rows")
     return first + frames
 
 
-def read_frames(file: Path, ticks: NDArray[np.int64], shape: tuple[int, ...]) -> NDArray[np.uint8]:
-    """Decode the frames shown at `ticks` (see `Clock`, [T], not decreasing): uint8 rgb [T, *shape].
+def read_frames(
+    file: Path, ticks: NDArray[np.int64], shape: tuple[int, ...], pixels: str = "rgb24"
+) -> NDArray[Any]:
+    """Decode the frames shown at `ticks` (see `Clock`, [T], not decreasing): [T, *shape].
 
-    `shape` is (height, width, 3).
+    `shape` is (height, width, 3) for uint8 `rgb24`, (height, width, 1) for uint16 `gray12le`.
 
     Raises:
         FlowleapError: the file is damaged or has frames of another size. The message does not name the file.
     """
     av = optional_import("av", extra="formats")
-    frames = np.empty((len(ticks), *shape), np.uint8)
+    frames = np.empty((len(ticks), *shape), np.uint8 if pixels == "rgb24" else np.uint16)
     found = 0
     try:
         with av.open(str(file)) as container:
@@ -136,7 +137,7 @@ def read_frames(file: Path, ticks: NDArray[np.int64], shape: tuple[int, ...]) ->
                     if size != shape[:2]:
                         raise FlowleapError(f"has frames of {size} pixels, the table says {shape[:2]}")
                     until = int(np.searchsorted(ticks, frame.pts, side="right"))
-                    frames[found:until] = frame.to_ndarray(format="rgb24")
+                    frames[found:until] = frame.to_ndarray(format=pixels).reshape(shape)
                     found = until
                     if found == len(ticks):
                         return frames

@@ -51,14 +51,19 @@ class Repairs:
         sizes = {key: source.fields[key].size for key in (*observed, ACTION)}
         survey = {key: ColumnSurvey(size) for key, size in sizes.items()}
         shifts = Shifts({key: sizes[key] for key in observed}, sizes[ACTION], source.n_episodes)
+        lengths: list[int] = []
         for index in range(source.n_episodes):
             episode = {k: flat(v) for k, v in source.episode(index, list(sizes)).items()}
             shifts.add(index, episode)
+            lengths.append(len(episode[ACTION]))
             for key, values in episode.items():
                 survey[key].add(index, values)
         self._wraps = {k: s.wraps() for k, s in survey.items()} if "angles" in names else {}
         self._quaternions = {k: s.quaternions() for k, s in survey.items()} if "quaternions" in names else {}
         self._shift = shift_of(shifts.found(survey[ACTION].switches)) if "shift" in names else 0
+        if short := [index for index, length in enumerate(lengths) if length <= self._shift]:
+            problem = f"fix=shift: episodes have {self._shift} frames or fewer"
+            raise FlowleapError(f"{problem}, leave out {source.leave_out(short)}")
         self._motion = Motion(survey, list(sizes)) if "idle" in names else None
         self.facts = self._facts()
         for name in names:
@@ -91,10 +96,6 @@ class Repairs:
         if self._motion:
             columns = self._motion.without_stretches(columns)
         if (n := self._shift) > 0:
-            if len(columns[ACTION]) <= n:
-                raise FlowleapError(
-                    f"fix=shift: an episode has {n} frames or fewer, leave it out with drop=[...]"
-                )
             columns = {key: v[n:] if key == ACTION else v[:-n] for key, v in columns.items()}
         return columns
 

@@ -393,21 +393,3 @@ def test_views_are_kept_in_a_spec_and_hostile_ones_are_refused() -> None:
         data["observations"]["camera"] |= change
         with pytest.raises(FlowleapError, match=message):
             Spec.from_dict(data)
-
-
-def test_images_of_16_bits_are_not_clipped_to_white() -> None:
-    pytest.importorskip("pyarrow")
-    import io
-
-    from PIL import Image
-
-    from flowleap.datasets.formats.lerobot import Reader
-
-    class Cell:
-        def as_py(self) -> dict[str, bytes]:
-            stream = io.BytesIO()
-            Image.fromarray(MILLIMETRES[0]).save(stream, "PNG")
-            return {"bytes": stream.getvalue()}
-
-    with pytest.raises(FlowleapError, match="numbers at frame 0, which are no colours but perhaps depth"):
-        Reader._images(Reader.__new__(Reader), [Cell()], (H, W, 3))
