@@ -219,9 +219,9 @@ class Dataset(ABC):
             ways.append(f"the column with {self._without(keys)}")
         return ", or ".join(ways) or "nothing (these are all there are), but record again"
 
-    def without(self, index: int) -> str:
-        """What leaves one episode out, for a message."""
-        return f"leave out {self.leave_out([index])}"
+    def or_without(self, index: int) -> str:
+        """What leaves one episode out, for the end of a message; empty where it is the only one."""
+        return f", or leave out {self.leave_out([index])}" if self.n_episodes > 1 else ""
 
     def _numbers(self, episodes: Iterable[int]) -> list[int]:
         """What the option `drop` calls episodes."""
@@ -317,7 +317,7 @@ class Dataset(ABC):
             raise FlowleapError(f"'{self.path}', {self.label(index)} is damaged ({reason})") from error
         if problem is not None:
             raise FlowleapError(
-                f"'{self.path}', {self.label(index)}: {problem}; repair the rows, or {self.without(index)}"
+                f"'{self.path}', {self.label(index)}: {problem}; repair the rows{self.or_without(index)}"
             )
         if ACTION in keys:
             columns[ACTION] = vectors(columns[ACTION])

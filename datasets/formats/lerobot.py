@@ -136,7 +136,7 @@ class Reader(Source):
                     columns[key] = _in_dtype(_numbers(self._pa, rows[name], shape), column.dtype)
             except FlowleapError as error:
                 file = place.videos[name].file if kind == "video" else place.table
-                remedy = f"; copy or encode it again, or {self.without(index)}" if kind == "video" else ""
+                remedy = f"; copy or encode it again{self.or_without(index)}" if kind == "video" else ""
                 raise self.error(index, key, f"{error} ({file.relative_to(self.path)}){remedy}") from error
         return columns
 
@@ -175,10 +175,8 @@ class Reader(Source):
         rows = np.flatnonzero(episodes == place.episode)
         if len(rows) != place.length or (place.alone and len(episodes) != place.length):
             says = f"is {place.episode} in {len(rows)} of the {len(episodes)} rows"
-            where = (
-                f"{place.table.relative_to(self.path)}, the metadata say {place.length}: repair the rows, or"
-            )
-            raise self.error(index, "episode_index", f"{says} of {where} {self.without(index)}")
+            where = f"{place.table.relative_to(self.path)}, the metadata say {place.length}: repair the rows"
+            raise self.error(index, "episode_index", f"{says} of {where}{self.or_without(index)}")
         frames = counted[0][rows] if counted else np.arange(len(rows))
         ordered = np.argsort(frames, kind="stable")
         rows, frames = rows[ordered], frames[ordered]
@@ -187,7 +185,7 @@ class Reader(Source):
             raise self.error(
                 index,
                 _FRAME,
-                f"is {twice} in two rows: a row is there twice; repair them, or {self.without(index)}",
+                f"is {twice} in two rows: a row is there twice; repair them{self.or_without(index)}",
             )
         return rows, frames if self._counts else np.arange(len(rows))
 

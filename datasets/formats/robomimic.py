@@ -168,7 +168,7 @@ class Reader(Hdf5Episodes):
             line = f"h5py.File({str(self.path)!r}, 'a')['data/{name}'].attrs['num_samples'] = {length}"
             remedy = f'`python -c "import h5py; {line}"` corrects it'
             wrong = f"has {length} frames, but num_samples says {samples}"
-            raise self.error(index, keys[0], f"{wrong}: {remedy}, or {self.without(index)}")
+            raise self.error(index, keys[0], f"{wrong}: {remedy}{self.or_without(index)}")
         return columns
 
     def _whole(self, index: int, group: Any, path: str) -> NDArray:

@@ -176,7 +176,7 @@ class Reader(Source):
             if silent.max() > _SILENT * max(usual, period):
                 at, topic = frames[int(silent.argmax())] - begin, self._parts[key].topic
                 problem = f"is silent for {silent.max():.2f} s at {at:.2f} s ({topic})"
-                raise self.error(index, key, f"{problem}: cut the bag there, or {self.without(index)}")
+                raise self.error(index, key, f"{problem}: cut the bag there{self.or_without(index)}")
             places[key] = place
         return frames, places
 

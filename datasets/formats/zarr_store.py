@@ -178,7 +178,7 @@ class EpisodeStore(Source):
         """Columns of all episodes; images are `Frames`."""
         keys = self._wanted(keys)
         for index, problem in self._disorders.items() if not self.lenient else ():
-            raise self._wrong(f", {self.label(index)}: {problem}; repair the rows, or {self.without(index)}")
+            raise self._wrong(f", {self.label(index)}: {problem}; repair the rows{self.or_without(index)}")
         images = [key for key in keys if key in self.fields and self.fields[key].image]
         numbers = self.read([key for key in keys if key not in images])
         bounds = enumerate(zip(self._starts, self.episode_ends, strict=True))

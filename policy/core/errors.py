@@ -52,5 +52,9 @@ def optional_import(module: str, extra: str) -> ModuleType:
         ) from error
 
 
+class FlowleapWarning(UserWarning):
+    """Something that is worth a line to people."""
+
+
 class UsageError(FlowleapError):
     """The command line itself is wrong: unknown verb, option or choice, or a required option is missing."""

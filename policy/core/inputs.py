@@ -9,7 +9,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from flowleap.policy.core.errors import FlowleapError
+from flowleap.policy.core.errors import FlowleapError, FlowleapWarning
 from flowleap.policy.core.spec import ObsKey
 
 Unusual = Literal["warn", "stop", "ignore"]
@@ -89,4 +89,4 @@ class InputCheck:
         if self.unusual == "stop":
             raise FlowleapError(message)
         self._warned.add(key)
-        warnings.warn(message, stacklevel=3)
+        warnings.warn(message, FlowleapWarning, stacklevel=3)

@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import warnings
 
-from flowleap.policy.core.errors import FlowleapError
+from flowleap.policy.core.errors import FlowleapError, FlowleapWarning
 from flowleap.policy.policy import Policy
 
 
 def compile_modules(policy: Policy) -> None:
     """Compile network and encoder in place: unlike `torch.compile(module)`, this leaves the names of weights alone.
 
-    A `UserWarning` says where the objective's derivative is one that runs uncompiled.
+    A `FlowleapWarning` says where the objective's derivative is one that runs uncompiled.
     """
     method = policy.objective.options.get("derivative", "difference")
     if method != "difference":
         warnings.warn(
             f"trainer.compile: the pass of objective.derivative={method} runs uncompiled; 'difference' compiles",
+            FlowleapWarning,
             stacklevel=3,
         )
     policy.net.compile()

@@ -12,12 +12,13 @@ import os
 import signal
 import sys
 import traceback
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib.metadata import version
 from typing import NoReturn
 
-from flowleap.policy.core.errors import FlowleapError, UsageError, suggest
+from flowleap.policy.core.errors import FlowleapError, FlowleapWarning, UsageError, suggest
 from flowleap.scripts.cli.verbs import VERBS
 
 _COMPLETION_FLAGS = ("-sc", "--shell-completion")
@@ -68,7 +69,7 @@ def run_verb(verb: str, argv: Sequence[str] | None = None) -> int:
     ):  # a terminal that lacks a letter (Windows) is no reason to stop
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
-        with _orderly_termination():
+        with _orderly_termination(), _plain_warnings():
             _dispatch(verb, list(sys.argv[1:] if argv is None else argv))
         return 0
     except FlowleapError as error:
@@ -84,6 +85,24 @@ def run_verb(verb: str, argv: Sequence[str] | None = None) -> int:
         traceback.print_exc()
         print(f"error: this is a bug in flowleap ({type(error).__name__}), please report it", file=sys.stderr)
         return 1
+
+
+@contextmanager
+def _plain_warnings() -> Iterator[None]:
+    """Let our warnings be one line, without the place in the code that they come from."""
+    usual = warnings.formatwarning
+
+    def plain(
+        message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None
+    ) -> str:
+        ours = issubclass(category, FlowleapWarning)
+        return f"warning: {message}\n" if ours else usual(message, category, filename, lineno, line)
+
+    warnings.formatwarning = plain
+    try:
+        yield
+    finally:
+        warnings.formatwarning = usual
 
 
 @contextmanager

@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -19,7 +20,7 @@ from flowleap.datasets.dataset import Dataset, open_dataset
 from flowleap.datasets.formats.zarr_store import EpisodeStore, EpisodeWriter
 from flowleap.datasets.quality.checks import Checks
 from flowleap.datasets.quality.profile import Profile, Statistics
-from flowleap.policy.core.errors import FlowleapError
+from flowleap.policy.core.errors import FlowleapError, FlowleapWarning
 from flowleap.policy.core.spec import ObsKey, Spec
 from flowleap.scripts import common, doctor
 from flowleap.scripts import inspect_dataset as inspect_script
@@ -498,3 +499,20 @@ def test_doctor_notices_a_folder_that_cannot_be_written(
     check, *_ = doctor.storage(tmp_path / "not" / "yet" / "there")
     assert "Permission denied" in check.found
     assert check.remedy
+
+
+def test_warnings_are_one_line_without_the_place_in_the_code(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def dispatch(verb: str, argv: list[str]) -> None:
+        with warnings.catch_warnings():
+            warnings.simplefilter("always")
+            print(warnings.formatwarning("too far", FlowleapWarning, __file__, 1), file=sys.stderr, end="")
+            print(warnings.formatwarning("old", DeprecationWarning, __file__, 1), file=sys.stderr, end="")
+
+    monkeypatch.setattr(cli, "_dispatch", dispatch)
+    assert cli.main(["list"]) == 0
+    said = capsys.readouterr().err
+    assert said.startswith("warning: too far\n")
+    assert f"{__file__}:1: DeprecationWarning: old" in said
+    assert "warning: too far" not in warnings.formatwarning("too far", FlowleapWarning, __file__, 1)
