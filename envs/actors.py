@@ -86,8 +86,11 @@ def _exported(path: Path, steps: int | None, threads: int, n_action_steps: int |
     policy = ExportedPolicy.load(path, threads=threads)
     if steps not in (None, policy.steps):
         raise FlowleapError(f"{path} was exported at NFE {policy.steps}; export again with steps={steps}")
-    if n_action_steps not in (None, policy.spec.n_action_steps):
-        fixed = policy.spec.n_action_steps
-        raise FlowleapError(f"{path} returns {fixed} actions a chunk; n_action_steps is fixed")
+    if n_action_steps is not None:
+        if n_action_steps > policy.actions:
+            raise FlowleapError(
+                f"{path} returns {policy.actions} actions a chunk, not n_action_steps={n_action_steps}"
+            )
+        policy.spec = policy.spec.with_window(policy.spec.n_obs_steps, policy.spec.horizon, n_action_steps)
     describe = {"kind": "export", "objective": policy.objective, "threads": threads}
     return LoadedActor(policy.act, policy.spec, policy.steps, path, describe, policy.task)

@@ -1,6 +1,6 @@
 """Export: a policy becomes one ONNX graph, normaliser + encoder + head at a fixed NFE + unnormaliser.
 
-    OUT/policy.onnx   inputs `noise` [B,H,A] and one per observation key, output `action` [B,Ta,A], real units
+    OUT/policy.onnx   inputs `noise` [B,H,A] and one per observation key, output `action` [B,H,A], real units
     OUT/export.json   format version, Spec, NFE, input names, versions, digest, parity and latency reports
 
 The folder appears only when the graph, run by `runtime.ExportedPolicy`, repeats the eager policy.
@@ -74,6 +74,7 @@ def export(
         "spec": policy.spec.to_dict(),
         "steps": steps,
         "draws": policy.objective.draws(steps),
+        "actions": policy.spec.horizon,
         "objective": policy.objective.name,
         "inputs": {key: f"obs_{i}" for i, key in enumerate(policy.spec.observations)},
         "ranges": _ranges(policy),
@@ -161,7 +162,7 @@ def trace(policy: Policy, manifest: Mapping[str, Any]) -> bytes:
 
 
 class _Graph(nn.Module):
-    """What is traced: (noise [B,H,A], *observations [B,To,*shape]) -> the first Ta actions [B,Ta,A]."""
+    """What is traced: (noise [B,H,A], *observations [B,To,*shape]) -> actions [B,H,A]."""
 
     def __init__(self, policy: Policy, steps: int) -> None:
         super().__init__()
@@ -171,7 +172,7 @@ class _Graph(nn.Module):
 
     def forward(self, noise: Tensor, *obs: Tensor) -> Tensor:
         observations = dict(zip(self.keys, obs, strict=True))
-        return self.policy.chunk(observations, noise, self.steps)[:, : self.policy.spec.n_action_steps]
+        return self.policy.chunk(observations, noise, self.steps)
 
 
 class FixedTimes(nn.Module):

@@ -46,10 +46,12 @@ def action_range(policy: Policy) -> np.ndarray:
     return (high - low).abs().numpy()
 
 
-def eager_act(policy: Policy, obs: Observations, noise: np.ndarray, steps: int) -> np.ndarray:
-    """`Policy.act` on numpy arrays."""
-    tensors = {key: torch.from_numpy(np.ascontiguousarray(x)) for key, x in obs.items()}
-    return policy.act(tensors, torch.from_numpy(noise), steps).numpy()
+@torch.inference_mode()
+def eager_chunk(policy: Policy, obs: Observations, noise: np.ndarray, steps: int) -> np.ndarray:
+    """`Policy.chunk` on numpy arrays, images as their cameras take them."""
+    seen = {key: np.ascontiguousarray(known.see(obs[key])) for key, known in policy.spec.observations.items()}
+    tensors = {key: torch.from_numpy(x) for key, x in seen.items()}
+    return policy.chunk(tensors, torch.from_numpy(noise), steps).numpy()
 
 
 def parity(
@@ -75,8 +77,8 @@ def parity(
             if batch == _CAMERA_BATCH:
                 obs |= _camera_frames(policy, batch, rng)
             noise = rng.standard_normal((batch, spec.horizon, spec.action_dim), dtype=np.float32)
-            eager = eager_act(policy, obs, noise, exported.steps)
-            error = np.abs(eager - exported.act(obs, noise))
+            eager = eager_chunk(policy, obs, noise, exported.steps)
+            error = np.abs(eager - exported.chunk(obs, noise))
             error = np.where(np.isfinite(error), error, np.inf)
             absolute = max(absolute, float(error.max()))
             # Beside a large offset, a few of float32's own steps may be more than the tolerance of a small range.
@@ -106,8 +108,8 @@ def latency(policy: Policy, exported: ExportedPolicy, observations: Observations
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        eager = _time_calls(lambda: eager_act(policy, obs, noise, exported.steps))
-        onnx = _time_calls(lambda: exported.act(obs, noise))
+        eager = _time_calls(lambda: eager_chunk(policy, obs, noise, exported.steps))
+        onnx = _time_calls(lambda: exported.chunk(obs, noise))
     finally:
         torch.set_num_threads(threads)
     speedup = eager["p50_ms"] / onnx["p50_ms"]

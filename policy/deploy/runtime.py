@@ -64,6 +64,7 @@ class ExportedPolicy:
         objective: name of the training objective.
         task: `{"name", "kwargs"}` of the task it was trained for, or None.
         manifest: all of `export.json`, the parity and latency reports included.
+        actions: N, how many actions of the chunk the graph returns: H, or Ta in exports of flowleap 0.1.
         inputs: what is done about observations that are not finite, or far outside of the range of training.
     """
 
@@ -79,6 +80,7 @@ class ExportedPolicy:
         self._rng = np.random.default_rng(seed)
         self._noise_shape = (spec.horizon, spec.action_dim)
         self._draws: int = manifest.get("draws", 1)
+        self.actions: int = manifest.get("actions", spec.n_action_steps)
         self._inputs = graph_inputs(spec)
 
     @classmethod
@@ -112,7 +114,11 @@ class ExportedPolicy:
         return cls(manifest, spec, session, seed, inputs)
 
     def act(self, obs: Mapping[str, np.ndarray], noise: np.ndarray | None = None) -> np.ndarray:
-        """Choose an action chunk.
+        """Choose the actions to execute, [B, Ta, A] float32 in real units: the beginning of `chunk`."""
+        return self.chunk(obs, noise)[:, : self.spec.n_action_steps]
+
+    def chunk(self, obs: Mapping[str, np.ndarray], noise: np.ndarray | None = None) -> np.ndarray:
+        """Predict an action chunk.
 
         Args:
             obs: {key: [B, To, *shape]}, real units (images uint8), the current frame last; others ignored. Images may
@@ -120,7 +126,7 @@ class ExportedPolicy:
             noise: z ~ N(0, I) [B, H, A]; drawn from the policy's own generator if `None`.
 
         Returns:
-            [B, Ta, A] float32, real units.
+            [B, N, A] float32, real units; the first action is the one for the current frame.
 
         Raises:
             FlowleapError: a key is missing, a shape or dtype is not the Spec's, or a number is NaN or infinite.
@@ -233,7 +239,10 @@ def _check_graph(folder: Path, session: Any, manifest: Mapping[str, Any], spec: 
     if found != wanted:
         raise FlowleapError(f"{other}: its inputs are {found}, expected {wanted}; export it again")
     outputs = {x.name: list(x.shape[1:]) for x in session.get_outputs()}
-    if outputs != {ACTION: [spec.n_action_steps, spec.action_dim]}:
+    field = f"{folder / MANIFEST}: field 'actions'"
+    shortest = spec.n_action_steps
+    actions = require_int(field, manifest.get("actions", shortest), shortest, spec.horizon)
+    if outputs != {ACTION: [actions, spec.action_dim]}:
         raise FlowleapError(f"{other}: its outputs are {outputs}; export it again")
 
 

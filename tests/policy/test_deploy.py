@@ -26,7 +26,7 @@ from flowleap.policy.deploy import export as export_module
 from flowleap.policy.deploy import parity as verify
 from flowleap.policy.deploy.export import export
 from flowleap.policy.deploy.onnx_file import refuse_external_data
-from flowleap.policy.deploy.parity import action_range, eager_act, parity
+from flowleap.policy.deploy.parity import action_range, eager_chunk, parity
 from flowleap.policy.deploy.runtime import ExportedPolicy, fingerprint
 from flowleap.policy.policy import Policy
 from flowleap.scripts.cli.run import compose
@@ -134,7 +134,7 @@ def test_export_repeats_the_eager_policy(workspace: Any, case: tuple[str, str, i
     spread = []
     for batch in (1, 5):
         obs, z = observations(batch, seed=9), noise(batch)
-        want, got = eager_act(policy, obs, z, case[2]), exported.act(obs, z)
+        want, got = eager_chunk(policy, obs, z, case[2]), exported.chunk(obs, z)
         assert got.shape == (batch, 3, 2)
         assert got.dtype == np.float32
         assert (np.abs(want - got) / action_range(policy)).max() < 1e-5
@@ -266,7 +266,7 @@ def test_runtime_needs_neither_torch_nor_the_rest(workspace: Any, tmp_path: Path
     done = subprocess.run([sys.executable, "-c", RUNTIME_PROCESS, *files], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
-    error = np.abs(np.load(tmp_path / "out.npy") - eager_act(policy, obs, z, 1))
+    error = np.abs(np.load(tmp_path / "out.npy") - eager_chunk(policy, obs, z, 1))
     assert (error / action_range(policy)).max() < 1e-5
 
 
@@ -284,7 +284,7 @@ def test_act_takes_other_number_types_and_layouts(workspace: Any) -> None:
     _, out = workspace("mlp", "isd", 1)
     exported, obs, z = ExportedPolicy.load(out), observations(3), noise(3)
     wide = {key: np.asfortranarray(x.astype(np.float64)) for key, x in obs.items()} | {"unused": np.zeros(1)}
-    assert np.array_equal(exported.act(obs, z), exported.act(wide, z.astype(np.float64)))
+    assert np.array_equal(exported.chunk(obs, z), exported.act(wide, z.astype(np.float64)))
 
 
 @pytest.mark.parametrize(
@@ -517,7 +517,7 @@ def test_a_parameter_may_be_called_location(tmp_path: Path, monkeypatch: pytest.
     export(policy, tmp_path / "out", observations=observations(20))
     assert b"location" in (tmp_path / "out" / "policy.onnx").read_bytes()
     exported, obs, z = ExportedPolicy.load(tmp_path / "out"), observations(3), noise(3)
-    error = np.abs(exported.act(obs, z) - eager_act(policy, obs, z, 1))
+    error = np.abs(exported.chunk(obs, z) - eager_chunk(policy, obs, z, 1))
     assert (error / action_range(policy)).max() < 1e-5
     assert exported.manifest["checkpoint"]["name"] is None
     assert policy.training  # as it was

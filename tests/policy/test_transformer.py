@@ -110,7 +110,7 @@ def test_export_repeats_the_eager_policy(tmp_path: Path, monkeypatch: pytest.Mon
         pytest.importorskip(package, reason="needs the deploy extra")
     from flowleap.policy.deploy import parity as verify
     from flowleap.policy.deploy.export import export
-    from flowleap.policy.deploy.parity import action_range, eager_act
+    from flowleap.policy.deploy.parity import action_range, eager_chunk
     from flowleap.policy.deploy.runtime import ExportedPolicy
 
     monkeypatch.setattr(verify, "_LATENCY_CALLS", 20)
@@ -132,7 +132,7 @@ def test_export_repeats_the_eager_policy(tmp_path: Path, monkeypatch: pytest.Mon
     for batch in (1, 5):
         obs = {"agent_pos": rng.normal(size=(batch, 2, 3)).astype(np.float32)}
         noise = rng.standard_normal((batch, 6, 2), dtype=np.float32)
-        want, got = eager_act(policy, obs, noise, 1), exported.act(obs, noise)
+        want, got = eager_chunk(policy, obs, noise, 1), exported.chunk(obs, noise)
         assert (np.abs(want - got) / action_range(policy)).max() < 1e-5
     assert np.ptp(want, axis=0).max() > 1.0  # the actions do depend on what goes in
 
