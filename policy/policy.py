@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from flowleap.policy.core.inputs import InputCheck, image_advice
 from flowleap.policy.core.registry import Option, Parameter, check_options, parameters_of
 from flowleap.policy.core.spec import Spec
 from flowleap.policy.flow.draws import Draw
-from flowleap.policy.flow.flow_map import FlowMap
+from flowleap.policy.flow.flow_map import FlowMap, Prefix
 from flowleap.policy.flow.objectives import Objective
 from flowleap.policy.flow.samplers import time_grid
 from flowleap.policy.networks.build import build_backbone
@@ -24,7 +25,7 @@ from flowleap.policy.networks.encoders import build_encoder
 from flowleap.policy.normalizer import ACTION, Normalizer
 
 Batch = Mapping[str, Any]
-PARTS = ("objective", "backbone", "encoder", "normalizer", "head_sigma")
+PARTS = ("objective", "backbone", "encoder", "normalizer", "head_sigma", "prefix")
 HEAD_SIGMA = Parameter(
     float,
     0.02,
@@ -32,6 +33,11 @@ HEAD_SIGMA = Parameter(
         "the network predicts the mean of N(m, sigma^2), see docs/math.md; 0: it predicts u itself", 0, 100
     ),
 )
+
+PREFIX = Parameter(
+    int, 0, Option("train on up to so many actions of a chunk being given, for `continuity=prefix`", 0, 1000)
+)
+SINGLE = {"head_sigma": HEAD_SIGMA, "prefix": PREFIX}
 
 
 def normalizer_modes(config: Any) -> dict[str, Any]:
@@ -56,10 +62,11 @@ class Policy(nn.Module):
     Args:
         spec: observation keys, action, To, H, Ta.
         config: plain data with `objective`, `backbone`, `encoder` (each a registry `name` and its options, or
-            the name alone), `normalizer` (`obs` and `action` mode) and `head_sigma` (see `FlowMap`), the last two
-            optional.
+            the name alone), `normalizer` (`obs` and `action` mode), `head_sigma` (see `FlowMap`) and `prefix`, the last
+            three optional.
 
     Attributes:
+        prefix: how many actions, at most, may be given to `chunk`; 0 for a policy that was not trained to go on.
         image_frames: how many of the To images, the latest ones, the encoder looks at.
         info: notes for people, stored in checkpoints (task, dataset, step, ...).
         inputs: what `act` does about observations that are not finite, or far outside of the range of training
@@ -91,21 +98,27 @@ class Policy(nn.Module):
         self.encoder, encoder = build_encoder(config["encoder"], spec)
         self.image_frames: int = getattr(self.encoder, "frames", spec.n_obs_steps)
         cond_dim: int = self.encoder.dim  # type: ignore[assignment]
-        self.net, backbone = build_backbone(config["backbone"], spec.action_dim, spec.horizon, cond_dim)
+        given = {key: config[key] for key in SINGLE if key in config}
+        single = check_options("policy", SINGLE, given, "policy")
+        self.head_sigma: float = single["head_sigma"]
+        self.prefix: int = single["prefix"]
+        if self.prefix >= spec.horizon:
+            raise FlowleapError(
+                f"prefix={self.prefix} leaves nothing of a chunk of horizon={spec.horizon} to predict"
+            )
+        channels = spec.action_dim + bool(self.prefix)  # one more says which actions are given
+        self.net, backbone = build_backbone(config["backbone"], channels, spec.horizon, cond_dim)
         if self.objective.options.get("derivative") == "difference" and (name := _drops(self.net)):
             raise FlowleapError(
                 f"backbone.dropout > 0 ('{name}') needs objective.derivative=jvp: a finite difference would subtract "
                 "two different dropout masks"
             )
-        known = {"head_sigma": HEAD_SIGMA}
-        given = {key: config[key] for key in known if key in config}
-        self.head_sigma: float = check_options("policy", known, given, "policy")["head_sigma"]
         self.config: dict[str, Any] = {
             "objective": self.objective.config,
             "backbone": backbone,
             "encoder": encoder,
             "normalizer": self.normalizer.config,
-            "head_sigma": self.head_sigma,
+            **single,
         }
 
     @property
@@ -140,13 +153,34 @@ class Policy(nn.Module):
                 normalized[key] = self.normalizer.normalize(key, obs[key].float())
         return self.encoder(normalized)
 
-    def flow_map(self, obs: Mapping[str, Tensor]) -> FlowMap:
-        """The flow map conditioned on raw observations."""
-        return FlowMap(self.net, self.encode(obs), self.head_sigma)
+    def flow_map(
+        self, obs: Mapping[str, Tensor], actions: Tensor | None = None, given: Tensor | None = None
+    ) -> FlowMap:
+        """The flow map conditioned on raw observations.
+
+        Args:
+            actions: clean, normalised chunks [B, H or fewer, A], of which the policy is given some.
+            given: how many of each are, int64 [B]; at most `prefix`.
+        """
+        cond = self.encode(obs)
+        if not self.prefix:
+            return FlowMap(self.net, cond, self.head_sigma)
+        horizon, chunk = self.spec.horizon, (len(cond), self.spec.horizon, self.spec.action_dim)
+        if actions is None or given is None:
+            actions, given = (
+                cond.new_zeros(chunk),
+                torch.zeros(len(cond), dtype=torch.int64, device=cond.device),
+            )
+        actions = nn.functional.pad(actions, (0, 0, 0, horizon - actions.shape[1]))
+        known = torch.arange(horizon, device=cond.device)[None, :, None] < given[:, None, None]
+        return FlowMap(self.net, cond, self.head_sigma, Prefix(actions, known))
 
     def draw(self, batch: int, generator: torch.Generator | None = None, progress: float = 0.0) -> Draw:
         """The randomness of one training batch (on the CPU); `progress` is the share of training done."""
-        return self.objective.draw(batch, self.spec.horizon, self.spec.action_dim, generator, progress)
+        draw = self.objective.draw(batch, self.spec.horizon, self.spec.action_dim, generator, progress)
+        if not self.prefix:
+            return draw
+        return replace(draw, prefix=torch.randint(0, self.prefix + 1, (batch,), generator=generator))
 
     def loss(self, batch: Batch, draw: Draw | None = None) -> tuple[Tensor, dict[str, Tensor]]:
         """Scalar loss, and the detached mean of each term, of {"obs": {key: [B,To,...]}, "action": [B,H,A]}.
@@ -155,19 +189,28 @@ class Policy(nn.Module):
         """
         actions = self.normalizer.normalize(ACTION, batch["action"])
         draw = self.draw(len(actions)) if draw is None else draw
-        return self.objective.loss(self.flow_map(batch["obs"]), actions, draw.to(actions.device))
+        draw = draw.to(actions.device)
+        return self.objective.loss(self.flow_map(batch["obs"], actions, draw.prefix), actions, draw)
 
     forward = loss  # so that DistributedDataParallel's hooks see the loss
 
     @torch.no_grad()
-    def act(self, obs: Mapping[str, Tensor], noise: Tensor | None = None, steps: int | None = None) -> Tensor:
-        """Choose an action chunk [B, Ta, A] in real units; training-time noise and dropout are always off.
+    def act(
+        self,
+        obs: Mapping[str, Tensor],
+        noise: Tensor | None = None,
+        steps: int | None = None,
+        prefix: Tensor | None = None,
+        given: Tensor | None = None,
+    ) -> Tensor:
+        """Choose the actions to execute, [B, Ta, A] in real units: the beginning of the chunk.
+
+        Training-time noise and dropout are always off.
 
         Args:
             obs: {key: [B, To, *shape]}, real units (images uint8), the current frame last. Images
                 may also be as large as their camera takes them: they are cropped and resized as in training.
-            noise: z ~ N(0, I) [B, H, A]; drawn here if `None`.
-            steps: NFE; `None` is the objective's default (1 for iSD).
+            noise, steps, prefix, given: see `chunk`.
 
         Raises:
             FlowleapError: an observation is missing, misshapen, NaN or infinite; unsupported `steps`.
@@ -185,22 +228,61 @@ class Policy(nn.Module):
         if training:
             self.eval()
         try:
-            return self.chunk(obs, noise, steps)[:, : self.spec.n_action_steps]
+            return self.chunk(obs, noise, steps, prefix, given)[..., : self.spec.n_action_steps, :]
         finally:
             if training:
                 self.train()
 
-    def chunk(self, obs: Mapping[str, Tensor], noise: Tensor | None, steps: int | None) -> Tensor:
-        """The whole predicted chunk [B, H, A] in real units."""
+    def chunk(
+        self,
+        obs: Mapping[str, Tensor],
+        noise: Tensor | None,
+        steps: int | None,
+        prefix: Tensor | None = None,
+        given: Tensor | None = None,
+    ) -> Tensor:
+        """The whole predicted chunk [B, H, A] in real units.
+
+        Args:
+            obs: as `act` takes them; images as large as in training.
+            noise: z ~ N(0, I) [B, H, A]; drawn here if `None`. [B, K, H, A]: K chunks [B, K, H, A] for each
+                observation, which is encoded once.
+            steps: NFE; `None` is the objective's default (1 for iSD).
+            prefix: actions [B, P, A] in real units that are decided already, the first one for the current frame.
+                The chunk repeats them and goes on from there.
+            given: how many of them count, int64 [B]; all by default, `Policy.prefix` at most.
+        """
         steps = self.objective.check_steps(steps)
-        flow_map = self.flow_map(obs)
+        if prefix is not None:
+            if not self.prefix:
+                raise FlowleapError(
+                    "this policy was not trained to go on from given actions: train it with prefix=N"
+                )
+            if prefix.shape[1] > self.prefix:
+                raise FlowleapError(
+                    f"this policy goes on from {self.prefix} actions at most, got {prefix.shape[1]}"
+                )
+            if given is None:
+                given = torch.full((len(prefix),), prefix.shape[1], device=prefix.device)
+            prefix = self.normalizer.normalize(ACTION, prefix)
+        flow_map = self.flow_map(obs, prefix, given)
+        if noise is not None and noise.ndim == 4 and self.objective.draws(steps) == 1:
+            many = noise.shape[1]
+            rows = torch.arange(len(noise), device=noise.device)[:, None].expand(-1, many).flatten()
+            return self._sample(flow_map[rows], noise.flatten(0, 1), steps).unflatten(0, (len(noise), many))
+        return self._sample(flow_map, noise, steps)
+
+    def _sample(self, flow_map: FlowMap, noise: Tensor | None, steps: int) -> Tensor:
         shape = (len(flow_map.cond), self.spec.horizon, self.spec.action_dim)
         if noise is None:
             noise = torch.randn(shape, device=flow_map.cond.device)
         elif tuple(noise.shape) not in (shape, (shape[0], self.objective.draws(steps), *shape[1:])):
             raise FlowleapError(f"noise: expected {list(shape)} = [batch, H, A], got {list(noise.shape)}")
         grid = time_grid(steps, device=noise.device)
-        return self.normalizer.unnormalize(ACTION, self.objective.sample(flow_map, noise, grid))
+        chunk = self.objective.sample(flow_map, noise, grid)
+        if flow_map.prefix is not None:
+            chunk = torch.where(flow_map.prefix.known, flow_map.prefix.actions, chunk)
+        return self.normalizer.unnormalize(ACTION, chunk)
 
     def save(
         self, path: str | Path, ema: Policy | None = None, info: Mapping[str, Any] | None = None

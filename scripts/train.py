@@ -82,7 +82,7 @@ def main(cfg: DictConfig) -> Path:
     window = {name: cfg[name] for name in asdict(WINDOW)}
     spec = data.spec.with_window(**window)
     torch.manual_seed(options.seed)
-    policy = Policy(spec, {part: plain(cfg[part]) for part in PARTS})
+    policy = Policy(spec, {part: plain(cfg[part]) for part in PARTS if part in cfg})
     windows = data.windows(**window, image_frames=policy.image_frames)
     info = {
         "task": {"name": task.name, "kwargs": kwargs} if task else None,

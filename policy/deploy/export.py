@@ -1,6 +1,6 @@
 """Export: a policy becomes one ONNX graph, normaliser + encoder + head at a fixed NFE + unnormaliser.
 
-    OUT/policy.onnx   inputs `noise` [B,H,A] and one per observation key, output `action` [B,H,A], real units
+    OUT/policy.onnx   inputs `noise` [B,K,H,A] and one per observation key, output `action` [B,K,H,A], real units
     OUT/export.json   format version, Spec, NFE, input names, versions, digest, parity and latency reports
 
 The folder appears only when the graph, run by `runtime.ExportedPolicy`, repeats the eager policy.
@@ -75,6 +75,8 @@ def export(
         "steps": steps,
         "draws": policy.objective.draws(steps),
         "actions": policy.spec.horizon,
+        "candidates": policy.objective.draws(steps) == 1,
+        "prefix": policy.prefix,
         "objective": policy.objective.name,
         "inputs": {key: f"obs_{i}" for i, key in enumerate(policy.spec.observations)},
         "ranges": _ranges(policy),
@@ -126,14 +128,21 @@ def trace(policy: Policy, manifest: Mapping[str, Any]) -> bytes:
         raise FlowleapError(
             f"the policy holds {size / 1e9:.1f} GB of weights; one ONNX file holds at most 2 GB"
         )
-    spec = policy.spec
     graph = _Graph(copy.deepcopy(policy), manifest["steps"]).eval().requires_grad_(False)
     example = _example(policy, manifest["draws"], batch=2)  # 2: torch takes sizes 0 and 1 for constants
     if manifest["draws"] == 1:  # else the graph has a loop, with other times at each pass
         fold_times(graph.policy, manifest["steps"], example)
-    batch = torch.export.Dim("batch")
-    dynamic = {runtime.NOISE: {0: batch}, "obs": tuple({0: batch} for _ in spec.observations)}
-    names = [runtime.NOISE, *manifest["inputs"].values()]
+    batch, axes = (
+        torch.export.Dim("batch"),
+        {1: torch.export.Dim("candidates")} if manifest["candidates"] else {},
+    )
+    rest = len(example) - 1
+    dynamic = {runtime.NOISE: {0: batch, **axes}, "rest": tuple({0: batch} for _ in range(rest))}
+    names = [
+        runtime.NOISE,
+        *manifest["inputs"].values(),
+        *(runtime.PREFIX_INPUTS if manifest["prefix"] else ()),
+    ]
     try:
         with _silence():
             # strict: it follows `len(x)` symbolically, where the default would freeze the batch size.
@@ -155,14 +164,17 @@ def trace(policy: Policy, manifest: Mapping[str, Any]) -> bytes:
         ) from error
     assert onnx_program is not None
     model = onnx_program.model_proto
-    _strip(model)
+    _strip(model, manifest["candidates"])
     entry = model.metadata_props.add()
     entry.key, entry.value = runtime.FINGERPRINT, runtime.fingerprint(manifest)
     return model.SerializeToString()
 
 
 class _Graph(nn.Module):
-    """What is traced: (noise [B,H,A], *observations [B,To,*shape]) -> actions [B,H,A]."""
+    """What is traced: (noise [B,K,H,A], *observations [B,To,*shape]) -> actions [B,K,H,A].
+
+    A policy that goes on from given actions has them [B,P,A], and their number [B], behind the observations.
+    """
 
     def __init__(self, policy: Policy, steps: int) -> None:
         super().__init__()
@@ -170,9 +182,9 @@ class _Graph(nn.Module):
         self.steps = steps
         self.keys = tuple(policy.spec.observations)
 
-    def forward(self, noise: Tensor, *obs: Tensor) -> Tensor:
-        observations = dict(zip(self.keys, obs, strict=True))
-        return self.policy.chunk(observations, noise, self.steps)
+    def forward(self, noise: Tensor, *rest: Tensor) -> Tensor:
+        observations = dict(zip(self.keys, rest, strict=False))
+        return self.policy.chunk(observations, noise, self.steps, *rest[len(self.keys) :])
 
 
 class FixedTimes(nn.Module):
@@ -197,32 +209,36 @@ def fold_times(policy: Policy, steps: int, example: tuple[Tensor, ...]) -> None:
 
     The times are constants, but the exporter cannot see it: they are first expanded to the batch size.
     """
-    noise, *obs = (x[:1] for x in example)
+    noise, *rest = (x[:1] for x in example)
     embeddings = {name: m for name, m in policy.named_modules() if isinstance(m, TimeEmbedding)}
     for name, embedding in embeddings.items():
         seen: list[Tensor] = []
         hook = embedding.register_forward_hook(lambda _module, _args, out, seen=seen: seen.append(out))
         with torch.no_grad():
-            policy.chunk(dict(zip(policy.spec.observations, obs, strict=True)), noise, steps)
+            _Graph(policy, steps)(noise[:, :1], *rest)
         hook.remove()
         policy.set_submodule(name, FixedTimes(torch.cat(seen)))
 
 
 def _example(policy: Policy, draws: int, batch: int) -> tuple[Tensor, ...]:
-    noise = torch.zeros(batch, *runtime.noise_shape(policy.spec, draws))
-    inputs = runtime.graph_inputs(policy.spec).values()
+    # Three candidates: torch takes sizes 0 and 1 for constants.
+    noise = torch.zeros(batch, *([3] if draws == 1 else []), *runtime.noise_shape(policy.spec, draws))
+    inputs = [*runtime.graph_inputs(policy.spec).values(), *runtime.prefix_inputs(policy.spec, policy.prefix)]
     return noise, *(torch.zeros(batch, *shape, dtype=getattr(torch, dtype.name)) for shape, dtype in inputs)
 
 
-def _strip(model: Any) -> None:
-    """Drop what a runtime does not need (stack traces, inferred shapes) and name the batch axis."""
+def _strip(model: Any, candidates: bool) -> None:
+    """Drop what a runtime does not need (stack traces, inferred shapes) and name the axes of any size."""
     graph = model.graph
     del model.metadata_props[:], graph.value_info[:], graph.metadata_props[:]
     for part in (*graph.node, *graph.initializer, *graph.input, *graph.output):
         del part.metadata_props[:]
         part.ClearField("doc_string")
     for value in (*graph.input, *graph.output):
-        value.type.tensor_type.shape.dim[0].dim_param = "batch"
+        shape = value.type.tensor_type.shape
+        shape.dim[0].dim_param = "batch"
+        if candidates and value.name in (runtime.NOISE, runtime.ACTION):
+            shape.dim[1].dim_param = "candidates"
 
 
 def _write_manifest(folder: Path, manifest: Mapping[str, Any]) -> None:

@@ -48,10 +48,15 @@ def action_range(policy: Policy) -> np.ndarray:
 
 @torch.inference_mode()
 def eager_chunk(policy: Policy, obs: Observations, noise: np.ndarray, steps: int) -> np.ndarray:
-    """`Policy.chunk` on numpy arrays, images as their cameras take them."""
+    """`Policy.chunk` on numpy arrays, images as their cameras take them; without what is random in training."""
     seen = {key: np.ascontiguousarray(known.see(obs[key])) for key, known in policy.spec.observations.items()}
     tensors = {key: torch.from_numpy(x) for key, x in seen.items()}
-    return policy.chunk(tensors, torch.from_numpy(noise), steps).numpy()
+    training = policy.training
+    policy.eval()
+    try:
+        return policy.chunk(tensors, torch.from_numpy(noise), steps).numpy()
+    finally:
+        policy.train(training)
 
 
 def parity(

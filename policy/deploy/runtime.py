@@ -29,10 +29,15 @@ FORMAT_VERSION = 1
 MODEL = "policy.onnx"
 MANIFEST = "export.json"
 NOISE = "noise"
+PREFIX_INPUTS = ("prefix", "given")
 ACTION = "action"
 FINGERPRINT = "flowleap_contract"  # metadata entry of the model: digest of the manifest's contract fields
 CONTRACT = {"spec": dict, "steps": int, "objective": str, "inputs": dict}
-_ONNX_TYPES = {"tensor(float)": np.dtype(np.float32), "tensor(uint8)": np.dtype(np.uint8)}
+_ONNX_TYPES = {
+    "tensor(float)": np.dtype(np.float32),
+    "tensor(uint8)": np.dtype(np.uint8),
+    "tensor(int64)": np.dtype(np.int64),
+}
 
 
 def graph_inputs(spec: Spec) -> dict[str, tuple[list[int], np.dtype]]:
@@ -47,6 +52,12 @@ def graph_inputs(spec: Spec) -> dict[str, tuple[list[int], np.dtype]]:
 def noise_shape(spec: Spec, draws: int) -> list[int]:
     """Shape of a sample's noise in the graph: [H, A], or [draws, H, A] where the sampler draws on its way."""
     return [*([draws] if draws > 1 else []), spec.horizon, spec.action_dim]
+
+
+def prefix_inputs(spec: Spec, prefix: int) -> list[tuple[list[int], np.dtype]]:
+    """Shape and dtype of the graph's `PREFIX_INPUTS`: given actions [P, A], and how many of them count."""
+    inputs = [([prefix, spec.action_dim], np.dtype(np.float32)), ([], np.dtype(np.int64))]
+    return inputs if prefix else []
 
 
 def fingerprint(manifest: Mapping[str, Any]) -> str:
@@ -65,6 +76,7 @@ class ExportedPolicy:
         task: `{"name", "kwargs"}` of the task it was trained for, or None.
         manifest: all of `export.json`, the parity and latency reports included.
         actions: N, how many actions of the chunk the graph returns: H, or Ta in exports of flowleap 0.1.
+        prefix: how many actions, at most, may be given to `chunk`; 0 for a policy that was not trained to go on.
         inputs: what is done about observations that are not finite, or far outside of the range of training.
     """
 
@@ -81,6 +93,8 @@ class ExportedPolicy:
         self._noise_shape = (spec.horizon, spec.action_dim)
         self._draws: int = manifest.get("draws", 1)
         self.actions: int = manifest.get("actions", spec.n_action_steps)
+        self.prefix: int = manifest.get("prefix", 0)
+        self._candidates: bool = manifest.get("candidates", False)
         self._inputs = graph_inputs(spec)
 
     @classmethod
@@ -113,20 +127,33 @@ class ExportedPolicy:
         inputs = InputCheck(_ranges(folder, manifest, spec).get, unusual)
         return cls(manifest, spec, session, seed, inputs)
 
-    def act(self, obs: Mapping[str, np.ndarray], noise: np.ndarray | None = None) -> np.ndarray:
+    def act(
+        self,
+        obs: Mapping[str, np.ndarray],
+        noise: np.ndarray | None = None,
+        prefix: np.ndarray | None = None,
+    ) -> np.ndarray:
         """Choose the actions to execute, [B, Ta, A] float32 in real units: the beginning of `chunk`."""
-        return self.chunk(obs, noise)[:, : self.spec.n_action_steps]
+        return self.chunk(obs, noise, prefix)[..., : self.spec.n_action_steps, :]
 
-    def chunk(self, obs: Mapping[str, np.ndarray], noise: np.ndarray | None = None) -> np.ndarray:
+    def chunk(
+        self,
+        obs: Mapping[str, np.ndarray],
+        noise: np.ndarray | None = None,
+        prefix: np.ndarray | None = None,
+    ) -> np.ndarray:
         """Predict an action chunk.
 
         Args:
             obs: {key: [B, To, *shape]}, real units (images uint8), the current frame last; others ignored. Images may
                 also be as large as their camera takes them: they are cropped and resized as in training.
-            noise: z ~ N(0, I) [B, H, A]; drawn from the policy's own generator if `None`.
+            noise: z ~ N(0, I) [B, H, A]; drawn from the policy's own generator if `None`. [B, K, H, A]: K chunks for
+                each observation, which is encoded once.
+            prefix: actions [B, P, A] in real units that are decided already, the first one for the current frame; the
+                chunk repeats them and goes on from there. P is at most `self.prefix`.
 
         Returns:
-            [B, N, A] float32, real units; the first action is the one for the current frame.
+            [B, N, A] or [B, K, N, A] float32, real units; the first action is the one for the current frame.
 
         Raises:
             FlowleapError: a key is missing, a shape or dtype is not the Spec's, or a number is NaN or infinite.
@@ -152,12 +179,37 @@ class ExportedPolicy:
         if noise is None:
             noise = self._rng.standard_normal((batch, *self._noise_shape), dtype=np.float32)
         noise = _as_input(NOISE, noise, np.dtype(np.float32))
-        if noise.shape != (batch, *self._noise_shape):
+        many = noise.ndim == 4 and self._candidates
+        if noise.shape[:1] + noise.shape[1 + many :] != (batch, *self._noise_shape) or not noise.size:
             raise FlowleapError(
                 f"noise: expected {[batch, *self._noise_shape]} = [batch, H, A], got {list(noise.shape)}"
             )
-        feed[NOISE] = noise if self._draws == 1 else ancestral_noise(noise, self._draws)
-        return self._session.run([ACTION], feed)[0]
+        if self._candidates:
+            feed[NOISE] = noise if many else noise[:, None]
+        else:
+            feed[NOISE] = noise if self._draws == 1 else ancestral_noise(noise, self._draws)
+        feed |= self._given(prefix, batch)
+        chunk: np.ndarray = self._session.run([ACTION], feed)[0]
+        return chunk[:, 0] if self._candidates and not many else chunk
+
+    def _given(self, prefix: np.ndarray | None, batch: int) -> dict[str, np.ndarray]:
+        """The graph's inputs for actions that are decided already."""
+        if prefix is not None and not self.prefix:
+            raise FlowleapError(
+                "prefix: this policy was not trained to go on from given actions; train it with prefix=N"
+            )
+        if not self.prefix:
+            return {}
+        actions = np.zeros((batch, self.prefix, self.spec.action_dim), np.float32)
+        known = actions[:, :0] if prefix is None else _as_input("prefix", prefix, np.dtype(np.float32))
+        count = known.shape[1] if known.ndim == 3 else 0
+        if known.shape != (batch, count, self.spec.action_dim) or count > self.prefix:
+            expected = f"[{batch}, {self.prefix} or fewer, {self.spec.action_dim}]"
+            raise FlowleapError(f"prefix: expected {expected}, got {list(known.shape)}")
+        if not np.isfinite(known).all():
+            raise FlowleapError("prefix: the given actions hold NaN or infinite numbers")
+        actions[:, :count] = known
+        return dict(zip(PREFIX_INPUTS, (actions, np.full(batch, count, np.int64)), strict=True))
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
@@ -234,7 +286,13 @@ def _check_graph(folder: Path, session: Any, manifest: Mapping[str, Any], spec: 
         )
     wanted = {manifest["inputs"][key]: shape_and_dtype for key, shape_and_dtype in graph_inputs(spec).items()}
     draws = require_int(f"{folder / MANIFEST}: field 'draws'", manifest.get("draws", 1), 1, 1000)
-    wanted[NOISE] = (noise_shape(spec, draws), np.dtype(np.float32))
+    candidates = manifest.get("candidates", False) is True
+    wanted[NOISE] = (
+        [*(["candidates"] if candidates else []), *noise_shape(spec, draws)],
+        np.dtype(np.float32),
+    )
+    prefix = require_int(f"{folder / MANIFEST}: field 'prefix'", manifest.get("prefix", 0), 0, spec.horizon)
+    wanted |= dict(zip(PREFIX_INPUTS, prefix_inputs(spec, prefix), strict=False))
     found = {x.name: (list(x.shape[1:]), _ONNX_TYPES.get(x.type)) for x in session.get_inputs()}
     if found != wanted:
         raise FlowleapError(f"{other}: its inputs are {found}, expected {wanted}; export it again")
@@ -242,7 +300,7 @@ def _check_graph(folder: Path, session: Any, manifest: Mapping[str, Any], spec: 
     field = f"{folder / MANIFEST}: field 'actions'"
     shortest = spec.n_action_steps
     actions = require_int(field, manifest.get("actions", shortest), shortest, spec.horizon)
-    if outputs != {ACTION: [actions, spec.action_dim]}:
+    if outputs != {ACTION: [*(["candidates"] if candidates else []), actions, spec.action_dim]}:
         raise FlowleapError(f"{other}: its outputs are {outputs}; export it again")
 
 

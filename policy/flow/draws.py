@@ -28,6 +28,7 @@ class Draw:
         uniform: one more U[0, 1) number a sample, for objectives that draw a third time, [B].
         keep: bool [B]: False where the observation is dropped (guidance).
         progress: share of the training that is done, in [0, 1), for objectives that anneal.
+        prefix: how many actions of a chunk are given, int64 [B]; None where none ever are.
     """
 
     noise: Tensor
@@ -37,6 +38,7 @@ class Draw:
     uniform: Tensor
     keep: Tensor
     progress: float = 0.0
+    prefix: Tensor | None = None
 
     def __getitem__(self, rows: slice) -> Draw:
         return replace(self, **{key: x[rows] for key, x in self.tensors().items()})
@@ -47,7 +49,7 @@ class Draw:
         return replace(self, **moved | {"off_diagonal": self.off_diagonal})
 
     def tensors(self) -> dict[str, Any]:
-        """All fields but `progress`, by name."""
+        """The fields that are tensors, by name."""
         return {key: x for key, x in vars(self).items() if isinstance(x, Tensor)}
 
 

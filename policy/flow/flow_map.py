@@ -13,11 +13,26 @@ The network outputs the average velocity `u(x_t, t, s)` of the flow from t down 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 Network = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
+
+
+class Prefix(NamedTuple):
+    """Actions of a chunk that are decided already, and given to the network (training-time RTC, arXiv 2512.05964).
+
+    The network takes and returns one channel more: in, the mask; out, nothing.
+
+    Attributes:
+        actions: clean and normalised, [B,H,A]; only the known ones count.
+        known: bool [B,H,1].
+    """
+
+    actions: Tensor
+    known: Tensor
 
 
 def over_chunk(t: Tensor) -> Tensor:
@@ -47,28 +62,47 @@ class FlowMap:
             (k: `gaussian_coefficient`). A constant m solves every flow-map identity, so what is left to learn
             is how m depends on (x, t, s); and a = sigma z + m at one step, with no noise to carry through the
             layers only to subtract it.
+        prefix: the actions that are given, of a policy that was trained to go on from some.
     """
 
-    def __init__(self, net: Network, cond: Tensor, sigma: float = 0.0) -> None:
+    def __init__(self, net: Network, cond: Tensor, sigma: float = 0.0, prefix: Prefix | None = None) -> None:
         self.net = net
         self.cond = cond
         self.sigma = sigma
+        self.prefix = prefix
 
     def __getitem__(self, rows: Tensor) -> FlowMap:
-        """The flow map of the samples `rows` (indices [n])."""
-        return FlowMap(self.net, self.cond[rows], self.sigma)
+        """The flow map of the samples `rows` (indices [n], perhaps repeated)."""
+        prefix = self.prefix and Prefix(*(part[rows] for part in self.prefix))
+        return FlowMap(self.net, self.cond[rows], self.sigma, prefix)
+
+    def __add__(self, other: FlowMap) -> FlowMap:
+        """The flow map of the samples of both."""
+        prefix = None
+        if self.prefix and other.prefix:
+            prefix = Prefix(*(torch.cat(parts) for parts in zip(self.prefix, other.prefix, strict=True)))
+        return FlowMap(self.net, torch.cat([self.cond, other.cond]), self.sigma, prefix)
+
+    @property
+    def free(self) -> Tensor | None:
+        """Bool [B,H,1]: the actions that are not given; None where none are."""
+        return None if self.prefix is None else ~self.prefix.known
 
     def without_observation(self) -> FlowMap:
         """The flow map that sees no observation: a zero conditioning vector stands for it."""
-        return FlowMap(self.net, torch.zeros_like(self.cond), self.sigma)
+        return FlowMap(self.net, torch.zeros_like(self.cond), self.sigma, self.prefix)
 
     def keep_observation(self, keep: Tensor) -> FlowMap:
         """The flow map that sees the observation of the samples `keep` (bool [B]) alone."""
-        return FlowMap(self.net, self.cond * keep[:, None], self.sigma)
+        return FlowMap(self.net, self.cond * keep[:, None], self.sigma, self.prefix)
 
     def network(self, x: Tensor, t: Tensor, s: Tensor) -> Tensor:
         """The network's raw output [B,H,A]: for objectives that are no flow maps."""
-        return self.net(x, t, s, self.cond)
+        if self.prefix is None:
+            return self.net(x, t, s, self.cond)
+        actions, known = self.prefix
+        x = torch.cat([torch.where(known, actions, x), known.to(x.dtype)], dim=2)
+        return torch.where(known, actions, self.net(x, t, s, self.cond)[..., :-1])
 
     def average_velocity(self, x: Tensor, t: Tensor, s: Tensor) -> Tensor:
         """u(x, t, s): average velocity of the flow from t down to s; [B,H,A]."""

@@ -87,9 +87,12 @@ def objective(name: str, sampling: Sampling, **defaults: Any) -> Callable[[Loss]
     return OBJECTIVES.register(name, **defaults)
 
 
-def squared_error(prediction: Tensor, target: Tensor) -> Tensor:
-    """Mean squared error of each sample over its chunk; [B]."""
-    return (prediction - target).square().mean(dim=(1, 2))
+def squared_error(prediction: Tensor, target: Tensor, free: Tensor | None = None) -> Tensor:
+    """Mean squared error of each sample over its chunk, or over the actions that are `free` (bool [B,H,1]); [B]."""
+    squares = (prediction - target).square()
+    if free is None:
+        return squares.mean(dim=(1, 2))
+    return (squares.mean(dim=2, keepdim=True) * free).sum(dim=(1, 2)) / free.sum(dim=(1, 2))
 
 
 def adaptive_weight(loss: Tensor, p: float, c: float = 0.01) -> Tensor:
@@ -112,15 +115,14 @@ def off_rows(u: FlowMap, batch: FlowBatch) -> tuple[FlowMap, FlowBatch]:
 
 def diagonal_and_off(u: FlowMap, batch: FlowBatch, off: FlowMap, rows: FlowBatch) -> tuple[Tensor, Tensor]:
     """u(x_t,t,t) [B,H,A] of the whole batch and u(x_t,t,s) [n,H,A] of its rows `off`, in one pass."""
-    both = FlowMap(u.net, torch.cat([u.cond, off.cond]), u.sigma)
     x, t = torch.cat([batch.x_t, rows.x_t]), torch.cat([batch.t, rows.t])
-    out = both.average_velocity(x, t, torch.cat([batch.t, rows.s]))
+    out = (u + off).average_velocity(x, t, torch.cat([batch.t, rows.s]))
     return out[: len(batch.t)], out[len(batch.t) :]
 
 
 def anchor(u: FlowMap, batch: FlowBatch) -> Tensor:
     """|u(x_t,t,t) - v|^2 [B], the boundary condition that flow matching and self-distillation share."""
-    return squared_error(u.velocity(batch.x_t, batch.t), batch.v)
+    return squared_error(u.velocity(batch.x_t, batch.t), batch.v, u.free)
 
 
 @objective("flow_matching", Sampling(samplers.euler_sampler, default_steps=10))
@@ -143,8 +145,8 @@ def isd(
     vbar = (u_tt if batch.off is None else u_tt[batch.off]).detach()
     tangents = (vbar, torch.ones_like(rows.t), None)
     du = total_derivative(off, (rows.x_t, rows.t, rows.s), tangents, derivative, u_ts.detach())
-    fm = squared_error(u_tt, batch.v)
-    sd = squared_error(u_ts, vbar - rows.gap * du)
+    fm = squared_error(u_tt, batch.v, u.free)
+    sd = squared_error(u_ts, vbar - rows.gap * du, off.free)
     return {"fm": anchor_weight * fm, "sd": off_diagonal(sd, batch)}
 
 
@@ -159,8 +161,8 @@ def esd(u: FlowMap, batch: FlowBatch, *, stop: Stop = "none") -> Terms:
     v_theta = u_tt if batch.off is None else u_tt[batch.off]
     tangents = (v_theta, torch.ones_like(rows.t), None)
     u_ts, du = value_and_derivative(off, (rows.x_t, rows.t, rows.s), tangents)
-    residual = squared_error(u_ts, v_theta - rows.gap * (du if stop == "none" else du.detach()))
-    return {"fm": squared_error(u_tt, batch.v), "esd": off_diagonal(residual, batch)}
+    residual = squared_error(u_ts, v_theta - rows.gap * (du if stop == "none" else du.detach()), off.free)
+    return {"fm": squared_error(u_tt, batch.v, u.free), "esd": off_diagonal(residual, batch)}
 
 
 @objective("lsd", Sampling(samplers.leap_sampler))
@@ -174,7 +176,7 @@ def lsd(u: FlowMap, batch: FlowBatch) -> Terms:
     u_ts, ds_u = value_and_derivative(off, (rows.x_t, rows.t, rows.s), along_s)
     with torch.no_grad():
         target = off.velocity(rows.x_t - rows.gap * u_ts, rows.s)
-    residual = squared_error(u_ts - rows.gap * ds_u, target)
+    residual = squared_error(u_ts - rows.gap * ds_u, target, off.free)
     return {"fm": anchor(u, batch), "lsd": off_diagonal(residual, batch)}
 
 
@@ -192,7 +194,7 @@ def psd(u: FlowMap, batch: FlowBatch, *, midpoint: Midpoint = "uniform") -> Term
         u_tm = off.average_velocity(x, t, m)
         u_ms = off.average_velocity(x - over_chunk(t - m) * u_tm, m, s)
         target = over_chunk(1 - g) * u_tm + over_chunk(g) * u_ms
-    term = squared_error(off.average_velocity(x, t, s), target)
+    term = squared_error(off.average_velocity(x, t, s), target, off.free)
     return {"fm": anchor(u, batch), "psd": off_diagonal(term, batch)}
 
 
@@ -224,7 +226,7 @@ def _mean_flow(
         correction = rows.gap * du
     if batch.off is not None:
         correction = torch.zeros_like(average).index_copy(0, batch.off, correction)
-    return squared_error(average, batch.v - correction)
+    return squared_error(average, batch.v - correction, u.free)
 
 
 @objective("alpha_flow", Sampling(samplers.leap_sampler), times="logit_normal", diagonal=0.25)
@@ -248,7 +250,7 @@ def alpha_flow(
     m = al * batch.s + (1 - al) * batch.t
     with torch.no_grad():
         target = al * batch.v + (1 - al) * u.average_velocity(batch.x(m), m, batch.s)
-    return {"af": squared_error(u.average_velocity(batch.x_t, batch.t, batch.s), target) / al}
+    return {"af": squared_error(u.average_velocity(batch.x_t, batch.t, batch.s), target, u.free) / al}
 
 
 def annealed(progress: float, start: float, end: float) -> float:
@@ -267,14 +269,14 @@ def consistency_training(u: FlowMap, batch: FlowBatch, *, halvings: Halvings = 8
     r, zero = batch.t - gap, torch.zeros_like(batch.t)
     with torch.no_grad():
         target = u.leap(batch.x(r), r, zero)
-    return {"ct": squared_error(u.leap(batch.x_t, batch.t, zero), target) / gap.clamp(min=1e-3)}
+    return {"ct": squared_error(u.leap(batch.x_t, batch.t, zero), target, u.free) / gap.clamp(min=1e-3)}
 
 
 @objective("regression", Sampling(samplers.mean_sampler, max_steps=1, guided=False), p=0.0)
 def regression(u: FlowMap, batch: FlowBatch) -> Terms:
     """Behaviour cloning by regression: |p(o) - a|^2 with p(o) = X_{1->0}(0), the leap from zero noise."""
     one, zero = torch.ones_like(batch.t), torch.zeros_like(batch.t)
-    return {"mse": squared_error(u.leap(torch.zeros_like(batch.a), one, zero), batch.a)}
+    return {"mse": squared_error(u.leap(torch.zeros_like(batch.a), one, zero), batch.a, u.free)}
 
 
 @objective("mip", Sampling(samplers.mip_sampler, 2, 2, 2, guided=False, options=("tau",)), p=0.0)
@@ -284,8 +286,8 @@ def mip(u: FlowMap, batch: FlowBatch, *, tau: Tau = 0.1, balance: Balance = True
     p is the network itself. `balance` divides each term by the square of its interval (1 - tau and tau).
     """
     one, small = torch.ones_like(batch.t), torch.full_like(batch.t, tau)
-    first = squared_error(u.network(torch.zeros_like(batch.a), one, one), batch.a)
-    second = squared_error(u.network(batch.a + tau * batch.z, small, small), batch.a)
+    first = squared_error(u.network(torch.zeros_like(batch.a), one, one), batch.a, u.free)
+    second = squared_error(u.network(batch.a + tau * batch.z, small, small), batch.a, u.free)
     w_first, w_second = ((1 - tau) ** -2, tau**-2) if balance else (1.0, 1.0)
     return {"first": w_first * first, "second": w_second * second}
 
@@ -309,7 +311,7 @@ def ddpm(u: FlowMap, batch: FlowBatch, *, prediction: Predicted = "epsilon") -> 
         target = scheduler.get_velocity(batch.a, batch.z, level)
     else:
         target = batch.z if prediction == "epsilon" else batch.a
-    return {"ddpm": squared_error(u.network(noisy, time, time), target)}
+    return {"ddpm": squared_error(u.network(noisy, time, time), target, u.free)}
 
 
 class Objective:

@@ -74,10 +74,10 @@ def choices(part: str) -> dict[str, Choice]:
         return {"": Choice(_about(Window), parameters_of(Window))}
     if part == "policy":
         from flowleap.policy.normalizer import Normalizer
-        from flowleap.policy.policy import HEAD_SIGMA
+        from flowleap.policy.policy import SINGLE
 
         modes = {f"normalizer.{key}": p for key, p in parameters_of(Normalizer).items()}
-        return {"": Choice("", {**modes, "head_sigma": HEAD_SIGMA})}
+        return {"": Choice("", {**modes, **SINGLE})}
     return {}
 
 
