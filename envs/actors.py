@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from flowleap.envs.rollout import Actor
+from flowleap.envs.rollout import Actor, Chunker
 from flowleap.policy.core.errors import FlowleapError
 from flowleap.policy.core.spec import Spec
 
@@ -20,9 +21,22 @@ EXPORT_MANIFEST = "export.json"
 
 @dataclass(frozen=True)
 class LoadedActor:
-    """An actor, the Spec it needs, its NFE, and what to write beside its scores."""
+    """A policy ready to act.
+
+    Attributes:
+        act: the actor.
+        chunk: the same at full length, with several noises and given actions.
+        actions: N, the length of its chunks.
+        prefix: how many actions may be given to it.
+        spec: what it needs.
+        nfe: function evaluations a chunk.
+        path, describe, task: where it lies, what to write beside its scores, what it was trained for.
+    """
 
     act: Actor
+    chunk: Chunker
+    actions: int
+    prefix: int
     spec: Spec
     nfe: int
     path: Path
@@ -30,13 +44,30 @@ class LoadedActor:
     task: dict[str, Any] | None
 
 
-def policy_actor(policy: Policy, steps: int | None) -> Actor:
-    """Wrap a torch policy: `(obs {key: [B,To,...]}, noise [B,H,A]) -> [B,Ta,A]`, all numpy."""
+def policy_chunker(policy: Policy, steps: int | None) -> Chunker:
+    """Wrap a torch policy: `(obs {key: [B,To,...]}, noise [B,K,H,A], prefix) -> [B,K,H,A]`, all numpy."""
     import torch
 
-    def act(obs: dict[str, np.ndarray], noise: np.ndarray) -> np.ndarray:
+    def chunk(
+        obs: Mapping[str, np.ndarray], noise: np.ndarray, prefix: np.ndarray | None = None
+    ) -> np.ndarray:
         tensors = {key: torch.from_numpy(np.ascontiguousarray(x)).to(policy.device) for key, x in obs.items()}
-        return policy.act(tensors, torch.from_numpy(noise).to(policy.device), steps).cpu().numpy()
+        given = None if prefix is None else torch.from_numpy(prefix).to(policy.device)
+        return (
+            policy.act(tensors, torch.from_numpy(noise).to(policy.device), steps, given, whole=True)
+            .cpu()
+            .numpy()
+        )
+
+    return chunk
+
+
+def policy_actor(policy: Policy, steps: int | None) -> Actor:
+    """Wrap a torch policy: `(obs {key: [B,To,...]}, noise [B,H,A]) -> [B,Ta,A]`, all numpy."""
+    chunk = policy_chunker(policy, steps)
+
+    def act(obs: dict[str, np.ndarray], noise: np.ndarray) -> np.ndarray:
+        return chunk(obs, noise)[:, : policy.spec.n_action_steps]
 
     return act
 
@@ -77,7 +108,17 @@ def load_actor(
         "threads": threads,
     }
     task = policy.info.get("task")
-    return LoadedActor(policy_actor(policy, nfe), policy.spec, nfe, policy.checkpoint or path, describe, task)
+    return LoadedActor(
+        policy_actor(policy, nfe),
+        policy_chunker(policy, nfe),
+        policy.spec.horizon,
+        policy.prefix,
+        policy.spec,
+        nfe,
+        policy.checkpoint or path,
+        describe,
+        task,
+    )
 
 
 def _exported(path: Path, steps: int | None, threads: int, n_action_steps: int | None) -> LoadedActor:
@@ -93,4 +134,14 @@ def _exported(path: Path, steps: int | None, threads: int, n_action_steps: int |
             )
         policy.spec = policy.spec.with_window(policy.spec.n_obs_steps, policy.spec.horizon, n_action_steps)
     describe = {"kind": "export", "objective": policy.objective, "threads": threads}
-    return LoadedActor(policy.act, policy.spec, policy.steps, path, describe, policy.task)
+    return LoadedActor(
+        policy.act,
+        policy.chunk,
+        policy.actions,
+        policy.prefix,
+        policy.spec,
+        policy.steps,
+        path,
+        describe,
+        policy.task,
+    )

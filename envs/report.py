@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from flowleap.envs.motion import Motion
 from flowleap.envs.rollout import Rollout
 from flowleap.envs.statistics import mean, mode_coverage, rate
 from flowleap.envs.task import Task
@@ -19,6 +20,7 @@ def summary(rollout: Rollout, task: Task) -> dict[str, Any]:
     Returns:
         `task`, `seed_note`, `episodes`; `success` {count, n, rate, interval}; `max_reward` and `sum_reward`
         {mean, interval}; `reports_success`; `outcomes` {name: {count, n, rate, interval}} where the task has some;
+        `motion` {jump, interior}, each {mean, interval}, see `motion.motion`;
         `headline` {metric, value, interval}; `mean_length`; `latency_ms` {p50, p95, mean} per actor call;
         `seconds` {policy, env, wall}; `n_envs`, `batched`; for a task with modes, `modes`: `mode_coverage`.
     """
@@ -44,6 +46,8 @@ def summary(rollout: Rollout, task: Task) -> dict[str, Any]:
         "n_envs": rollout.n_envs,
         "batched": rollout.batched,
     }
+    if moved := [e.motion for e in episodes if e.motion]:
+        report["motion"] = {name: mean([getattr(each, name) for each in moved]) for name in Motion._fields}
     if task.scoring.outcomes:
         flags = {
             name: [bool(e.outcomes and e.outcomes[name]) for e in episodes] for name in task.scoring.outcomes
@@ -56,8 +60,9 @@ def summary(rollout: Rollout, task: Task) -> dict[str, Any]:
 
 def episode_rows(rollout: Rollout) -> list[dict[str, Any]]:
     """Per-episode outcomes as JSON-ready rows, in the order of the seeds."""
-    rows = [asdict(episode) for episode in rollout.episodes]
-    return [{k: v for k, v in row.items() if k != "outcomes" or v is not None} for row in rows]
+    optional = ("outcomes", "motion")
+    rows = [asdict(e) | {"motion": e.motion and e.motion._asdict()} for e in rollout.episodes]
+    return [{k: v for k, v in row.items() if k not in optional or v is not None} for row in rows]
 
 
 def format_line(report: Mapping[str, Any]) -> str:

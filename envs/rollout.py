@@ -18,10 +18,12 @@ from typing import Any, Protocol
 import numpy as np
 
 from flowleap.envs.chunk_env import ChunkEnv
+from flowleap.envs.motion import Motion, motion
 from flowleap.envs.task import Observation, Task
 from flowleap.envs.workers import env_errors, env_failures, open_vector_env
 from flowleap.policy.core.errors import FlowleapError
 from flowleap.policy.core.spec import Spec
+from flowleap.policy.deploy.plan import Continuity, Plan
 
 _NOISE_STREAM = 0xF10  # keeps chunk noise apart from any other generator seeded with the episode's seed
 
@@ -34,13 +36,21 @@ class Actor(Protocol):
         ...
 
 
+class Chunker(Protocol):
+    """A policy at full length, for chunks that arrive late (see `Continuity`)."""
+
+    def __call__(self, obs: Observation, noise: np.ndarray, prefix: np.ndarray | None = None) -> np.ndarray:
+        """`obs` {key: [B, To, *shape]}, `noise` float32 [B, K, H, A], given actions [B, P, A] -> [B, K, N, A]."""
+        ...
+
+
 @dataclass(frozen=True)
 class Episode:
     """Outcome of one episode.
 
     `success`: any step succeeded. `length`: actions executed. `mode`: index in the task's `modes` of the way
     taken, None where it stayed open or the task tells none apart. `outcomes`: the task's further outcomes, None where
-    it has none.
+    it has none. `motion`: see `motion.motion`, None where an episode was too short.
     """
 
     seed: int
@@ -50,6 +60,7 @@ class Episode:
     length: int
     mode: int | None = None
     outcomes: dict[str, bool] | None = None
+    motion: Motion | None = None
 
 
 @dataclass
@@ -75,38 +86,55 @@ class Rollout:
 
 @dataclass
 class _Slot:
-    """The episode that one environment is running: its place in the seed list, and its noise."""
+    """The episode that one environment is running: its place in the seed list, its noise, its plan, what it did.
+
+    Attributes:
+        plan: what comes next, where chunks arrive late.
+        sent: the actions [Ta, A] of each step of the environment.
+    """
 
     position: int
     seed: int
+    plan: Plan
     started: bool = False
+    sent: list[np.ndarray] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self._rng = np.random.default_rng([self.seed, _NOISE_STREAM])
 
-    def noise(self, spec: Spec) -> np.ndarray:
-        """Noise of the next chunk, float32 [H, A]."""
-        return self._rng.standard_normal((spec.horizon, spec.action_dim), dtype=np.float32)
+    def noise(self, spec: Spec, candidates: int = 1) -> np.ndarray:
+        """Noises of the next chunk, float32 [K, H, A]."""
+        return self._rng.standard_normal((candidates, spec.horizon, spec.action_dim), dtype=np.float32)
+
+    def motion(self, length: int) -> Motion | None:
+        """How smooth the `length` actions of the episode were."""
+        each, delay = len(self.sent[0]), self.plan.settings.delay
+        boundaries = range(each + delay, length, each)
+        return motion(np.concatenate(self.sent)[:length], boundaries)
 
 
 def rollout(
     task: Task,
-    actor: Actor,
+    actor: Actor | Chunker,
     spec: Spec,
     seeds: Sequence[int],
     n_envs: int = 1,
     batched: bool = False,
     on_progress: Callable[[Episode], None] | None = None,
+    continuity: Continuity | None = None,
 ) -> Rollout:
     """Run one episode per seed and return their outcomes in the order of `seeds`.
 
     Args:
+        actor: chooses the actions; a `Chunker` where `continuity` is given.
         spec: the policy's Spec, for its keys, To, H and Ta.
         seeds: one non-negative whole number per episode.
         n_envs: environments in parallel, each in a process of its own; 1 runs in this process.
         batched: call the actor once for all waiting environments (pays on a GPU). By default it is called
             with B = 1: outcomes are then bitwise independent of `n_envs`, latency is the deployed one.
         on_progress: called with every finished episode, in order of completion.
+        continuity: let chunks arrive late, and go over into each other so; `spec` has its `execute` as Ta. The actor is
+            called for one environment at a time then.
 
     Raises:
         SpecMismatch: the policy does not fit the task.
@@ -118,7 +146,7 @@ def rollout(
     n_envs = min(n_envs, len(seeds))
     result = Rollout(n_envs=n_envs, batched=batched)
     records: dict[int, Episode] = {}  # position in `seeds` -> outcome
-    waiting = deque(_Slot(position, int(seed)) for position, seed in enumerate(seeds))
+    waiting = deque(_Slot(i, int(seed), _plan(continuity, spec)) for i, seed in enumerate(seeds))
     slots: dict[int, _Slot] = {}  # environment -> its episode
     chunks = np.zeros((n_envs, spec.n_action_steps, spec.action_dim), np.float32)
     obs: Observation = {}
@@ -130,14 +158,14 @@ def rollout(
             if any(not slot.started for slot in slots.values()):
                 with _timed_env(task, result):
                     obs = _reset(envs, slots, n_envs)
-            for group in [list(slots)] if batched else [[index] for index in slots]:
-                noise = np.stack([slots[index].noise(spec) for index in group])
-                chunks[group] = _act(actor, {k: v[group] for k, v in obs.items()}, noise, spec, result)
+            for group in [list(slots)] if batched and not continuity else [[index] for index in slots]:
+                seen = {k: v[group] for k, v in obs.items()}
+                chunks[group] = _choose(actor, seen, [slots[index] for index in group], spec, result)
             with _timed_env(task, result):
                 obs, _, ended, _, info = envs.step(chunks)
             for index in [index for index in slots if ended[index]]:
                 slot = slots.pop(index)
-                record = _episode(task, slot.seed, {key: value[index] for key, value in info.items()})
+                record = _episode(task, slot, {key: value[index] for key, value in info.items()})
                 records[slot.position] = record
                 if on_progress:
                     on_progress(record)
@@ -146,7 +174,9 @@ def rollout(
     return result
 
 
-def record_episode(task: Task, actor: Actor, spec: Spec, seed: int) -> tuple[np.ndarray, Episode]:
+def record_episode(
+    task: Task, actor: Actor | Chunker, spec: Spec, seed: int, continuity: Continuity | None = None
+) -> tuple[np.ndarray, Episode]:
     """Replay the episode of `seed` in this process with the renderer on.
 
     Same seed, same noise and B = 1, hence the outcome that `rollout` recorded (unless it ran `batched`).
@@ -156,7 +186,7 @@ def record_episode(task: Task, actor: Actor, spec: Spec, seed: int) -> tuple[np.
     """
     _check_request(task, spec, [seed], 1)
     frames: list[np.ndarray] = []
-    slot, result, ended = _Slot(0, seed), Rollout(), False
+    slot, result, ended = _Slot(0, seed, _plan(continuity, spec)), Rollout(), False
     with env_failures(task.name):
         env = ChunkEnv(
             task, spec, render_mode="rgb_array", on_frame=lambda: frames.append(np.asarray(env.render()))
@@ -166,10 +196,16 @@ def record_episode(task: Task, actor: Actor, spec: Spec, seed: int) -> tuple[np.
             obs, _ = env.reset(seed=seed)
         while not ended:
             batch = {key: value[None] for key, value in obs.items()}
-            chunk = _act(actor, batch, slot.noise(spec)[None], spec, result)[0]
+            chunk = _choose(actor, batch, [slot], spec, result)[0]
             with env_failures(task.name):
                 obs, _, ended, _, info = env.step(chunk)
-    return np.stack(frames), _episode(task, seed, info)
+    return np.stack(frames), _episode(task, slot, info)
+
+
+def _plan(continuity: Continuity | None, spec: Spec) -> Plan:
+    limits = spec.limits
+    scale = np.subtract(limits.high, limits.low).astype(np.float32) if limits else 1.0
+    return Plan(continuity or Continuity(), scale)
 
 
 def _reset(envs: Any, slots: dict[int, _Slot], n_envs: int) -> Observation:
@@ -183,15 +219,44 @@ def _reset(envs: Any, slots: dict[int, _Slot], n_envs: int) -> Observation:
     return obs
 
 
-def _act(actor: Actor, obs: Observation, noise: np.ndarray, spec: Spec, result: Rollout) -> np.ndarray:
-    """Call the actor, note its latency, and check that it returned finite numbers [B, Ta, A]."""
+def _choose(
+    actor: Actor | Chunker, obs: Observation, slots: Sequence[_Slot], spec: Spec, result: Rollout
+) -> np.ndarray:
+    """The next actions [B, Ta, A] of some episodes, by what they see."""
+    plan = slots[0].plan
+    if plan.settings == Continuity():
+        noise = np.concatenate([slot.noise(spec) for slot in slots])
+        expected = (len(noise), spec.n_action_steps, spec.action_dim)
+        chosen = _call(actor, (obs, noise), expected, "[B, Ta, A]", result)
+    else:
+        request = plan.ask()
+        noise = slots[0].noise(spec, request.candidates)[None]
+        prefix = () if request.prefix is None else (request.prefix[None],)
+        if request.candidates == 1:
+            noise = noise[:, 0]
+        chunks = _call(
+            actor, (obs, noise, *prefix), (*noise.shape[:-2], None, spec.action_dim), "[B, K, N, A]", result
+        )
+        plan.receive(chunks.reshape(-1, *chunks.shape[-2:]))
+        actions = [plan.next() for _ in range(spec.n_action_steps)]
+        chosen = np.stack([action for action in actions if action is not None])[None]
+    for slot, actions_of_slot in zip(slots, chosen, strict=True):
+        slot.sent.append(actions_of_slot)
+    return chosen
+
+
+def _call(
+    actor: Any, given: tuple[Any, ...], expected: tuple[int | None, ...], axes: str, result: Rollout
+) -> np.ndarray:
+    """Call the actor, note its latency, and check that it returned finite numbers of the expected shape."""
     start = perf_counter()
-    chunk = np.asarray(actor(obs, noise))
+    chunk = np.asarray(actor(*given))
     result.latencies.append(perf_counter() - start)
-    expected = (len(noise), spec.n_action_steps, spec.action_dim)
-    if chunk.shape != expected:
+    if chunk.ndim != len(expected) or any(
+        e not in (None, n) for e, n in zip(expected, chunk.shape, strict=True)
+    ):
         raise FlowleapError(
-            f"the policy returned actions of shape {chunk.shape}, expected [B, Ta, A] = {expected}"
+            f"the policy returned actions of shape {chunk.shape}, expected {axes} = {expected}"
         )
     if not np.isfinite(chunk).all():
         raise FlowleapError(
@@ -200,15 +265,16 @@ def _act(actor: Actor, obs: Observation, noise: np.ndarray, spec: Spec, result: 
     return chunk
 
 
-def _episode(task: Task, seed: int, info: dict[str, Any]) -> Episode:
+def _episode(task: Task, slot: _Slot, info: dict[str, Any]) -> Episode:
     return Episode(
-        seed=int(seed),
+        seed=slot.seed,
         success=bool(info["success"]),
         max_reward=float(info["max_reward"]),
         sum_reward=float(info["sum_reward"]),
         length=int(info["length"]),
         mode=int(info["mode"]) if info["mode"] >= 0 else None,
         outcomes={name: bool(info[name]) for name in task.scoring.outcomes} or None,
+        motion=slot.motion(int(info["length"])),
     )
 
 

@@ -201,7 +201,7 @@ class Policy(nn.Module):
         noise: Tensor | None = None,
         steps: int | None = None,
         prefix: Tensor | None = None,
-        given: Tensor | None = None,
+        whole: bool = False,
     ) -> Tensor:
         """Choose the actions to execute, [B, Ta, A] in real units: the beginning of the chunk.
 
@@ -210,7 +210,8 @@ class Policy(nn.Module):
         Args:
             obs: {key: [B, To, *shape]}, real units (images uint8), the current frame last. Images
                 may also be as large as their camera takes them: they are cropped and resized as in training.
-            noise, steps, prefix, given: see `chunk`.
+            noise, steps, prefix: see `chunk`.
+            whole: return the whole chunk, [B, H, A].
 
         Raises:
             FlowleapError: an observation is missing, misshapen, NaN or infinite; unsupported `steps`.
@@ -228,7 +229,8 @@ class Policy(nn.Module):
         if training:
             self.eval()
         try:
-            return self.chunk(obs, noise, steps, prefix, given)[..., : self.spec.n_action_steps, :]
+            chunk = self.chunk(obs, noise, steps, prefix)
+            return chunk if whole else chunk[..., : self.spec.n_action_steps, :]
         finally:
             if training:
                 self.train()

@@ -10,18 +10,22 @@ from __future__ import annotations
 import os
 import re
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig
 
-from flowleap.envs.actors import load_actor
+from flowleap.envs.actors import LoadedActor, load_actor
 from flowleap.envs.conventions import in_actions_of
 from flowleap.envs.rendering import save_video
 from flowleap.envs.report import episode_rows, format_line, format_modes, summary
 from flowleap.envs.rollout import record_episode, rollout
 from flowleap.policy.core.errors import FlowleapError
 from flowleap.policy.core.files import write_results
+from flowleap.policy.core.registry import check_options, parameters_of
+from flowleap.policy.core.spec import Spec
+from flowleap.policy.deploy.plan import Continuity
 from flowleap.policy.training.metrics import progress_bar
 from flowleap.scripts.cli.main import run_verb
 from flowleap.scripts.common import plain, recorded_task, run_dir_of, say, task_of
@@ -37,6 +41,7 @@ def main(cfg: DictConfig) -> dict[str, Any]:
         )
     task = in_actions_of(task, actor.spec)
     actor.spec.require_match(task.spec, f"checkpoint {cfg.checkpoint}", f"task {task.name}")
+    continuity, spec, act = _late(cfg, actor)
     seeds = range(cfg.seed, cfg.seed + cfg.episodes)
     n_envs = cfg.n_envs or os.cpu_count() or 1
     with progress_bar(0, len(seeds), f"eval {task.name}", enabled=True) as advance:
@@ -46,9 +51,10 @@ def main(cfg: DictConfig) -> dict[str, Any]:
             done.append(episode.success)
             advance(len(done), f"success {sum(done)}/{len(done)}")
 
-        result = rollout(task, actor.act, actor.spec, seeds, n_envs, cfg.batched, on_progress)
+        result = rollout(task, act, spec, seeds, n_envs, cfg.batched, on_progress, continuity)
     report = summary(result, task)
-    default = f"eval/{re.sub('[/:]', '-', task.name)}_nfe{actor.nfe}.json"
+    late = f"_{continuity.continuity}_delay{continuity.delay}" if continuity else ""
+    default = f"eval/{re.sub('[/:]', '-', task.name)}_nfe{actor.nfe}{late}.json"
     out = Path(cfg.out) if cfg.out else run_dir_of(actor.path) / default
     say(f"NFE {actor.nfe} | {format_line(report)}")
     if "modes" in report:
@@ -58,7 +64,8 @@ def main(cfg: DictConfig) -> dict[str, Any]:
         "nfe": actor.nfe,
         "summary": report,
         "seeds": {"first": seeds.start, "count": len(seeds)},
-        "spec": actor.spec.to_dict(),
+        "spec": spec.to_dict(),
+        "continuity": asdict(continuity) if continuity else None,
         "actor": {"path": str(cfg.checkpoint), **actor.describe},
         "config": plain(cfg),
         "rows": episode_rows(result),
@@ -67,13 +74,29 @@ def main(cfg: DictConfig) -> dict[str, Any]:
     for seed in seeds[: cfg.videos]:
         path = out.with_name(f"{out.stem}_seed{seed}.mp4")
         try:
-            frames, _ = record_episode(task, actor.act, actor.spec, seed)
+            frames, _ = record_episode(task, act, spec, seed, continuity)
             save_video(path, frames, fps=task.spec.control_hz or 10)
         except FlowleapError as error:  # no GL backend, no imageio: the scores stand, the pictures do not
             say(f"no video: {error}")
             break
         say(f"video: {path}")
     return results
+
+
+def _late(cfg: DictConfig, actor: LoadedActor) -> tuple[Continuity | None, Spec, Any]:
+    """How chunks arrive and go on, with the Spec and the callable that this needs; None where they arrive at once."""
+    given = {name: cfg[name] for name in parameters_of(Continuity)}
+    continuity = Continuity(**check_options("eval", parameters_of(Continuity), given, "eval"))
+    if continuity == Continuity():
+        return None, actor.spec, actor.act
+    window = actor.spec.n_action_steps
+    execute = continuity.execute or max(continuity.delay, min(window, actor.actions - continuity.delay))
+    continuity.check(actor.actions, execute, actor.prefix)
+    return (
+        continuity,
+        actor.spec.with_window(actor.spec.n_obs_steps, actor.spec.horizon, execute),
+        actor.chunk,
+    )
 
 
 if __name__ == "__main__":

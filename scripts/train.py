@@ -19,7 +19,7 @@ import sys
 import time
 from collections.abc import Mapping
 from contextlib import nullcontext
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from flowleap.datasets import roles
+from flowleap.datasets.columns import ACTION
 from flowleap.datasets.dataset import Dataset, open_dataset
 from flowleap.datasets.images import plain_inputs
 from flowleap.envs.conventions import in_actions_of
@@ -38,6 +39,7 @@ from flowleap.envs.registry import make_task
 from flowleap.envs.task import Task
 from flowleap.envs.task_data import load_columns, with_mirrored, with_recorded_env
 from flowleap.policy.core.errors import FlowleapError, require_int
+from flowleap.policy.core.limits import ActionLimits
 from flowleap.policy.core.spec import WINDOW, Spec
 from flowleap.scripts.cli.main import run_verb
 from flowleap.scripts.cli.paths import escaped
@@ -80,7 +82,8 @@ def main(cfg: DictConfig) -> Path:
     if cfg.data.mirror:
         data = with_mirrored(task, data)
     window = {name: cfg[name] for name in asdict(WINDOW)}
-    spec = data.spec.with_window(**window)
+    limits = ActionLimits.of(data.columns([ACTION])[ACTION], data.episode_ends)
+    spec = replace(data.spec.with_window(**window), limits=limits)
     torch.manual_seed(options.seed)
     policy = Policy(spec, {part: plain(cfg[part]) for part in PARTS if part in cfg})
     windows = data.windows(**window, image_frames=policy.image_frames)

@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flowleap.policy.core.errors import FlowleapError, require_whole, suggest
+from flowleap.policy.core.limits import ActionLimits
 from flowleap.policy.core.registry import Option
 from flowleap.policy.core.views import View, views_from
 
@@ -145,6 +146,7 @@ class Spec:
         n_action_steps: Ta <= H, actions executed before the policy is asked again.
         control_hz: actions per second; 0 when unknown.
         action_convention: `absolute` targets, or `delta` with respect to the current state.
+        limits: how far and how fast the demonstrated actions went; None where nobody looked.
         source: where the data came from (env id, kwargs, package versions, seeds). JSON values only.
     """
 
@@ -155,6 +157,7 @@ class Spec:
     n_action_steps: int = 1
     control_hz: float = 0.0
     action_convention: ActionConvention = "absolute"
+    limits: ActionLimits | None = None
     source: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -219,7 +222,10 @@ class Spec:
     def to_dict(self) -> dict[str, Any]:
         """Return JSON-ready plain data."""
         rest = replace(self, observations={"": ObsKey(())})
-        return asdict(rest) | {"observations": {key: obs.to_dict() for key, obs in self.observations.items()}}
+        data = asdict(rest) | {"observations": {key: obs.to_dict() for key, obs in self.observations.items()}}
+        if self.limits is None:  # unknown to flowleap 0.1
+            del data["limits"]
+        return data
 
     @classmethod
     def from_dict(cls, data: Any, where: str = "Spec") -> Spec:
@@ -231,8 +237,10 @@ class Spec:
             if unknown:
                 raise ValueError(f"unknown field(s) {sorted(unknown)}")
             observations = {str(key): ObsKey.from_dict(obs) for key, obs in data["observations"].items()}
-            fields = {k: v for k, v in data.items() if k != "observations"}
-            return cls(observations=observations, **fields)
+            rest = {k: v for k, v in data.items() if k not in ("observations", "limits")}
+            if data.get("limits") is not None:
+                rest["limits"] = ActionLimits.from_dict(data["limits"], rest["action_dim"])
+            return cls(observations=observations, **rest)
         except KeyError as error:
             raise FlowleapError(f"{where}: field {error} is missing") from error
         except (TypeError, ValueError, AttributeError, FlowleapError) as error:

@@ -56,8 +56,9 @@ def noise_shape(spec: Spec, draws: int) -> list[int]:
 
 def prefix_inputs(spec: Spec, prefix: int) -> list[tuple[list[int], np.dtype]]:
     """Shape and dtype of the graph's `PREFIX_INPUTS`: given actions [P, A], and how many of them count."""
-    inputs = [([prefix, spec.action_dim], np.dtype(np.float32)), ([], np.dtype(np.int64))]
-    return inputs if prefix else []
+    if not prefix:
+        return []
+    return [([prefix, spec.action_dim], np.dtype(np.float32)), ([], np.dtype(np.int64))]
 
 
 def fingerprint(manifest: Mapping[str, Any]) -> str:
@@ -126,6 +127,15 @@ class ExportedPolicy:
         _check_graph(folder, session, manifest, spec)
         inputs = InputCheck(_ranges(folder, manifest, spec).get, unusual)
         return cls(manifest, spec, session, seed, inputs)
+
+    def example(self) -> dict[str, np.ndarray]:
+        """An observation {key: [1, To, *shape]} from the middle of what was trained on; black images."""
+        zeros = {key: np.zeros((1, *shape), dtype) for key, (shape, dtype) in self._inputs.items()}
+        for key in zeros:
+            if (known := self.inputs.range_of(key)) is not None:
+                scale, offset = known
+                zeros[key] += (-offset / scale).astype(np.float32)
+        return zeros
 
     def act(
         self,
@@ -284,7 +294,9 @@ def _check_graph(folder: Path, session: Any, manifest: Mapping[str, Any], spec: 
         raise FlowleapError(
             f"{other}: {', '.join(CONTRACT)} are not the ones it was exported with; export it again"
         )
-    wanted = {manifest["inputs"][key]: shape_and_dtype for key, shape_and_dtype in graph_inputs(spec).items()}
+    wanted: dict[str, tuple[list[Any], np.dtype]] = {
+        manifest["inputs"][key]: shape_and_dtype for key, shape_and_dtype in graph_inputs(spec).items()
+    }
     draws = require_int(f"{folder / MANIFEST}: field 'draws'", manifest.get("draws", 1), 1, 1000)
     candidates = manifest.get("candidates", False) is True
     wanted[NOISE] = (

@@ -72,6 +72,10 @@ def choices(part: str) -> dict[str, Choice]:
         from flowleap.policy.core.spec import Window
 
         return {"": Choice(_about(Window), parameters_of(Window))}
+    if part == "continuity":
+        from flowleap.policy.deploy.plan import Continuity
+
+        return {"": Choice(_about(Continuity), parameters_of(Continuity))}
     if part == "policy":
         from flowleap.policy.normalizer import Normalizer
         from flowleap.policy.policy import SINGLE
