@@ -25,7 +25,7 @@ class Continuity:
     """When chunks are asked for and used, and how they go on from the running one.
 
     naive      the new chunk replaces the running one when it arrives
-    prefix     the policy, trained with prefix=N, is given the actions that are executed meanwhile, and goes on from them
+    prefix     the policy (trained with prefix=N) is given the actions that are executed meanwhile and goes on from them
     best_of    of several chunks, drawn in one call, the one nearest to the running one; several ways stay one way
     ensemble   the mean of all chunks that cover a step, as ACT does (arXiv 2304.13705)
     """
