@@ -10,6 +10,7 @@ import numpy as np
 
 from flowleap.envs.rollout import Actor
 from flowleap.policy.core.errors import FlowleapError
+from flowleap.policy.core.hub import Address, policy_folder
 from flowleap.policy.core.spec import Spec
 
 if TYPE_CHECKING:
@@ -54,7 +55,7 @@ def load_actor(
     Raises:
         FlowleapError: no such policy, or `steps` or `n_action_steps` that it cannot do.
     """
-    path = Path(path)
+    path = policy_folder(path)
     if (path / EXPORT_MANIFEST).is_file():
         return _exported(path, steps, threads, n_action_steps)
     import torch
@@ -69,6 +70,7 @@ def load_actor(
     nfe = policy.objective.check_steps(steps)
     describe = {
         "kind": "checkpoint",
+        **_origin(path),
         "weights": weights,
         "policy": policy.config,
         "parameters": sum(p.numel() for p in policy.net.parameters()),
@@ -78,6 +80,12 @@ def load_actor(
     }
     task = policy.info.get("task")
     return LoadedActor(policy_actor(policy, nfe), policy.spec, nfe, policy.checkpoint or path, describe, task)
+
+
+def _origin(path: Path) -> dict[str, str]:
+    """`hub`, the repository and commit of a policy of the Hugging Face Hub: what `hf://` meant may change."""
+    address = Address.cached_at(path)
+    return {"hub": str(address)} if address else {}
 
 
 def _exported(path: Path, steps: int | None, threads: int, n_action_steps: int | None) -> LoadedActor:
@@ -92,5 +100,5 @@ def _exported(path: Path, steps: int | None, threads: int, n_action_steps: int |
                 f"{path} returns {policy.actions} actions a chunk, not n_action_steps={n_action_steps}"
             )
         policy.spec = policy.spec.with_window(policy.spec.n_obs_steps, policy.spec.horizon, n_action_steps)
-    describe = {"kind": "export", "objective": policy.objective, "threads": threads}
+    describe = {"kind": "export", **_origin(path), "objective": policy.objective, "threads": threads}
     return LoadedActor(policy.act, policy.spec, policy.steps, path, describe, policy.task)
