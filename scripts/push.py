@@ -30,6 +30,8 @@ def main(cfg: DictConfig) -> Pushed | None:
     for name in ("to", "revision", "license", "message"):
         if cfg[name] is not None and not isinstance(cfg[name], str):
             raise FlowleapError(f"{name}={cfg[name]} must be a text; quote it: {name}=\"'{cfg[name]}'\"")
+    if cfg.private is not None and not isinstance(cfg.private, bool):
+        raise FlowleapError(f"private={cfg.private} must be true, false or null")
     if cfg.dry_run:
         prepared = prepare(cfg.checkpoint)
         text = card_of(prepared, cfg.to, cfg.revision, cfg.license)

@@ -100,11 +100,11 @@ def fetched(address: Address, files: Sequence[str] | None = None) -> Path:
     """
     import huggingface_hub
 
-    only = {} if files is None else {"allow_patterns": list(files)}
+    only = None if files is None else list(files)
     with explained(address):
         return Path(
             huggingface_hub.snapshot_download(
-                address.name, repo_type=address.kind, revision=address.revision, **only
+                address.name, repo_type=address.kind, revision=address.revision, allow_patterns=only
             )
         )
 
@@ -180,6 +180,10 @@ def _explanation(error: BaseException, address: Address, writing: bool) -> tuple
         name = type(error).__name__
         if "Connect" in name or "Proxy" in name:
             return f"the Hub cannot be reached: {_first_line(error)}", again
+        return f"the transfer broke off: {_first_line(error)}", again
+    if isinstance(error, RuntimeError) or type(error).__name__.startswith(
+        "Xet"
+    ):  # of hf_xet, which has no errors
         return f"the transfer broke off: {_first_line(error)}", again
     if isinstance(error, OSError) and re.match("(?i)consistency check", str(error)):
         return "the transfer broke off: what arrived is not whole", again

@@ -248,7 +248,7 @@ def _usage(subject: Subject, to: Address, task: Any) -> str:
         commands.append(f"flowleap export checkpoint={to}")
     pin = f"{to}@COMMIT" if to.revision is None else f"hf://{to.name}@COMMIT"
     return (
-        f"In simulation:\n\n{_fenced('sh', commands)}\n\n{_in_python(subject, to)}\n\n"
+        f"With flowleap {flowleap_version()} or newer. In simulation:\n\n{_fenced('sh', commands)}\n\n{_in_python(subject, to)}\n\n"
         f"`{pin}` pins a version. Loading runs no code from the files and reads no pickle. "
         "Limits of joints, forces and workspace belong on the robot: a policy may command anything."
     )
@@ -291,7 +291,6 @@ def _origin(subject: Subject) -> str:
     versions = subject.spec.source.get("versions")
     if isinstance(versions, Mapping):
         rows += [(f"{code(name)} of the data", version) for name, version in versions.items()]
-    rows.append(("card by flowleap", flowleap_version()))
     return _table(("", ""), [(name, code(value)) for name, value in rows if value is not None])
 
 

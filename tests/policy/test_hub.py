@@ -223,6 +223,8 @@ def test_no_network_is_one_line_and_the_cache_serves(
         use(server, tmp_path / "cache", monkeypatch)
         push(run, "me/slalom")
         want = actions(Policy.load("hf://me/slalom"))
+    with HubServer() as closed:
+        use(closed, tmp_path / "cache", monkeypatch)
     assert np.array_equal(actions(Policy.load("hf://me/slalom")), want)
     with pytest.raises(
         FlowleapError, match=r"\(the Hub cannot be reached, and it is not in the cache\); .*`hf download"
