@@ -20,7 +20,11 @@ from flowleap.policy.core.versions import flowleap_version
 
 _LONGEST = 100  # of a text in the card
 _MAX_BYTES = 2**26  # of a results file
-_SETTINGS = ("n_action_steps", "delay", "execute", "continuity")  # of an evaluation, where they were given
+_DELAYED = (
+    "delay",
+    "execute",
+    "continuity",
+)  # of an evaluation with a delay: without one, they change nothing
 
 
 @dataclass(frozen=True)
@@ -63,6 +67,7 @@ class Measured:
         headline, success = summary["headline"], summary["success"]
         training = actor.get("training") or {}
         versions = (data.get("origin") or {}).get("versions") or {}
+        names = ("n_action_steps", *(_DELAYED if config.get("delay") else ()))
         return cls(
             file=file.name,
             task=str(summary["task"]),
@@ -77,7 +82,7 @@ class Measured:
             success=(_whole(success["count"]), _whole(success["n"]), _interval(success["interval"]))
             if summary.get("reports_success", True)
             else None,
-            settings={k: config[k] for k in _SETTINGS if config.get(k) not in (None, 0, "")},
+            settings={k: config[k] for k in names if config.get(k) not in (None, 0, "")},
             training_step=_whole(training["step"]) if "step" in training else None,
             versions={str(name): str(version) for name, version in dict(versions).items()},
         )
@@ -247,8 +252,9 @@ def _usage(subject: Subject, to: Address, task: Any) -> str:
     if subject.kind == "checkpoint":
         commands.append(f"flowleap export checkpoint={to}")
     pin = f"{to}@COMMIT" if to.revision is None else f"hf://{to.name}@COMMIT"
+    shell = _fenced("sh", commands)
     return (
-        f"With flowleap {flowleap_version()} or newer. In simulation:\n\n{_fenced('sh', commands)}\n\n{_in_python(subject, to)}\n\n"
+        f"With flowleap {flowleap_version()} or newer. In simulation:\n\n{shell}\n\n{_in_python(subject, to)}\n\n"
         f"`{pin}` pins a version. Loading runs no code from the files and reads no pickle. "
         "Limits of joints, forces and workspace belong on the robot: a policy may command anything."
     )

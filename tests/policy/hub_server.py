@@ -146,6 +146,8 @@ class HubHandler(BaseHTTPRequestHandler):
         repository = self._repository(name)
         if repository is None:
             return
+        if what in ("branch", "preupload", "commit") and name.partition("/")[0] in self.server.closed:
+            return self._error(403, "", "You don't have write access to this repository")
         if what == "branch":
             if revision in repository.refs:
                 return self._error(409, "", "Reference already exists")

@@ -141,13 +141,16 @@ def test_an_export_comes_back_bit_for_bit_without_torch(server: HubServer, run: 
         Policy.load("hf://me/slalom")
     code = (
         "import sys; from flowleap.policy.deploy.runtime import ExportedPolicy;"
-        "print(ExportedPolicy.load('hf://me/slalom').steps, 'torch' in sys.modules)"
+        "from flowleap.policy.deploy.hub import push; pushed = push(sys.argv[1], 'me/again');"
+        "print(ExportedPolicy.load(str(pushed.address)).steps, 'torch' in sys.modules)"
     )
     environment = {**os.environ, **server.environment(tmp_path / "another cache")}
     done = subprocess.run(
-        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True
+        [sys.executable, "-c", code, str(folder)], env=environment, capture_output=True, text=True, check=True
     )
     assert done.stdout.split() == ["1", "False"]
+    again = server.repositories["me/again"].files()
+    assert {**again, "README.md": b""} == {**files, "README.md": b""}
 
 
 def test_verbs_take_addresses_and_leave_the_cache_alone(
@@ -261,10 +264,12 @@ def test_refusals_say_what_to_do(server: HubServer, run: Path, monkeypatch: pyte
 
 def test_pushes_that_cannot_be(server: HubServer, run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     server.closed.add("them")
-    with pytest.raises(
-        FlowleapError, match=r"hf://them/x cannot be written \((the token may not write to 'them'|there)"
-    ):
-        push(run, "them/x")
+    server.repositories["them/old"] = Repository()
+    for name in ("them/new", "them/old"):
+        with pytest.raises(
+            FlowleapError, match=rf"hf://{name} cannot be written \(the token may not write to 'them'\)"
+        ):
+            push(run, name)
     push(run, "me/open")
     before = dict(server.repositories["me/open"].commits)
     with pytest.raises(FlowleapError, match="is public already, so nothing was pushed"):
