@@ -24,7 +24,7 @@ Kind = Literal["model", "dataset"]
 CHECKPOINT_FILES = ("policy.json", "model.safetensors")
 EXPORT_FILES = ("export.json", "policy.onnx")
 POLICY_FILES = (*CHECKPOINT_FILES, *EXPORT_FILES)
-"""What a policy consists of: nothing else is pushed (but the card) or fetched."""
+"""What a policy consists of, the manifest and the model first, then what it may lack: nothing else is pushed (but the card) or fetched."""
 
 _NAME = r"[A-Za-z0-9_.-]+/[A-Za-z0-9_.-]+"
 _URL = r"hf:/+(?:{kind}s/)?({name}?)(?:@([A-Za-z0-9_./-]+))?/?"
@@ -119,7 +119,7 @@ def policy_folder(path: str | os.PathLike[str]) -> Path:
     if address is None:
         return Path(path)
     folder = fetched(address, POLICY_FILES)
-    for manifest, model in (CHECKPOINT_FILES, EXPORT_FILES):
+    for manifest, model in (CHECKPOINT_FILES[:2], EXPORT_FILES[:2]):
         if (folder / manifest).is_file() and not (folder / model).is_file():
             raise FlowleapError(
                 f"{address}: {model} is missing, in the repository or of what was fetched before; where there is a "
