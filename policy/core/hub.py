@@ -24,7 +24,7 @@ Kind = Literal["model", "dataset"]
 CHECKPOINT_FILES = ("policy.json", "model.safetensors")
 EXPORT_FILES = ("export.json", "policy.onnx")
 POLICY_FILES = (*CHECKPOINT_FILES, *EXPORT_FILES)
-"""What a policy consists of, the manifest and the model first, then what it may lack: nothing else is pushed (but the card) or fetched."""
+"""What a policy consists of: manifest and model first, then what it may lack. Nothing else is pushed (but the card)."""
 
 _NAME = r"[A-Za-z0-9_.-]+/[A-Za-z0-9_.-]+"
 _URL = r"hf:/+(?:{kind}s/)?({name}?)(?:@([A-Za-z0-9_./-]+))?/?"

@@ -96,8 +96,8 @@ def exported_actions(policy: ExportedPolicy) -> np.ndarray:
 
 
 def test_the_files_are_those_that_are_written() -> None:
-    assert (checkpoint.MANIFEST, checkpoint.WEIGHTS) == hub.CHECKPOINT_FILES[:2]
-    assert (runtime.MANIFEST, runtime.MODEL) == hub.EXPORT_FILES[:2]
+    assert hub.CHECKPOINT_FILES[:2] == (checkpoint.MANIFEST, checkpoint.WEIGHTS)
+    assert hub.EXPORT_FILES[:2] == (runtime.MANIFEST, runtime.MODEL)
 
 
 # There and back
