@@ -11,6 +11,7 @@ import numpy as np
 
 from flowleap.envs.rollout import Actor, Chunker
 from flowleap.policy.core.errors import FlowleapError
+from flowleap.policy.core.hub import Address, policy_folder
 from flowleap.policy.core.spec import Spec
 
 if TYPE_CHECKING:
@@ -85,7 +86,7 @@ def load_actor(
     Raises:
         FlowleapError: no such policy, or `steps` or `n_action_steps` that it cannot do.
     """
-    path = Path(path)
+    path = policy_folder(path)
     if (path / EXPORT_MANIFEST).is_file():
         return _exported(path, steps, threads, n_action_steps)
     import torch
@@ -100,6 +101,7 @@ def load_actor(
     nfe = policy.objective.check_steps(steps)
     describe = {
         "kind": "checkpoint",
+        **_origin(path),
         "weights": weights,
         "policy": policy.config,
         "parameters": sum(p.numel() for p in policy.net.parameters()),
@@ -121,6 +123,12 @@ def load_actor(
     )
 
 
+def _origin(path: Path) -> dict[str, str]:
+    """`hub`, the repository and commit of a policy of the Hugging Face Hub: what `hf://` meant may change."""
+    address = Address.cached_at(path)
+    return {"hub": str(address)} if address else {}
+
+
 def _exported(path: Path, steps: int | None, threads: int, n_action_steps: int | None) -> LoadedActor:
     from flowleap.policy.deploy.runtime import ExportedPolicy
 
@@ -133,7 +141,7 @@ def _exported(path: Path, steps: int | None, threads: int, n_action_steps: int |
                 f"{path} returns {policy.actions} actions a chunk, not n_action_steps={n_action_steps}"
             )
         policy.spec = policy.spec.with_window(policy.spec.n_obs_steps, policy.spec.horizon, n_action_steps)
-    describe = {"kind": "export", "objective": policy.objective, "threads": threads}
+    describe = {"kind": "export", **_origin(path), "objective": policy.objective, "threads": threads}
     return LoadedActor(
         policy.act,
         policy.chunk,

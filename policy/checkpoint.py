@@ -27,6 +27,7 @@ from torch import Tensor
 
 from flowleap.policy.core.errors import FlowleapError
 from flowleap.policy.core.files import remove, write_directory
+from flowleap.policy.core.hub import EXPORT_FILES, hint, policy_folder
 from flowleap.policy.core.spec import Spec, read_json
 from flowleap.policy.core.versions import flowleap_version
 
@@ -82,12 +83,17 @@ def write_policy(
 
 
 def resolve(path: Path) -> Path:
-    """Return the checkpoint directory meant by `path`: itself, or the last one of a run directory."""
+    """Return the checkpoint directory meant by `path`: itself, the last one of a run, or one of the Hub (`hf://`)."""
+    path = policy_folder(path)
     for candidate in map(_followed, (path, path / "checkpoints" / "last", path / "last")):
         if (candidate / MANIFEST).is_file():
             return candidate.resolve()
     if not path.exists():
-        raise FlowleapError(f"checkpoint {path} does not exist")
+        raise FlowleapError(f"checkpoint {path} does not exist{hint(path)}")
+    if (path / EXPORT_FILES[0]).is_file():
+        raise FlowleapError(
+            f"{path} is an export, which acts without torch: this needs the checkpoint it was made of"
+        )
     others = sorted((path / "checkpoints").glob("step_*"))  # a copy of a run can lack the link
     remedy = f"; name one of its checkpoints: {others[-1]}" if others else ""
     raise FlowleapError(

@@ -21,6 +21,7 @@ from flowleap.envs.registry import make_task
 from flowleap.envs.task import Task
 from flowleap.envs.tasks.gym_task import imported_modules
 from flowleap.policy.core.errors import FlowleapError
+from flowleap.policy.core.hub import Address
 from flowleap.policy.core.registry import parameters_of
 from flowleap.scripts.cli.compose import given_overrides
 
@@ -98,7 +99,13 @@ def hydra_text(value: Any) -> str:
 
 
 def run_dir_of(checkpoint: Path) -> Path:
-    """The run directory of a checkpoint; what lies in none (an export, a copy) is its own."""
+    """The run directory of a checkpoint; what lies in none (an export, a copy) is its own.
+
+    The cache of the Hugging Face Hub is no place for results: those of its policies have a folder below `runs`.
+    """
+    address = Address.cached_at(checkpoint)
+    if address is not None:
+        return Path("runs", "hub", *address.name.split("/"), str(address.revision)[:8])
     return checkpoint.parent.parent if checkpoint.parent.name == "checkpoints" else checkpoint
 
 

@@ -3,6 +3,7 @@
 flowleap eval checkpoint=RUN_DIR
 flowleap eval checkpoint=RUN_DIR episodes=100 steps=1 videos=2
 flowleap eval checkpoint=EXPORTED_DIR              the exported policy, without torch
+flowleap eval checkpoint=hf://OWNER/NAME           a policy of the Hugging Face Hub; @REVISION pins it
 """
 
 from __future__ import annotations

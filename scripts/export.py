@@ -1,6 +1,7 @@
 """Write a checkpoint as ONNX, to act without torch: normaliser, encoder, head at a fixed NFE, unnormaliser.
 
     flowleap export checkpoint=RUN_DIR
+    flowleap export checkpoint=hf://OWNER/NAME         a policy of the Hugging Face Hub
     flowleap export checkpoint=RUN_DIR steps=4 out=door_nfe4
     flowleap eval checkpoint=RUN_DIR/export_nfe1       roll the export out
 
@@ -31,13 +32,16 @@ _AT_ONCE = 16
 
 def main(cfg: DictConfig) -> Path:
     """Export `cfg.checkpoint`, print parity and latency, and return the exported folder."""
-    from flowleap.policy.checkpoint import resolve
     from flowleap.policy.deploy.export import export
     from flowleap.policy.policy import Policy
 
     policy = Policy.load(cfg.checkpoint, cfg.weights)
     steps = policy.objective.check_steps(cfg.steps)
-    out = Path(cfg.out) if cfg.out else run_dir_of(resolve(Path(cfg.checkpoint))) / f"export_nfe{steps}"
+    out = (
+        Path(cfg.out)
+        if cfg.out
+        else run_dir_of(policy.checkpoint or Path(cfg.checkpoint)) / f"export_nfe{steps}"
+    )
     observations = _observations(cfg.dataset, policy.info, policy.spec)
     if observations is None:
         where = policy.info.get("dataset") or "unknown"

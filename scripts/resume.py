@@ -13,6 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from flowleap.datasets.digest import differences
 from flowleap.policy.core.errors import FlowleapError
+from flowleap.policy.core.hub import Address
 from flowleap.policy.core.spec import WINDOW
 from flowleap.scripts.cli.compose import RENAMED, given_overrides
 from flowleap.scripts.cli.paths import escaped
@@ -86,6 +87,11 @@ def resumed(cfg: DictConfig) -> Resumed:
     """
     from flowleap.policy.checkpoint import notes, read_manifest, resolve
 
+    if Address.parse(cfg.resume, "model"):
+        raise FlowleapError(
+            f"resume={cfg.resume}: a policy of the Hub can act and be exported, not trained further: the state of its "
+            "optimiser stays with its run; give a run directory of this machine"
+        )
     place = Path(cfg.resume)
     if not place.exists():
         raise FlowleapError(f"resume={place} does not exist; give the run directory that `train` printed")

@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from flowleap.policy.core.errors import FlowleapError, optional_import, require_int, require_whole, suggest
+from flowleap.policy.core.hub import policy_folder
 from flowleap.policy.core.inputs import InputCheck, Range, Unusual, image_advice
 from flowleap.policy.core.noise import ancestral_noise
 from flowleap.policy.core.spec import ObsKey, Spec, read_json
@@ -105,7 +106,7 @@ class ExportedPolicy:
         """Open an exported folder.
 
         Args:
-            folder: where `export.json` and `policy.onnx` are.
+            folder: where `export.json` and `policy.onnx` are; or `hf://OWNER/NAME@REVISION` of the Hugging Face Hub.
             threads: CPU threads of onnxruntime; one is fastest for small networks at batch 1.
             seed: of the noise drawn by `act`; `None` draws a fresh one.
             unusual: `warn` of observations far outside of the range of training, `stop` at them, or `ignore` them.
@@ -115,7 +116,7 @@ class ExportedPolicy:
                 another format version; the message names the file and the field.
         """
         require_whole("threads", threads)
-        folder = Path(folder)
+        folder = policy_folder(folder)
         manifest = read_manifest(folder)
         spec = Spec.from_dict(manifest["spec"], f"{folder / MANIFEST}: spec")
         if set(manifest["inputs"]) != set(spec.observations):

@@ -9,7 +9,6 @@ import os
 import stat
 import subprocess
 import sys
-import threading
 import zipfile
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -17,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hub_server import serving
 
 from flowleap.datasets import download as download_module
 from flowleap.datasets import public_files as public
@@ -112,14 +112,9 @@ class Server(ThreadingHTTPServer):
 
 @pytest.fixture
 def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
-    for name in ("http_proxy", "HTTP_PROXY", "https_proxy", "HTTPS_PROXY", "all_proxy", "ALL_PROXY"):
-        monkeypatch.delenv(name, raising=False)
-    with Server() as running:
-        thread = threading.Thread(target=running.serve_forever, kwargs={"poll_interval": 0.02})
-        thread.start()
+    running = Server()
+    with serving(running, monkeypatch):
         yield running
-        running.shutdown()
-        thread.join()
 
 
 def names(folder: Path) -> list[str]:

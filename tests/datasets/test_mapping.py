@@ -182,7 +182,10 @@ def test_a_name_of_the_hub_says_how(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 def test_datasets_of_the_hub_are_fetched_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path, asked = write_lerobot(tmp_path / "x", recording("state", "action")), []
 
-    def snapshot_download(name: str, *, repo_type: str, revision: str | None) -> str:
+    def snapshot_download(
+        name: str, *, repo_type: str, revision: str | None, allow_patterns: list[str] | None
+    ) -> str:
+        assert allow_patterns is None, "a dataset is fetched whole"
         asked.append((name, repo_type, revision))
         if name == "me/gone":
             raise FileNotFoundError("no network")
