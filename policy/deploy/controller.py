@@ -271,7 +271,12 @@ class Controller:
         for key, known in self.spec.observations.items():
             if key not in obs:
                 raise FlowleapError(f"observation '{key}' is missing; got {sorted(obs)}{suggest(key, obs)}")
-            value = known.see(np.array(obs[key]))
+            value = np.array(obs[key])
+            if value.dtype.kind not in "biuf" or (known.kind == "rgb" and value.dtype != np.uint8):
+                expected = "uint8" if known.kind == "rgb" else "numbers"
+                advice = image_advice(known, value.shape, str(value.dtype))
+                raise FlowleapError(f"observation '{key}': dtype {value.dtype} instead of {expected}{advice}")
+            value = known.see(value)
             if value.shape != tuple(known.shape):
                 advice = image_advice(known, value.shape, str(value.dtype))
                 raise FlowleapError(

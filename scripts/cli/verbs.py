@@ -40,11 +40,11 @@ class Verb:
 
 
 _ORDER = (
-    "train eval export push collect convert inspect download view replay list doctor benchmark gradients toy speed "
-    "demo"
+    "train eval export push collect convert inspect download view replay list doctor benchmark gradients delay "
+    "toy speed demo"
 )
 _ELSEWHERE = {"eval": "evaluate", "inspect": "inspect_dataset", "list": "list_choices"} | {
-    study: f"studies.{study}" for study in ("benchmark", "gradients", "toy", "speed")
+    study: f"studies.{study}" for study in ("benchmark", "gradients", "delay", "toy", "speed")
 }
 VERBS = {
     verb: Verb(verb, _ELSEWHERE.get(verb, verb), "name" if verb == "download" else "")

@@ -150,3 +150,22 @@ def gradient_norms(curves: Mapping[str, Rows], out: Path) -> Path:
     figure.supxlabel("gradient steps", fontsize=9)
     figure.supylabel("gradient norm before clipping", fontsize=9)
     return _save(figure, out)
+
+
+def delay_curves(rows: Rows, title: str, out: Path) -> Path:
+    """Draw score, success rate and boundary jump against the delay of chunks, one line a way of going on."""
+    figure, axes = _figure(1, 3, 12, 3.4)
+    for i, way in enumerate(dict.fromkeys(str(row["way"]) for row in rows)):
+        own = [row for row in rows if row["way"] == way]
+        delays = [row["delay"] for row in own]
+        parts = [[row["score"] for row in own], [row["success"] for row in own], [row["jump"] for row in own]]
+        for axis, part in zip(axes[0], parts, strict=True):
+            values = [one.get("mean", one.get("rate")) for one in part]
+            errors = np.abs(np.array([one["interval"] for one in part]).T - values)
+            axis.plot(delays, values, "o-", ms=4, lw=1.2, label=way, color=f"C{i}")
+            axis.errorbar(delays, values, errors, fmt="none", lw=0.7, color=f"C{i}")
+    for axis, name in zip(axes[0], ("score", "success rate", "jump where chunks meet"), strict=True):
+        axis.set(xlabel="delay, control steps", ylabel=name, xticks=sorted({row["delay"] for row in rows}))
+    axes[0, 0].legend(frameon=False, fontsize=7)
+    figure.suptitle(title)
+    return _save(figure, out)

@@ -31,7 +31,11 @@ BACKBONES: dict[str, dict[str, Any]] = {
 
 def make(objective: str = "isd", backbone: str = "mlp", prefix: int = P) -> Policy:
     torch.manual_seed(0)
-    config = {"objective": objective, "backbone": {"name": backbone, **BACKBONES[backbone]}, "encoder": "lowdim"}
+    config = {
+        "objective": objective,
+        "backbone": {"name": backbone, **BACKBONES[backbone]},
+        "encoder": "lowdim",
+    }
     policy = Policy(SPEC, {**config, "prefix": prefix})
     with torch.no_grad():
         for weight in policy.net.parameters():  # the blocks of a transformer begin as the identity
@@ -84,7 +88,9 @@ def test_the_error_of_free_actions_is_their_mean() -> None:
     free = torch.arange(H)[None, :, None] >= torch.arange(B)[:, None, None]
     expected = [squared_error(x[b : b + 1, b:], y[b : b + 1, b:]) for b in range(B)]
     torch.testing.assert_close(squared_error(x, y, free), torch.cat(expected))
-    torch.testing.assert_close(squared_error(x, y, torch.ones(B, H, 1, dtype=torch.bool)), squared_error(x, y))
+    torch.testing.assert_close(
+        squared_error(x, y, torch.ones(B, H, 1, dtype=torch.bool)), squared_error(x, y)
+    )
 
 
 def test_derivatives_of_a_flow_map_with_a_prefix_agree() -> None:
@@ -136,7 +142,9 @@ def test_an_export_takes_given_actions_and_several_noises(
         one = exported.chunk(arrays, noise[:, 2], prefix)
         np.testing.assert_allclose(one, got[:, 2], atol=2e-4)
     assert exported.act(arrays, noise[:, 0], given[:, :1]).shape == (B, 4, A)
-    np.testing.assert_allclose(exported.chunk(arrays, noise, given[:, :0]), exported.chunk(arrays, noise), atol=1e-6)
+    np.testing.assert_allclose(
+        exported.chunk(arrays, noise, given[:, :0]), exported.chunk(arrays, noise), atol=1e-6
+    )
     for wrong in (given[:, :4], given[:2, :2], given[0, :2], given[:, :2, :1]):
         with pytest.raises(FlowleapError, match=r"prefix: expected \[5, 3 or fewer, 2\]"):
             exported.chunk(arrays, noise, wrong)
