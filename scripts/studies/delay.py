@@ -3,8 +3,8 @@
     flowleap delay dataset=PATH task=pusht/keypoints 'train="encoder.noise=0.02"'
     flowleap delay dataset=PATH task=probe/slalom steps=3000
 
-Trains a plain policy and one that goes on from given actions (`prefix=`) for each seed, and evaluates both at NFE 1 with
-chunks that arrive late. What is finished is not repeated. Writes a part of `<results>/<name>.json`, and a plot.
+Trains a plain policy and one that goes on from given actions (`prefix=`) for each seed, and evaluates both at NFE 1
+with chunks that arrive late. What is finished is not repeated. Writes a part of `<results>/<name>.json`, and a plot.
 """
 
 from __future__ import annotations

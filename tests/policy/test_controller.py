@@ -240,7 +240,7 @@ def test_holding_still_is_zero_where_actions_are_changes(chunks: Chunks) -> None
 def test_the_delay_is_measured() -> None:
     with Controller(Chunks(seconds=0.03)) as controller:  # 1.5 steps of 20 ms
         assert 2 <= controller.settings.delay <= 6
-    with Controller(Chunks()) as controller:
+    with Controller(Chunks(), control_hz=1) as controller:
         assert controller.settings.delay == 0
     with pytest.raises(FlowleapError, match="how long a step is"):
         Controller(Chunks(Spec({"x": ObsKey((2,))}, 2, n_obs_steps=2, horizon=H, n_action_steps=EXECUTE)))

@@ -113,7 +113,7 @@ def test_a_policy_without_a_prefix_is_what_it_was() -> None:
     assert plain.net.input.in_features == make().net.input.in_features - H  # type: ignore[union-attr]
     assert plain.draw(4).prefix is None
     obs, actions = batch()
-    with pytest.raises(FlowleapError, match="not trained to go on .*prefix=N"):
+    with pytest.raises(FlowleapError, match=r"not trained to go on .*prefix=N"):
         plain.chunk(obs, None, 1, actions[:, :1])
     with pytest.raises(FlowleapError, match="goes on from 3 actions at most, got 4"):
         make().chunk(obs, None, 1, actions[:, :4])
