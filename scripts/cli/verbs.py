@@ -39,7 +39,10 @@ class Verb:
         return found[1] if found else f"flowleap {self.name}"
 
 
-_ORDER = "train eval export collect convert inspect download view replay list doctor benchmark gradients toy speed demo"
+_ORDER = (
+    "train eval export serve collect convert inspect download view replay list doctor "
+    "benchmark gradients toy speed demo"
+)
 _ELSEWHERE = {"eval": "evaluate", "inspect": "inspect_dataset", "list": "list_choices"} | {
     study: f"studies.{study}" for study in ("benchmark", "gradients", "toy", "speed")
 }
