@@ -134,7 +134,7 @@ class Session:
     """The requests of one connection, one after the other: its episodes, their history and their noise.
 
     Attributes:
-        episodes: begun so far.
+        episodes: so far, this one included once it has an observation.
         restarts: how often a history was too old to go on with.
         infer_seconds: of the last inference; None where there was none.
     """
@@ -189,17 +189,18 @@ class Session:
         return {"actions": self._act(self._stacked(obs))}
 
     def _begin(self, seed: int | None) -> None:
-        self.episodes += 1
         self._rng = np.random.default_rng() if seed is None else episode_noise(seed)
         self._fresh = True
         self._frames.clear()
 
     def _restart(self, seed: int | None) -> None:
-        """Begin an episode; the one that has just begun is no other one."""
-        if self._fresh:
-            self.episodes -= 1
+        """Begin an episode; where none was asked for actions yet, it is the first."""
         first = self.service.seed
         self._begin(seed if seed is not None else None if first is None else first + self.episodes)
+
+    def _count(self) -> None:
+        self.episodes += self._fresh
+        self._fresh = False
 
     def _flag(self, request: Mapping[str, Any], name: str, default: bool) -> bool:
         if name in self.service.names.values() or request.get(name) is None:
@@ -249,7 +250,8 @@ class Session:
         if self._frames and hz and stale is not None and now - self._last > stale / hz:
             self._frames.clear()
             self.restarts += 1
-        self._last, self._fresh = now, False
+        self._last = now
+        self._count()
         self._frames.append(obs)
 
     def _stacked(self, obs: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
@@ -264,7 +266,7 @@ class Session:
     def _act(self, obs: dict[str, NDArray[Any]]) -> NDArray[Any]:
         spec = self.service.spec
         noise = self._rng.standard_normal((1, spec.horizon, spec.action_dim), dtype=np.float32)
-        self._fresh = False
+        self._count()
         start = time.perf_counter()
         chunk = np.asarray(self.service.policy.chunk(obs, noise))
         self.infer_seconds = time.perf_counter() - start
