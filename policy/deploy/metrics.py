@@ -44,6 +44,7 @@ class Metrics:
         self.requests = dict.fromkeys(results, 0)
         self.refused = dict.fromkeys(refusals, 0)
         self.connections = self.accepted = self.episodes = self.restarts = self.received = 0
+        self.inference_cpu = 0.0
         self.inference, self.latency = Histogram(), Histogram()
 
     def text(self) -> str:
@@ -61,13 +62,15 @@ class Metrics:
         add("requests_total", "counter", "Requests by what became of them.", results)
         reasons = labelled("refused_connections_total", "reason", self.refused)
         add("refused_connections_total", "counter", "Connections refused.", reasons)
-        for name, kind, about, value in (
+        plain: list[tuple[str, str, str, float]] = [
             ("connections", "gauge", "Open connections.", self.connections),
             ("connections_total", "counter", "Connections accepted.", self.accepted),
             ("episodes_total", "counter", "Episodes begun.", self.episodes),
             ("history_restarts_total", "counter", "Histories too old to go on with.", self.restarts),
             ("received_bytes_total", "counter", "Bytes of requests.", self.received),
-        ):
+            ("inference_cpu_seconds_total", "counter", "CPU of the policy's thread.", self.inference_cpu),
+        ]
+        for name, kind, about, value in plain:
             add(name, kind, about, [f"{p}_{name} {value}"])
         for name, about, times in (
             ("inference_seconds", "Time of the policy.", self.inference),

@@ -284,7 +284,7 @@ class Server:
         if isinstance(message, str):
             return "requests are binary frames of msgpack, this one is text", "refused"
         assert self._loop is not None
-        episodes, restarts = session.episodes, session.restarts
+        episodes, restarts, cpu = session.episodes, session.restarts, session.infer_cpu
         try:
             reply = await self._loop.run_in_executor(self._thread, _answer, session, message, arrived)
         except FlowleapError as error:
@@ -296,6 +296,7 @@ class Server:
         metrics.restarts += session.restarts - restarts
         if session.infer_seconds is not None:
             metrics.inference.add(session.infer_seconds)
+        metrics.inference_cpu += session.infer_cpu - cpu
         return reply, "ok"
 
     def _say(self, event: str, level: int = logging.INFO, **data: Any) -> None:

@@ -136,13 +136,15 @@ class Session:
     Attributes:
         episodes: so far, this one included once it has an observation.
         restarts: how often a history was too old to go on with.
-        infer_seconds: of the last inference; None where there was none.
+        infer_seconds: of the last request's inference; None where there was none.
+        infer_cpu: seconds of CPU of all inferences, in the thread that asked for them.
     """
 
     def __init__(self, service: Service) -> None:
         self.service = service
         self.episodes, self.restarts = 0, 0
         self.infer_seconds: float | None = None
+        self.infer_cpu = 0.0
         spec = service.spec
         self._frames: deque[dict[str, NDArray[Any]]] = deque(maxlen=spec.n_obs_steps)
         self._last = 0.0
@@ -267,8 +269,9 @@ class Session:
         spec = self.service.spec
         noise = self._rng.standard_normal((1, spec.horizon, spec.action_dim), dtype=np.float32)
         self._count()
-        start = time.perf_counter()
+        start, cpu = time.perf_counter(), time.thread_time()
         chunk = np.asarray(self.service.policy.chunk(obs, noise))
+        self.infer_cpu += time.thread_time() - cpu
         self.infer_seconds = time.perf_counter() - start
         if chunk.shape != (1, self.service.actions, spec.action_dim) or not np.isfinite(chunk).all():
             raise FlowleapError(
