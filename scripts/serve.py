@@ -19,11 +19,12 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from flowleap.policy.core.errors import FlowleapError, UsageError, optional_import
 from flowleap.policy.deploy.runtime import MANIFEST, ExportedPolicy
 from flowleap.scripts.cli.main import run_verb
+from flowleap.scripts.common import plain
 
 API_KEY = "FLOWLEAP_API_KEY"
 
@@ -110,7 +111,8 @@ def api_key(file: str | None) -> str | None:
 
 
 def _mapping(cfg: DictConfig, name: str) -> dict[str, Any]:
-    value = OmegaConf.to_container(cfg, resolve=True)[name]  # `cfg.keys` is a method
+    # `cfg.keys` would be the method.
+    value: Any = plain(cfg[name])
     if value is None:
         return {}
     if not isinstance(value, dict):

@@ -16,15 +16,16 @@ import logging
 import signal
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from flowleap.policy.core.errors import FlowleapError, optional_import, require_int
 from flowleap.policy.deploy import wire
 from flowleap.policy.deploy.metrics import CONTENT_TYPE, Metrics
 from flowleap.policy.deploy.serving import Service, Session
+from flowleap.policy.deploy.worker import Worker
 
 if TYPE_CHECKING:
     from websockets import exceptions
@@ -140,43 +141,51 @@ class Server:
             # In another thread than the main one, and on Windows, signals take their usual way.
             with suppress(NotImplementedError, RuntimeError, ValueError):
                 self._loop.add_signal_handler(number, self._stopping.set)
-        with ThreadPoolExecutor(1, "policy") as self._thread:
-            try:
-                server = await websockets.serve(
-                    self._converse,
-                    self.host,
-                    self.port,
-                    # Web pages name their origin, robots have none: no page that is open on this machine gets in.
-                    origins=[None],
-                    compression=None,
-                    process_request=self._welcome,
-                    server_header=None,
-                    open_timeout=_OPEN_SECONDS,
-                    ping_interval=_PING_SECONDS,
-                    ping_timeout=_PING_SECONDS,
-                    close_timeout=_CLOSE_SECONDS,
-                    max_size=int(self.limits.megabytes * 1e6),
-                    # Messages that wait while one is answered: reading stops there, and the sender waits.
-                    max_queue=2,
-                    logger=_quiet(),
-                    create_connection=self._connection(),
-                )
-            except OSError as error:
-                raise FlowleapError(
-                    f"cannot listen at {self.host}:{self.port} ({error.strerror or error}); choose another port=..."
-                ) from error
-            self.port = server.sockets[0].getsockname()[1]
-            self._say("listening", host=self.host, port=self.port, history=self.service.history)
-            if on_listening:
-                on_listening()
+        server = await self._listen()
+        self.port = server.sockets[0].getsockname()[1]
+        self._worker = Worker("policy")
+        self._say("listening", host=self.host, port=self.port, history=self.service.history)
+        if on_listening:
+            on_listening()
+        try:
             await self._stopping.wait()
             self._say("stopping", connections=len(self._open))
             end = self._loop.time() + _GRACE_SECONDS
             while self._answering and self._loop.time() < end:
                 await asyncio.sleep(0.01)
+        finally:
             server.close()
-            await server.wait_closed()
+            # A policy that does not return keeps nobody here; what it was asked for is cancelled.
+            with suppress(TimeoutError):
+                await asyncio.wait_for(server.wait_closed(), _GRACE_SECONDS)
+            self._worker.close(_GRACE_SECONDS)
         self._say("stopped", requests=self.metrics.requests["ok"])
+
+    async def _listen(self) -> websockets.Server:
+        try:
+            return await websockets.serve(
+                self._converse,
+                self.host,
+                self.port,
+                # Web pages name their origin, robots have none: no page that is open on this machine gets in.
+                origins=[None],
+                compression=None,
+                process_request=self._welcome,
+                server_header=None,
+                open_timeout=_OPEN_SECONDS,
+                ping_interval=_PING_SECONDS,
+                ping_timeout=_PING_SECONDS,
+                close_timeout=_CLOSE_SECONDS,
+                max_size=int(self.limits.megabytes * 1e6),
+                # Messages that wait while one is answered: reading stops there, and the sender waits.
+                max_queue=2,
+                logger=_quiet(),
+                create_connection=self._connection(),
+            )
+        except OSError as error:
+            raise FlowleapError(
+                f"cannot listen at {self.host}:{self.port} ({error.strerror or error}); choose another port=..."
+            ) from error
 
     def _connection(self) -> type[ServerConnection]:
         """The class of connections: it counts sockets, also of those who connect and then say nothing."""
@@ -283,10 +292,9 @@ class Server:
             return f"more than {self.limits.rate:g} requests a second", "too_fast"
         if isinstance(message, str):
             return "requests are binary frames of msgpack, this one is text", "refused"
-        assert self._loop is not None
         episodes, restarts, cpu = session.episodes, session.restarts, session.infer_cpu
         try:
-            reply = await self._loop.run_in_executor(self._thread, _answer, session, message, arrived)
+            reply = await self._worker.do(partial(_answer, session, message, arrived))
         except FlowleapError as error:
             return " ".join(str(error).split()), "refused"
         except Exception as error:
