@@ -8,6 +8,7 @@ import sys
 import time
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 from flowleap.policy.core.errors import FlowleapError
 
@@ -20,7 +21,11 @@ class JsonLines(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         """One line."""
         moment = datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds")
-        event = {"time": moment, "level": record.levelname.lower(), "event": record.getMessage()}
+        event: dict[str, Any] = {
+            "time": moment,
+            "level": record.levelname.lower(),
+            "event": record.getMessage(),
+        }
         event |= getattr(record, "data", {})
         if dropped := getattr(record, "dropped", 0):
             event["dropped"] = dropped

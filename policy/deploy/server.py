@@ -39,7 +39,7 @@ else:
 LOG = "flowleap.serve"
 MIN_KEY = 16
 _SCHEME = "Api-Key"
-_RESULTS = ("ok", "refused", "too_fast", "failed")
+_RESULTS = ("ok", "refused", "malformed", "too_fast", "failed")
 _REFUSALS = ("key", "full", "stopping", "sockets")
 _OPEN_SECONDS = 5.0
 _PING_SECONDS = 20.0
@@ -250,12 +250,14 @@ class Server:
         session, metrics, client = Session(self.service), self.metrics, _address(connection)
         metrics.accepted += 1
         metrics.connections += 1
-        start, served, malformed = time.monotonic(), 0, 0
+        start, served, wrong, malformed = time.monotonic(), 0, 0, 0
         allowed = _Allowance(self.limits.rate)
         self._say("connected", client=client)
         try:
             await connection.send(self._metadata)
             async for message in connection:
+                if self._stopping.is_set():
+                    break
                 arrived = time.monotonic()
                 self._answering += 1
                 try:
@@ -266,13 +268,15 @@ class Server:
                     self._answering -= 1
                 metrics.latency.add(time.monotonic() - arrived)
                 served += result == "ok"
-                malformed = 0 if result == "ok" else malformed + 1
-                if malformed <= 3 and result != "ok":
+                wrong = 0 if result == "ok" else wrong + 1
+                malformed = malformed + 1 if result == "malformed" else 0
+                # A sensor that fails for minutes is no reason to fill the log, nor to hang up.
+                if 1 <= wrong <= 3:
                     self._say("request", logging.WARNING, client=client, result=result, reason=reply)
                 if result == "failed" or malformed >= _MALFORMED:
                     await connection.close(1011 if result == "failed" else 1008)
-                if self._stopping.is_set():
-                    break
+            if self._stopping.is_set():
+                await connection.close(1001)
         except exceptions.ConnectionClosed:
             pass
         finally:
@@ -291,12 +295,13 @@ class Server:
         if not allowed:
             return f"more than {self.limits.rate:g} requests a second", "too_fast"
         if isinstance(message, str):
-            return "requests are binary frames of msgpack, this one is text", "refused"
+            return "requests are binary frames of msgpack, this one is text", "malformed"
         episodes, restarts, cpu = session.episodes, session.restarts, session.infer_cpu
         try:
             reply = await self._worker.do(partial(_answer, session, message, arrived))
         except FlowleapError as error:
-            return " ".join(str(error).split()), "refused"
+            result = "malformed" if isinstance(error, wire.WireError) else "refused"
+            return " ".join(str(error).split()), result
         except Exception as error:
             self._log.exception("failed")
             return f"internal error ({type(error).__name__}); see the log of the server", "failed"

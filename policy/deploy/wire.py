@@ -33,7 +33,7 @@ DTYPES = {
 }
 """What arrays may be made of: booleans, whole numbers and floats, by their name in a message."""
 
-MAX_ITEMS = 2**16
+MAX_ITEMS = 2**13
 """Values in a message, those in lists and maps of it included; an array is one."""
 
 _MAX_LIST = 4096
