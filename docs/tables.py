@@ -203,6 +203,39 @@ def convert() -> str:
     )
 
 
+def serving() -> str:
+    """The server with openpi's own client: scores, cost, many clients."""
+    result = load("serve")
+    scores, cpu, many, rude = result["scores"], result["cpu"], result["load"], result["hostile"]
+    rows = [["in this process", f"{scores['in_process']['mean']:.3f}", ""]]
+    for history in ("client", "server", "repeat"):
+        own = scores[history]
+        rows.append(
+            [
+                f"`history={history}`",
+                f"{own['mean']:.3f}",
+                f"{own['identical_episodes']} of {own['episodes']}",
+            ]
+        )
+    head = [
+        f"{scores['task']}, {scores['in_process']['episodes']} paired episodes",
+        "mean best reward",
+        "identical",
+    ]
+    long = f"{many['seconds'] / 60:.0f} minutes" if many["seconds"] >= 60 else f"{many['seconds']:g} s"
+    trip = many["round_trip_ms"]
+    return (
+        f"{table(head, rows)}\n\nAsked by the unmodified client of openpi-client {result['client']['openpi-client']}, "
+        "in an environment of its own.\n\n"
+        f"CPU time that the server adds to a request of this policy: {cpu['added_ms']:.2f} ms (the policy: "
+        f"{cpu['policy_ms']:.2f} ms).\n\n{many['clients']} clients at {many['hz']:g} Hz for {long}: "
+        f"{many['requests']:,} requests, {many['errors']} errors, round trip p50 {trip['p50']:.1f} ms, "
+        f"p99 {trip['p99']:.1f} ms, memory grew by {many['rss_growth_mb']:.1f} MB.\n\nTwo robots beside a client that sent {rude['frames']} "
+        f"hostile frames: {rude['requests']:,} requests, {rude['errors']} errors, the slowest round trip "
+        f"{rude['round_trip_ms']['p100']:.0f} ms.\n\nMade by\n\n{_command(result)}"
+    )
+
+
 def lift() -> str:
     """Lift of robosuite, from a robomimic file."""
     row = load("robosuite_lift")["table"][0]
@@ -376,6 +409,7 @@ def render(readme: str) -> str:
         speed,
         demo,
         convert,
+        serving,
         replay,
         results,
         gradients,

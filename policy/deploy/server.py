@@ -150,16 +150,20 @@ class Server:
         try:
             await self._stopping.wait()
             self._say("stopping", connections=len(self._open))
-            end = self._loop.time() + _GRACE_SECONDS
-            while self._answering and self._loop.time() < end:
-                await asyncio.sleep(0.01)
+            await self._until(lambda: not self._answering, _GRACE_SECONDS)
         finally:
             server.close()
             # A policy that does not return keeps nobody here; what it was asked for is cancelled.
-            with suppress(TimeoutError):
-                await asyncio.wait_for(server.wait_closed(), _GRACE_SECONDS)
-            self._worker.close(_GRACE_SECONDS)
+            await self._until(lambda: not self.metrics.connections, _CLOSE_SECONDS + 1)
+            self._worker.close(0.5)
         self._say("stopped", requests=self.metrics.requests["ok"])
+
+    async def _until(self, done: Callable[[], bool], seconds: float) -> None:
+        """Wait until something is so, or for so long."""
+        assert self._loop is not None
+        end = self._loop.time() + seconds
+        while not done() and self._loop.time() < end:
+            await asyncio.sleep(0.01)
 
     async def _listen(self) -> websockets.Server:
         try:

@@ -59,6 +59,9 @@ class Service:
             the current one, which is repeated instead; None never, for simulators that are slower than real time.
         extra: more entries of the metadata, such as `reset_pose`.
 
+    Attributes:
+        names: the policy's name of an observation -> the client's.
+
     Raises:
         FlowleapError: a name is none of the policy's or stands for two, or an option is none of its values.
     """
@@ -70,6 +73,7 @@ class Service:
     seed: int | None = None
     stale_after: float | None = 2.0
     extra: Mapping[str, Any] = field(default_factory=dict)
+    names: dict[str, str] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         if self.history not in get_args(History):
@@ -91,9 +95,6 @@ class Service:
         object.__setattr__(self, "names", {key: names.get(key, key) for key in known})
         if len(set(self.names.values())) < len(known):
             raise FlowleapError(f"keys: {dict(self.keys)} gives two observations one name")
-
-    names: dict[str, str] = field(init=False, repr=False)
-    """The policy's name of an observation -> the client's."""
 
     @property
     def spec(self) -> Spec:

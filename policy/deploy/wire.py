@@ -36,7 +36,8 @@ DTYPES = {
 MAX_ITEMS = 2**13
 """Values in a message, those in lists and maps of it included; an array is one."""
 
-_MAX_LIST = 4096
+# Memory is taken for as many as a list declares, at each level of nesting.
+_MAX_LIST = 1024
 _MAX_DEPTH = 8
 _MAX_AXES = 8
 _NUMBERS = (bool, int, float)

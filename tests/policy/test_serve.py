@@ -686,6 +686,23 @@ def test_the_command_serves_without_torch_logs_json_and_stops(folder: Path, tmp_
     assert sum("far outside" in name for name in names) == 1
 
 
+def test_the_example_client(policy: ExportedPolicy) -> None:
+    example = Path(__file__).resolve().parent.parent.parent / "examples" / "serve_client.py"
+    for history in ("repeat", "client"):
+        with running(policy, history=history, api_key=KEY) as server:
+            result = subprocess.run(
+                [sys.executable, str(example), f"ws://127.0.0.1:{server.port}"],
+                env={**os.environ, "FLOWLEAP_API_KEY": KEY},
+                capture_output=True,
+                text=True,
+                timeout=60,
+            )
+        assert result.returncode == 0, result.stderr
+        assert [line.partition(",")[0] for line in result.stdout.splitlines()[1:]] == [
+            f"chunk {i}: actions (4" for i in range(3)
+        ]
+
+
 def test_the_unmodified_client_of_openpi(policy: ExportedPolicy) -> None:
     """With `FLOWLEAP_OPENPI`, the Python of an environment that has openpi-client."""
     from flowleap.scripts.studies.serving import Robot
