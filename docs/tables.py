@@ -222,18 +222,23 @@ def serving() -> str:
         "mean best reward",
         "identical",
     ]
-    long = f"{many['seconds'] / 60:.0f} minutes" if many["seconds"] >= 60 else f"{many['seconds']:g} s"
-    trip = many["round_trip_ms"]
-    return (
-        f"{table(head, rows)}\n\nAsked by the unmodified client of openpi-client {result['client']['openpi-client']}, "
-        "in an environment of its own.\n\n"
+    minutes = many["seconds"] / 60
+    long = f"{minutes:.0f} minutes" if minutes >= 1 else f"{many['seconds']:g} s"
+    trip, slowest = many["round_trip_ms"], rude["round_trip_ms"]["p100"]
+    paragraphs = [
+        table(head, rows),
+        f"Asked by the unmodified client of openpi-client {result['client']['openpi-client']}, in an "
+        "environment of its own.",
         f"CPU time that the server adds to a request of this policy: {cpu['added_ms']:.2f} ms (the policy: "
-        f"{cpu['policy_ms']:.2f} ms).\n\n{many['clients']} clients at {many['hz']:g} Hz for {long}: "
-        f"{many['requests']:,} requests, {many['errors']} errors, round trip p50 {trip['p50']:.1f} ms, "
-        f"p99 {trip['p99']:.1f} ms, memory grew by {many['rss_growth_mb']:.1f} MB.\n\nTwo robots beside a client that sent {rude['frames']} "
-        f"hostile frames: {rude['requests']:,} requests, {rude['errors']} errors, the slowest round trip "
-        f"{rude['round_trip_ms']['p100']:.0f} ms.\n\nMade by\n\n{_command(result)}"
-    )
+        f"{cpu['policy_ms']:.2f} ms).",
+        f"{many['clients']} clients at {many['hz']:g} Hz for {long}: {many['requests']:,} requests, {many['errors']} "
+        f"errors, round trip p50 {trip['p50']:.1f} ms, p99 {trip['p99']:.1f} ms, memory grew by "
+        f"{many['rss_growth_mb']:.1f} MB.",
+        f"Two robots beside a client that sent {rude['frames']} hostile frames: {rude['requests']:,} requests, "
+        f"{rude['errors']} errors, the slowest round trip {slowest:.0f} ms.",
+        f"Made by\n\n{_command(result)}",
+    ]
+    return "\n\n".join(paragraphs)
 
 
 def lift() -> str:

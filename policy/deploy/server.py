@@ -287,7 +287,11 @@ class Server:
             metrics.connections -= 1
             seconds = round(time.monotonic() - start, 3)
             self._say(
-                "disconnected", client=client, requests=served, seconds=seconds, code=connection.close_code
+                "disconnected",
+                client=client,
+                requests=served,
+                seconds=seconds,
+                code=connection.protocol.close_code,
             )
 
     async def _reply(

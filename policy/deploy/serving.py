@@ -147,6 +147,14 @@ class Session:
         self.infer_seconds: float | None = None
         self.infer_cpu = 0.0
         spec = service.spec
+        self._controls = {name for name in (_RESET, _SEED, _INFER) if name not in service.names.values()}
+        axes = (spec.n_obs_steps,) if service.history == "client" else ()
+        # What may be asked of each request is made ready once.
+        self._wanted = [
+            (key, theirs, {(*axes, *shape) for shape in (known.shape, known.camera_shape)})
+            for key, theirs in service.names.items()
+            for known in [spec.observations[key]]
+        ]
         self._frames: deque[dict[str, NDArray[Any]]] = deque(maxlen=spec.n_obs_steps)
         self._last = 0.0
         self._begin(service.seed)
@@ -174,24 +182,30 @@ class Session:
             raise
 
     def _answer(self, request: Mapping[str, Any], now: float) -> dict[str, Any]:
-        names = self.service.names
         reset = self._flag(request, _RESET, False)
         infer = self._flag(request, _INFER, True)
         seed = self._seed(request) if reset or self._fresh else None
-        given = [theirs for theirs in names.values() if theirs in request]
-        if reset and not given:
+        if reset and not any(theirs in request for theirs in self.service.names.values()):
             self._restart(seed)
             return {}
         obs = self._observed(request)
         if reset or seed is not None:
             self._restart(seed)
         if self.service.history == "server":
+            if not infer:
+                self._require_finite(obs)
             self._keep(obs, now)
             if not infer:
                 return {}
-        return {"actions": self._act(self._stacked(obs))}
+        try:
+            return {"actions": self._act(self._stacked(obs))}
+        except FlowleapError:
+            # The policy has its own name of what it refuses.
+            self._require_finite(obs)
+            raise
 
     def _begin(self, seed: int | None) -> None:
+        self._noise: NDArray[Any] | None = None
         self._rng = np.random.default_rng() if seed is None else episode_noise(seed)
         self._fresh = True
         self._frames.clear()
@@ -206,7 +220,7 @@ class Session:
         self._fresh = False
 
     def _flag(self, request: Mapping[str, Any], name: str, default: bool) -> bool:
-        if name in self.service.names.values() or request.get(name) is None:
+        if name not in request or name not in self._controls:
             return default
         value = wire.array(name, request[name])
         if value.size != 1:
@@ -214,7 +228,7 @@ class Session:
         return bool(value.item())
 
     def _seed(self, request: Mapping[str, Any]) -> int | None:
-        if _SEED in self.service.names.values() or request.get(_SEED) is None:
+        if _SEED not in request or _SEED not in self._controls:
             return None
         value = wire.array(_SEED, request[_SEED])
         if value.size != 1 or value.dtype.kind not in "iu" or value.item() < 0:
@@ -223,28 +237,28 @@ class Session:
 
     def _observed(self, request: Mapping[str, Any]) -> dict[str, NDArray[Any]]:
         """The policy's observations in a request, each of the shape that the history asks for."""
-        service, spec = self.service, self.service.spec
         obs: dict[str, NDArray[Any]] = {}
-        for key, theirs in service.names.items():
+        for key, theirs, wanted in self._wanted:
             if theirs not in request:
                 few = sorted(request)[:20]
                 raise FlowleapError(f"observation '{theirs}' is missing; got {few}{suggest(theirs, few)}")
-            value, known = wire.array(theirs, request[theirs]), spec.observations[key]
-            axes = (spec.n_obs_steps,) if service.history == "client" else ()
-            wanted = {(*axes, *known.shape), (*axes, *known.camera_shape)}
+            obs[key] = value = wire.array(theirs, request[theirs])
             if value.shape not in wanted:
-                shapes = " or ".join(str(list(shape)) for shape in sorted(wanted))
-                frames = f"history={service.history} ({_ABOUT[service.history]})"
-                advice = image_advice(known, value.shape, str(value.dtype))
+                history = self.service.history
+                known, shapes = self.service.spec.observations[key], map(list, sorted(wanted))
                 raise FlowleapError(
-                    f"observation '{theirs}': got {list(value.shape)}, but {frames} takes {shapes}{advice}"
+                    f"observation '{theirs}': got {list(value.shape)}, but history={history} ({_ABOUT[history]}) takes "
+                    f"{' or '.join(map(str, shapes))}{image_advice(known, value.shape, str(value.dtype))}"
                 )
-            if known.kind == "lowdim" and not np.isfinite(value).all():
-                raise FlowleapError(
-                    f"observation '{theirs}' holds NaN or infinity: no action is chosen from it; check the sensor"
-                )
-            obs[key] = value
         return obs
+
+    def _require_finite(self, obs: Mapping[str, NDArray[Any]]) -> None:
+        for key, value in obs.items():
+            if self.service.spec.observations[key].kind == "lowdim" and not np.isfinite(value).all():
+                raise FlowleapError(
+                    f"observation '{self.service.names[key]}' holds NaN or infinity: no action is chosen from it; "
+                    "check the sensor"
+                )
 
     def _keep(self, obs: dict[str, NDArray[Any]], now: float) -> None:
         """Add a frame to the history; frames of another rate than training's are never stacked."""
@@ -268,14 +282,17 @@ class Session:
 
     def _act(self, obs: dict[str, NDArray[Any]]) -> NDArray[Any]:
         spec = self.service.spec
-        noise = self._rng.standard_normal((1, spec.horizon, spec.action_dim), dtype=np.float32)
+        # Kept until it led to actions, so that a request that is refused does not change those of the next.
+        if self._noise is None:
+            self._noise = self._rng.standard_normal((1, spec.horizon, spec.action_dim), dtype=np.float32)
         self._count()
         start, cpu = time.perf_counter(), time.thread_time()
-        chunk = np.asarray(self.service.policy.chunk(obs, noise))
+        chunk = np.asarray(self.service.policy.chunk(obs, self._noise))
         self.infer_cpu += time.thread_time() - cpu
         self.infer_seconds = time.perf_counter() - start
         if chunk.shape != (1, self.service.actions, spec.action_dim) or not np.isfinite(chunk).all():
             raise FlowleapError(
                 "the policy returned NaN, infinite or misshapen actions: check its weights and its normaliser"
             )
+        self._noise = None
         return np.ascontiguousarray(chunk[0], np.float32)

@@ -10,7 +10,6 @@ looks at lengths; a decoder that hands the dtype and shape of a stranger to `np.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -105,17 +104,18 @@ def array(name: str, value: Any) -> NDArray[Any]:
     Raises:
         WireError: it is no such value, its dtype is not on the list, or shape and length do not agree.
     """
+    dtype = None
     if isinstance(value, dict):
-        packed = {_text(key): part for key, part in value.items()}
-        dtype = _dtype(name, packed.get("dtype"))
-        if ARRAY.decode() in packed:
-            return _array(name, packed.get("data"), dtype, packed.get("shape"))
-        if type(packed.get("data")) not in _NUMBERS:
+        if ARRAY not in value:
+            # Keys as text, or a scalar.
+            value = {_bytes(key): part for key, part in value.items()}
+        dtype = _dtype(name, value.get(b"dtype"))
+        if ARRAY in value:
+            return _array(name, value.get(b"data"), dtype, value.get(b"shape"))
+        value = value.get(b"data")
+        if type(value) not in _NUMBERS:
             raise WireError(f"'{name}': a packed scalar needs 'data' that is a number")
-        value = packed["data"]
-    elif isinstance(value, (*_NUMBERS, list)):
-        dtype = None
-    else:
+    elif not isinstance(value, (*_NUMBERS, list)):
         raise WireError(f"'{name}' is {type(value).__name__}, not an array of numbers")
     try:
         made = np.array(value, dtype)
@@ -136,37 +136,40 @@ def _pack(value: Any) -> Any:
     if isinstance(value, np.ndarray | np.generic) and value.dtype.str in DTYPES:
         if isinstance(value, np.generic):
             return {SCALAR: True, b"data": value.item(), b"dtype": value.dtype.str}
-        data = np.ascontiguousarray(value).data if value.size else b""
-        return {ARRAY: True, b"data": data, b"dtype": value.dtype.str, b"shape": value.shape}
+        return {ARRAY: True, b"data": value.tobytes(), b"dtype": value.dtype.str, b"shape": value.shape}
     raise TypeError(f"{type(value).__name__} cannot be sent")
 
 
 def _packed(value: dict[Any, Any]) -> bool:
     """Whether a map stands for an array; libraries without bytes as keys write text."""
-    return not {ARRAY, SCALAR, ARRAY.decode(), SCALAR.decode()}.isdisjoint(value)
+    return ARRAY in value or SCALAR in value or ARRAY.decode() in value or SCALAR.decode() in value
 
 
-def _text(key: Any) -> Any:
-    return key.decode(errors="replace") if isinstance(key, bytes) else key
+def _bytes(key: Any) -> Any:
+    return key.encode() if isinstance(key, str) else key
 
 
 def _dtype(name: str, code: Any) -> np.dtype:
-    code = _text(code)
+    if isinstance(code, bytes):
+        code = code.decode(errors="replace")
     known = DTYPES.get(code) if isinstance(code, str) else None
     if known is None:
-        shown = repr(code)[:40] if isinstance(code, str) else type(code).__name__
+        shown = repr(code[:40]) if isinstance(code, str) else type(code).__name__
         raise WireError(f"'{name}': dtype {shown} is none of {', '.join(sorted(DTYPES))}")
     return known
 
 
 def _array(name: str, data: Any, dtype: np.dtype, shape: Any) -> NDArray[Any]:
-    whole = isinstance(shape, list) and all(type(n) is int and n >= 0 for n in shape)
-    if not whole or len(shape) > _MAX_AXES:
-        raise WireError(f"'{name}': 'shape' must be a list of up to {_MAX_AXES} whole numbers")
     if not isinstance(data, bytes):
         raise WireError(f"'{name}': 'data' must be bytes, not {type(data).__name__}")
+    if not isinstance(shape, list) or len(shape) > _MAX_AXES:
+        raise WireError(f"'{name}': 'shape' must be a list of up to {_MAX_AXES} whole numbers")
     # Python's whole numbers have no end: this cannot overflow.
-    expected = math.prod(shape) * dtype.itemsize
+    expected = dtype.itemsize
+    for side in shape:
+        if type(side) is not int or side < 0:
+            raise WireError(f"'{name}': 'shape' must be a list of up to {_MAX_AXES} whole numbers")
+        expected *= side
     if len(data) != expected:
         raise WireError(f"'{name}': {len(data)} bytes do not fill an array of {dtype.str} {shape}"[:300])
     if not data:
