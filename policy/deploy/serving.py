@@ -269,7 +269,11 @@ class Session:
             self.restarts += 1
         self._last = now
         self._count()
-        self._frames.append(obs)
+        # Of one size, and no larger than the policy sees: clients may send either.
+        known = service.spec.observations
+        self._frames.append(
+            {key: known[key].see(value) if known[key].image else value for key, value in obs.items()}
+        )
 
     def _stacked(self, obs: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
         """Observations [1, To, *shape]; a history that is too short begins with its first frame, as in training."""

@@ -280,6 +280,15 @@ def test_the_server_keeps_the_history_of_every_step(policy: ExportedPolicy) -> N
     session.answer(pack({"reset": True}), 2.2)
     rng = episode_noise(6)
     np.testing.assert_array_equal(act(8, 2.2), expected(policy, rng, frame(8), frame(8)))
+    # One frame as the policy sees it, the next as the camera takes it.
+    rng, mixed = episode_noise(3), Session(Service(policy, 4, "server", seed=3))
+    expected(policy, rng, frame(0), frame(0))
+    mixed.answer(pack(frame(0)), 0.0)
+    large = frame(1, camera=True)
+    small = {**large, "top": TOP.see(large["top"])}
+    np.testing.assert_array_equal(
+        mixed.answer(pack(large), 0.1)["actions"], expected(policy, rng, frame(0), small)
+    )
     slow = Session(Service(policy, 4, "server", seed=5, stale_after=None))
     slow.answer(pack(frame(0)), 0.0)
     rng = episode_noise(5)
