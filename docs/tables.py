@@ -203,6 +203,44 @@ def convert() -> str:
     )
 
 
+def serving() -> str:
+    """The server with openpi's own client: scores, cost, many clients."""
+    result = load("serve")
+    scores, cpu, many, rude = result["scores"], result["cpu"], result["load"], result["hostile"]
+    rows = [["in this process", f"{scores['in_process']['mean']:.3f}", ""]]
+    for history in ("client", "server", "repeat"):
+        own = scores[history]
+        rows.append(
+            [
+                f"`history={history}`",
+                f"{own['mean']:.3f}",
+                f"{own['identical_episodes']} of {own['episodes']}",
+            ]
+        )
+    head = [
+        f"{scores['task']}, {scores['in_process']['episodes']} paired episodes",
+        "mean best reward",
+        "identical",
+    ]
+    minutes = many["seconds"] / 60
+    long = f"{minutes:.0f} minutes" if minutes >= 1 else f"{many['seconds']:g} s"
+    trip, slowest = many["round_trip_ms"], rude["round_trip_ms"]["p100"]
+    paragraphs = [
+        table(head, rows),
+        f"Asked by the unmodified client of openpi-client {result['client']['openpi-client']}, in an "
+        "environment of its own.",
+        f"CPU time that the server adds to a request of this policy: {cpu['added_ms']:.2f} ms (the policy: "
+        f"{cpu['policy_ms']:.2f} ms).",
+        f"{many['clients']} clients at {many['hz']:g} Hz for {long}: {many['requests']:,} requests, {many['errors']} "
+        f"errors, round trip p50 {trip['p50']:.1f} ms, p99 {trip['p99']:.1f} ms, memory grew by "
+        f"{many['rss_growth_mb']:.1f} MB.",
+        f"Two robots beside a client that sent {rude['frames']} hostile frames: {rude['requests']:,} requests, "
+        f"{rude['errors']} errors, the slowest round trip {slowest:.0f} ms.",
+        f"Made by\n\n{_command(result)}",
+    ]
+    return "\n\n".join(paragraphs)
+
+
 def lift() -> str:
     """Lift of robosuite, from a robomimic file."""
     row = load("robosuite_lift")["table"][0]
@@ -376,6 +414,7 @@ def render(readme: str) -> str:
         speed,
         demo,
         convert,
+        serving,
         replay,
         results,
         gradients,

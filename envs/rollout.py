@@ -22,10 +22,9 @@ from flowleap.envs.motion import Motion, motion
 from flowleap.envs.task import Observation, Task
 from flowleap.envs.workers import env_errors, env_failures, open_vector_env
 from flowleap.policy.core.errors import FlowleapError
+from flowleap.policy.core.noise import episode_noise
 from flowleap.policy.core.spec import Spec
 from flowleap.policy.deploy.plan import Continuity, Plan
-
-_NOISE_STREAM = 0xF10  # keeps chunk noise apart from any other generator seeded with the episode's seed
 
 
 class Actor(Protocol):
@@ -100,7 +99,7 @@ class _Slot:
     sent: list[np.ndarray] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self._rng = np.random.default_rng([self.seed, _NOISE_STREAM])
+        self._rng = episode_noise(self.seed)
 
     def noise(self, spec: Spec, candidates: int = 1) -> np.ndarray:
         """Noises of the next chunk, float32 [K, H, A]."""

@@ -1,4 +1,4 @@
-"""The noise that stochastic samplers draw on their way: a function of the noise that they begin with."""
+"""Noise that can be repeated: that of an episode, and what stochastic samplers draw on their way."""
 
 from __future__ import annotations
 
@@ -7,6 +7,16 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+_NOISE_STREAM = 0xF10  # keeps chunk noise apart from any other generator seeded with the episode's seed
+
+
+def episode_noise(seed: int) -> np.random.Generator:
+    """The generator that an episode draws the noise of its chunks from, one after the other.
+
+    Evaluation and `flowleap serve` draw from the same one, so that the same seed means the same noise.
+    """
+    return np.random.default_rng([seed, _NOISE_STREAM])
 
 
 def ancestral_noise(noise: NDArray[Any], draws: int) -> NDArray[np.float32]:

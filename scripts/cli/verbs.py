@@ -40,8 +40,8 @@ class Verb:
 
 
 _ORDER = (
-    "train eval export push collect convert inspect download view replay list doctor benchmark gradients delay "
-    "toy speed demo"
+    "train eval export serve push collect convert inspect download view replay list doctor "
+    "benchmark gradients delay toy speed demo"
 )
 _ELSEWHERE = {"eval": "evaluate", "inspect": "inspect_dataset", "list": "list_choices"} | {
     study: f"studies.{study}" for study in ("benchmark", "gradients", "delay", "toy", "speed")
