@@ -21,9 +21,8 @@ from flowleap.envs.chunk_env import ChunkEnv
 from flowleap.envs.task import Observation, Task
 from flowleap.envs.workers import env_errors, env_failures, open_vector_env
 from flowleap.policy.core.errors import FlowleapError
+from flowleap.policy.core.noise import episode_noise
 from flowleap.policy.core.spec import Spec
-
-_NOISE_STREAM = 0xF10  # keeps chunk noise apart from any other generator seeded with the episode's seed
 
 
 class Actor(Protocol):
@@ -82,7 +81,7 @@ class _Slot:
     started: bool = False
 
     def __post_init__(self) -> None:
-        self._rng = np.random.default_rng([self.seed, _NOISE_STREAM])
+        self._rng = episode_noise(self.seed)
 
     def noise(self, spec: Spec) -> np.ndarray:
         """Noise of the next chunk, float32 [H, A]."""

@@ -3,6 +3,7 @@
     flowleap export checkpoint=RUN_DIR
     flowleap export checkpoint=RUN_DIR steps=4 out=door_nfe4
     flowleap eval checkpoint=RUN_DIR/export_nfe1       roll the export out
+    flowleap export checkpoint=RUN_DIR lerobot=true    a folder that lerobot opens, too
 
 The export is compared with the eager policy on observations of the dataset before it appears.
 """
@@ -20,10 +21,11 @@ from omegaconf import DictConfig
 from flowleap.datasets.dataset import open_dataset
 from flowleap.envs.conventions import in_actions_of
 from flowleap.envs.task_data import load_columns
+from flowleap.lerobot.folder import names_of, write_files
 from flowleap.policy.core.files import write_results
 from flowleap.policy.core.spec import Spec
 from flowleap.scripts.cli.main import run_verb
-from flowleap.scripts.common import asked_imports, run_dir_of, say, show_table, task_of
+from flowleap.scripts.common import asked_imports, plain, run_dir_of, say, show_table, task_of
 
 PARITY_WINDOWS = 1024
 _AT_ONCE = 16
@@ -36,6 +38,7 @@ def main(cfg: DictConfig) -> Path:
     from flowleap.policy.policy import Policy
 
     policy = Policy.load(cfg.checkpoint, cfg.weights)
+    names = names_of(policy.spec, plain(cfg.lerobot)) if cfg.lerobot else None
     steps = policy.objective.check_steps(cfg.steps)
     out = Path(cfg.out) if cfg.out else run_dir_of(resolve(Path(cfg.checkpoint))) / f"export_nfe{steps}"
     observations = _observations(cfg.dataset, policy.info, policy.spec)
@@ -44,6 +47,9 @@ def main(cfg: DictConfig) -> Path:
         say(f"training dataset ({where}) not found: comparing on synthetic observations")
     report = export(policy, out, steps, observations=observations, tolerance=float(cfg.tolerance))
     _print_report(report)
+    if names:
+        write_files(out, policy.spec, names)
+        say(f"lerobot: {', '.join(f'{key} is {name}' for key, name in names.items())}")
     if cfg.results:
         command = f"flowleap export checkpoint={cfg.checkpoint}"
         say(f"results: {write_results(cfg.results, {'command': command, **report})}")

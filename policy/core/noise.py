@@ -1,4 +1,4 @@
-"""The noise that stochastic samplers draw on their way: a function of the noise that they begin with."""
+"""Noise that can be had again: of an episode's chunks, and what stochastic samplers draw on their way."""
 
 from __future__ import annotations
 
@@ -7,6 +7,14 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+
+_EPISODE = 0xF10  # keeps chunk noise apart from any other generator seeded with the episode's seed
+
+
+def episode_noise(seed: int) -> np.random.Generator:
+    """The generator of the noise of an episode's chunks, one float32 [H, A] after the other."""
+    return np.random.default_rng([seed, _EPISODE])
 
 
 def ancestral_noise(noise: NDArray[Any], draws: int) -> NDArray[np.float32]:
