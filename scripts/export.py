@@ -38,7 +38,7 @@ def main(cfg: DictConfig) -> Path:
     from flowleap.policy.policy import Policy
 
     policy = Policy.load(cfg.checkpoint, cfg.weights)
-    names = names_of(policy.spec, plain(cfg.lerobot)) if cfg.lerobot else None
+    names = names_of(policy.spec, plain(cfg.lerobot), policy.info.get("lerobot")) if cfg.lerobot else None
     steps = policy.objective.check_steps(cfg.steps)
     out = Path(cfg.out) if cfg.out else run_dir_of(resolve(Path(cfg.checkpoint))) / f"export_nfe{steps}"
     observations = _observations(cfg.dataset, policy.info, policy.spec)

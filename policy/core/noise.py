@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-
-_EPISODE = 0xF10  # keeps chunk noise apart from any other generator seeded with the episode's seed
+# Keeps chunk noise apart from any other generator seeded with the episode's seed.
+_EPISODE = 0xF10
 
 
 def episode_noise(seed: int) -> np.random.Generator:

@@ -1,5 +1,5 @@
-"""flowleap's policies in LeRobot: the policy type `flowleap`, found by `--policy.discover_packages_path=flowleap.lerobot`.
+"""flowleap's policies in LeRobot: the policy type `flowleap`, for `--policy.discover_packages_path=flowleap.lerobot`.
 
-The modules `configuration_flowleap`, `modeling_flowleap` and `processor_flowleap` have the names by which lerobot looks for
-them, and import it; `features` and `folder` do not.
+The modules `configuration_flowleap`, `modeling_flowleap`, `processor_flowleap` and `fakerobot` have the names by which
+lerobot looks for them, and import it; the others do without.
 """

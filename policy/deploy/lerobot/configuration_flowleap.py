@@ -21,12 +21,13 @@ class FlowleapConfig(PreTrainedConfig):
         n_obs_steps, horizon: To and H; those of the policy, once there is one.
         n_action_steps: Ta, actions executed before `select_action` computes the next chunk.
         names: our observation keys -> LeRobot's names; keys that share a vector lie side by side in it.
-        noise_seed: draw noise as `flowleap eval seed=...` does: episode i from the generator of `noise_seed + i`. None draws
-            fresh noise.
+        noise_seed: draw noise as `flowleap eval seed=...` does: episode i from the generator of `noise_seed + i`. None
+            draws fresh noise.
         threads: of onnxruntime, for exports.
         unusual: what to do about numbers far outside of the range of training: `warn`, `stop` or `ignore`.
         nfe: network evaluations a chunk, of a policy that is no export; None is the objective's default.
-        objective, backbone, encoder: registry names, of a new policy; the encoder is `lowdim`, or `cnn` where there are images.
+        objective, backbone, encoder: registry names, of a new policy; the encoder is `lowdim`, or `cnn` where there are
+            images.
         options: more options of a new policy as JSON, such as `{"backbone": {"width": 512}, "head_sigma": 0.02}`.
         action_feature_names: of the dataset; lerobot orders a robot's actions by them.
         discover_packages_path: not read; lerobot hands its own option on to the policy where `--policy.path` is given.

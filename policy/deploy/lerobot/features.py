@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -20,8 +19,8 @@ def default_names(spec: Spec) -> dict[str, str]:
     """LeRobot's name for each key of a policy that does not say.
 
     A camera KEY is `observation.images.KEY`. Of a LeRobotDataset, whose state is the key `state`, every other KEY is
-    `observation.KEY`, as it was there. Of other data, all numbers are parts of `observation.state`, side by side in the order of
-    the Spec, as LeRobot's robots give them.
+    `observation.KEY`, as it was there. Of other data, all numbers are parts of `observation.state`, side by side in the
+    order of the Spec, as LeRobot's robots give them.
     """
     lowdim = [key for key, known in spec.observations.items() if not known.image]
     named = {key: f"{OBSERVATION}.{key}" if "state" in lowdim else STATE for key in lowdim}
@@ -41,9 +40,8 @@ def check_names(spec: Spec, names: Mapping[str, Any]) -> dict[str, str]:
     """
     for key in names:
         if key not in spec.observations:
-            raise FlowleapError(
-                f"lerobot: the policy observes {sorted(spec.observations)}, not '{key}'{suggest(key, spec.observations)}"
-            )
+            known = f"{sorted(spec.observations)}, not '{key}'{suggest(key, spec.observations)}"
+            raise FlowleapError(f"lerobot: the policy observes {known}")
     taken: set[str] = set()
     for key, known in spec.observations.items():
         name = names.get(key)
@@ -90,8 +88,8 @@ def spec_of(features: Mapping[str, tuple[str, tuple[int, ...]]], actions: int) -
             keys[key] = ObsKey((shape[1], shape[2], 3), "uint8", "rgb")
         else:
             raise FlowleapError(
-                f"'{name}' {list(shape)} is no image of colours; `flowleap train` reads depth, `flowleap export lerobot=true` "
-                "brings such a policy to LeRobot"
+                f"'{name}' {list(shape)} is no image of colours; `flowleap train` reads depth, and `flowleap export "
+                "lerobot=true` brings such a policy to LeRobot"
             )
         names[key] = name
     return Spec(keys, actions), names
@@ -100,8 +98,8 @@ def spec_of(features: Mapping[str, tuple[str, tuple[int, ...]]], actions: int) -
 def split(spec: Spec, names: Mapping[str, str], batch: Mapping[str, Any]) -> dict[str, Any]:
     """LeRobot's batch of tensors -> {key: [B, To, *shape]}, or [B, *shape] where it holds single frames.
 
-    Images come channels first and, if of colours, as floats from 0 to 1; they become uint8 [..., H, W, 3]. Depth keeps its
-    numbers. Vectors are cut into the keys that share them.
+    Images come channels first and, if of colours, as floats from 0 to 1; they become uint8 [..., H, W, 3]. Depth keeps
+    its numbers. Vectors are cut into the keys that share them.
 
     Raises:
         FlowleapError: an observation is missing or of another size; the message names it.
@@ -127,12 +125,15 @@ def split(spec: Spec, names: Mapping[str, str], batch: Mapping[str, Any]) -> dic
                 values = (values * 255).round().clamp(0, 255).byte()
             observations[key] = values
             continue
+        if len(known.shape) > 1 and tuple(values.shape[-len(known.shape) :]) == tuple(known.shape):
+            observations[key] = values
+            continue
         # LeRobotDataset gives features of one number without their axis.
         if total[name] == 1 and (
             values.ndim == 1 or (values.ndim == 2 and values.shape[1] == spec.n_obs_steps > 1)
         ):
             values = values[..., None]
-        if values.shape[-1] != total[name] and values.shape[-1] != math.prod(known.shape):
+        if values.shape[-1] != total[name]:
             parts = [other for other in spec.observations if names[other] == name]
             raise FlowleapError(
                 f"'{name}' holds {values.shape[-1]} numbers, the policy expects {total[name]} ({', '.join(parts)})"

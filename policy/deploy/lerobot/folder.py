@@ -24,18 +24,26 @@ POSTPROCESSOR = "policy_postprocessor.json"
 _NORMALISED = dict.fromkeys(("STATE", "ENV", "VISUAL", "ACTION"), "IDENTITY")
 
 
-def names_of(spec: Spec, lerobot: bool | Mapping[str, Any]) -> dict[str, str]:
-    """LeRobot's name of each observation: `default_names` for True, else those of the mapping {our key: name}.
+def names_of(spec: Spec, lerobot: bool | Mapping[str, Any], trained: Any = None) -> dict[str, str]:
+    """LeRobot's name of each observation: those of the mapping {our key: name}; for True, the policy's own.
+
+    These are `trained`, which lerobot-train notes in its checkpoints, or `default_names`.
 
     Raises:
         FlowleapError: a name is missing or wrong, or the policy's actions are converted ones.
     """
     if OwnActions(spec).changes:
         raise FlowleapError(
-            "the policy's actions are converted ones, which lerobot cannot undo: train on actions as the robot takes them, or "
-            "embed the export with flowleap.policy.core.actions.OwnActions"
+            "the policy's actions are converted ones, which lerobot cannot undo: train on actions as the robot takes "
+            "them, or embed the export with flowleap.policy.core.actions.OwnActions"
         )
-    return default_names(spec) if lerobot is True else check_names(spec, lerobot or {})
+    if lerobot is True:
+        return check_names(spec, trained) if isinstance(trained, Mapping) else default_names(spec)
+    if not isinstance(lerobot, Mapping):
+        raise FlowleapError(
+            f"lerobot={lerobot} is neither true nor a mapping such as {{joints: observation.state}}"
+        )
+    return check_names(spec, lerobot)
 
 
 def write_files(folder: str | Path, spec: Spec, names: Mapping[str, str]) -> None:

@@ -1,4 +1,4 @@
-"""The policy type `flowleap`: an exported folder, or a torch policy that `lerobot-train` trains, behind LeRobot's methods."""
+"""The policy type `flowleap`: an exported folder, or a torch policy to be trained, behind LeRobot's methods."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.optim.swa_utils import AveragedModel
 
 from flowleap.lerobot.configuration_flowleap import FlowleapConfig
-from flowleap.lerobot.features import ACTION, check_names, input_features, spec_of, split
+from flowleap.lerobot.features import ACTION, check_names, default_names, input_features, spec_of, split
 from flowleap.lerobot.statistics import columns_of
 from flowleap.policy import checkpoint
 from flowleap.policy.core.errors import FlowleapError
@@ -95,7 +95,9 @@ class FlowleapPolicy(PreTrainedPolicy):
         force_download: bool = False,
         **kwargs: Any,
     ) -> FlowleapPolicy:
-        """Open an exported folder or a checkpoint, with LeRobot's files beside it, here or on the Hub. Runs no code from it.
+        """Open an exported folder or a checkpoint, with LeRobot's files beside it, here or on the Hub.
+
+        Nothing in it is trusted; no code from it runs.
 
         Raises:
             FlowleapError: it is neither, or damaged.
@@ -189,12 +191,12 @@ class FlowleapPolicy(PreTrainedPolicy):
         """All actions [B, H, A] of a chunk, the first one for the current frame.
 
         Args:
-            batch: observations [B, To, ...], the current frame last; or the current frame alone [B, ...], which is then
-                repeated To times. Frames of earlier calls are not used: calls are a chunk apart, and a policy that takes such
-                frames for neighbours acts badly.
+            batch: observations [B, To, ...], the current frame last; or the current frame alone [B, ...], which is
+                repeated To times. Frames of earlier calls are not used: calls are a chunk apart, and a policy that
+                takes such frames for neighbours acts badly.
             noise: z ~ N(0, I) [B, H, A]; drawn here if None.
-            inference_delay: actions that will be executed until the chunk is there. A policy trained with `prefix` goes on
-                from them; others ignore it.
+            inference_delay: actions that will be executed until the chunk is there. A policy trained with `prefix`
+                goes on from them; others ignore it.
             prev_chunk_left_over: what is left [T, A] of the chunk that runs, as lerobot's RTC mode gives it.
         """
         seen = split(self.spec, self.config.names, batch)
@@ -210,8 +212,9 @@ class FlowleapPolicy(PreTrainedPolicy):
         return True
 
     def _prefix(self, delay: int | None, left_over: Tensor | None) -> np.ndarray | None:
-        """The actions [1, P, A] of the running chunk that are executed until the next one is there, the first one for the
-        frame that was observed; None where there are none, or the policy does not take them.
+        """The actions [1, P, A] of the running chunk that are executed until the next one is there.
+
+        The first one is that for the frame that was observed. None where there are none, or the policy takes none.
 
         lerobot asks for a chunk after it has sent the action for that frame, so what is left begins one later; and it
         pads what is left with zeros. Both are made good by the chunk that was handed out.
@@ -305,8 +308,6 @@ class FlowleapPolicy(PreTrainedPolicy):
 def _describe(config: FlowleapConfig, spec: Spec) -> None:
     """Let the configuration say what the policy is."""
     if not config.names:
-        from flowleap.lerobot.features import default_names
-
         config.names = default_names(spec)
     config.names = check_names(spec, config.names)
     if config.n_action_steps > spec.horizon:
@@ -348,5 +349,5 @@ def _new_policy(config: FlowleapConfig, stats: Mapping[str, Mapping[str, Any]] |
         ) from error
     policy = Policy(spec, parts)
     policy.normalizer.fit(columns_of(policy.normalizer.modes, names, stats))
-    policy.info = {"dataset": getattr(meta, "repo_id", None)}
+    policy.info = {"dataset": getattr(meta, "repo_id", None), "lerobot": names}
     return policy

@@ -1,4 +1,4 @@
-"""Pre- and post-processors of the policy type `flowleap`: names, batch axis and device. Normalising is the policy's own."""
+"""Pre- and post-processors of the policy type `flowleap`: names, batch axis, device. The policy normalises itself."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A dataset's statistics as data that have them, so that our normaliser is fitted from what LeRobot knows of a dataset."""
+"""A dataset's statistics as data that have them: our normaliser is fitted from what LeRobot knows of a dataset."""
 
 from __future__ import annotations
 
