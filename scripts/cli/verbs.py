@@ -39,12 +39,15 @@ class Verb:
         return found[1] if found else f"flowleap {self.name}"
 
 
-_ORDER = "train eval export collect convert inspect download view replay list doctor benchmark gradients toy speed lerobot"
-_ELSEWHERE = {"eval": "evaluate", "inspect": "inspect_dataset", "list": "list_choices"}
-_ELSEWHERE |= {"lerobot": "studies.lerobot_check"} | {
+_ORDER = (
+    "train eval export collect convert inspect download view replay list doctor benchmark gradients toy speed lerobot "
+    "demo"
+)
+_ELSEWHERE = {"eval": "evaluate", "inspect": "inspect_dataset", "list": "list_choices"} | {
     study: f"studies.{study}" for study in ("benchmark", "gradients", "toy", "speed")
 }
+_ELSEWHERE["lerobot"] = "studies.lerobot_check"
 VERBS = {
     verb: Verb(verb, _ELSEWHERE.get(verb, verb), "name" if verb == "download" else "")
-    for verb in [*_ORDER.split(), "demo"]
+    for verb in _ORDER.split()
 }

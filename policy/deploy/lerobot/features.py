@@ -40,8 +40,8 @@ def check_names(spec: Spec, names: Mapping[str, Any]) -> dict[str, str]:
     """
     for key in names:
         if key not in spec.observations:
-            known = f"{sorted(spec.observations)}, not '{key}'{suggest(key, spec.observations)}"
-            raise FlowleapError(f"lerobot: the policy observes {known}")
+            others = f"{sorted(spec.observations)}, not '{key}'{suggest(key, spec.observations)}"
+            raise FlowleapError(f"lerobot: the policy observes {others}")
     taken: set[str] = set()
     for key, known in spec.observations.items():
         name = names.get(key)

@@ -103,10 +103,16 @@ class FlowleapPolicy(PreTrainedPolicy):
             FlowleapError: it is neither, or damaged.
         """
         folder = Path(pretrained_name_or_path)
-        hub = {"revision": revision, "token": token, "cache_dir": cache_dir}
-        hub |= {"local_files_only": local_files_only, "force_download": force_download}
         if not folder.is_dir():
-            folder = Path(snapshot_download(str(pretrained_name_or_path), **hub))
+            fetched: Any = snapshot_download(
+                str(pretrained_name_or_path),
+                revision=revision,
+                token=token,
+                cache_dir=cache_dir,
+                local_files_only=local_files_only,
+                force_download=force_download,
+            )
+            folder = Path(fetched)
         if config is None:
             config = PreTrainedConfig.from_pretrained(folder)
         if not isinstance(config, FlowleapConfig):
