@@ -19,9 +19,11 @@ import numpy as np
 from omegaconf import DictConfig
 
 from flowleap.datasets.dataset import open_dataset
+from flowleap.envs.chunk_env import action_bounds
 from flowleap.envs.conventions import in_actions_of
 from flowleap.envs.task_data import load_columns
 from flowleap.lerobot.folder import names_of, write_files
+from flowleap.policy.core.errors import FlowleapError
 from flowleap.policy.core.files import write_results
 from flowleap.policy.core.spec import Spec
 from flowleap.scripts.cli.main import run_verb
@@ -48,7 +50,7 @@ def main(cfg: DictConfig) -> Path:
     report = export(policy, out, steps, observations=observations, tolerance=float(cfg.tolerance))
     _print_report(report)
     if names:
-        write_files(out, policy.spec, names)
+        write_files(out, policy.spec, names, _bounds(policy.info))
         say(f"lerobot: {', '.join(f'{key} is {name}' for key, name in names.items())}")
     if cfg.results:
         command = f"flowleap export checkpoint={cfg.checkpoint}"
@@ -76,6 +78,16 @@ def _observations(dataset: str | None, info: Mapping[str, Any], spec: Spec) -> d
         for key, seen in parts.items():
             seen.append(spec.observations[key].see(gathered[key]))
     return {key: np.concatenate(seen) for key, seen in parts.items()}
+
+
+def _bounds(info: Mapping[str, Any]) -> np.ndarray | None:
+    """Least and greatest action [2, A] of the task's environment; None where there is none, or it has no bounds."""
+    task = None if asked_imports(info.get("task")) else task_of(info.get("task"))
+    try:
+        return task and action_bounds(task)
+    except FlowleapError as error:
+        say(f"lerobot: actions are not kept in the environment's bounds, which does not open: {error}")
+        return None
 
 
 def _print_report(report: Mapping[str, Any]) -> None:

@@ -24,6 +24,7 @@ from typing import Any
 import numpy as np
 from omegaconf import DictConfig
 
+from flowleap.envs.chunk_env import action_bounds
 from flowleap.envs.registry import make_task
 from flowleap.envs.rollout import rollout
 from flowleap.lerobot.features import ENVIRONMENT_STATE, STATE, default_names
@@ -91,7 +92,8 @@ def compare(export: Path, policy: ExportedPolicy, scratch: Path, seed: int, epis
     Raises:
         FlowleapError: lerobot-eval fails, or an action differs by more than `TOLERANCE`.
     """
-    folder = _with_names(export, policy.spec, NAMES, scratch / "eval")
+    bounds = action_bounds(make_task(TASK))
+    folder = _with_names(export, policy.spec, NAMES, scratch / "eval", bounds)
     out = scratch / "lerobot_eval"
     _run(
         "lerobot_eval",
@@ -137,6 +139,7 @@ def compare(export: Path, policy: ExportedPolicy, scratch: Path, seed: int, epis
 
 def own_actions(policy: ExportedPolicy, seeds: Sequence[int]) -> tuple[list[np.ndarray], list[float]]:
     """The actions [T, A] that `flowleap eval` executes in each episode, and each one's max reward."""
+    bounds = action_bounds(make_task(TASK))
     chunks: list[np.ndarray] = []
 
     def act(obs: Any, noise: np.ndarray) -> np.ndarray:
@@ -147,7 +150,8 @@ def own_actions(policy: ExportedPolicy, seeds: Sequence[int]) -> tuple[list[np.n
     for seed in seeds:
         chunks.clear()
         episode = rollout(make_task(TASK), act, policy.spec, [seed]).episodes[0]
-        actions.append(np.concatenate(chunks)[: episode.length])
+        chosen = np.concatenate(chunks)[: episode.length]
+        actions.append(chosen if bounds is None else np.clip(chosen, *bounds))
         rewards.append(episode.max_reward)
     return actions, rewards
 
@@ -203,11 +207,13 @@ def served(observed: Sequence[float], commanded: Sequence[float | None], fps: fl
     }
 
 
-def _with_names(export: Path, spec: Spec, names: Mapping[str, str], folder: Path) -> Path:
+def _with_names(
+    export: Path, spec: Spec, names: Mapping[str, str], folder: Path, clip: np.ndarray | None = None
+) -> Path:
     """A copy of the export with LeRobot's files."""
     if not folder.exists():
         shutil.copytree(export, folder, ignore=shutil.ignore_patterns("eval", "*.mp4"))
-        write_files(folder, spec, names)
+        write_files(folder, spec, names, clip)
     return folder
 
 

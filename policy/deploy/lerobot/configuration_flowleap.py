@@ -21,6 +21,8 @@ class FlowleapConfig(PreTrainedConfig):
         n_obs_steps, horizon: To and H; those of the policy, once there is one.
         n_action_steps: Ta, actions executed before `select_action` computes the next chunk.
         names: our observation keys -> LeRobot's names; keys that share a vector lie side by side in it.
+        clip: least and greatest action, [[A numbers], [A numbers]], between which actions are kept; those of the task's
+            environment, as `flowleap eval` keeps them, where the policy has a task. None keeps nothing.
         noise_seed: draw noise as `flowleap eval seed=...` does: episode i from the generator of `noise_seed + i`. None
             draws fresh noise.
         threads: of onnxruntime, for exports.
@@ -39,6 +41,7 @@ class FlowleapConfig(PreTrainedConfig):
     n_action_steps: int = 8
     names: dict[str, str] = field(default_factory=dict)
 
+    clip: list[list[float]] | None = None
     noise_seed: int | None = None
     threads: int = 1
     unusual: str = "warn"

@@ -12,6 +12,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from flowleap.lerobot.features import ACTION, check_names, default_names, input_features
 from flowleap.policy.core.actions import OwnActions
 from flowleap.policy.core.errors import FlowleapError
@@ -46,8 +48,13 @@ def names_of(spec: Spec, lerobot: bool | Mapping[str, Any], trained: Any = None)
     return check_names(spec, lerobot)
 
 
-def write_files(folder: str | Path, spec: Spec, names: Mapping[str, str]) -> None:
-    """Write LeRobot's three files beside an export of `spec`; existing ones are replaced."""
+def write_files(folder: str | Path, spec: Spec, names: Mapping[str, str], clip: Any = None) -> None:
+    """Write LeRobot's three files beside an export of `spec`; existing ones are replaced.
+
+    Args:
+        names: LeRobot's name of each observation, see `names_of`.
+        clip: least and greatest action [2, A], between which actions are kept; None keeps nothing.
+    """
     features = input_features(spec, names)
     action = {ACTION: {"type": "ACTION", "shape": [spec.action_dim]}}
     device = {"registry_name": "device_processor", "config": {"device": "cpu", "float_dtype": None}}
@@ -67,6 +74,7 @@ def write_files(folder: str | Path, spec: Spec, names: Mapping[str, str]) -> Non
         "device": "cpu",
         "push_to_hub": False,
         "names": dict(names),
+        "clip": None if clip is None else np.asarray(clip, np.float64).tolist(),
         "normalization_mapping": _NORMALISED,
     }
     # The steps that lerobot's programs override by name; none of them changes a number.

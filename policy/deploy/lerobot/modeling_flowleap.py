@@ -78,6 +78,11 @@ class FlowleapPolicy(PreTrainedPolicy):
             # An average that has counted nothing is replaced by the first weights it is given.
             self.average.n_averaged.fill_(int(raw.info.get("step", 0)))
         _describe(config, self.spec)
+        self._clip = None if config.clip is None else torch.tensor(config.clip)
+        if self._clip is not None and self._clip.shape != (2, self.spec.action_dim):
+            raise FlowleapError(
+                f"clip must be two lists of {self.spec.action_dim} numbers, got {config.clip}"
+            )
         config.validate_features()
         self._episodes = 0
         self.reset()
@@ -262,6 +267,8 @@ class FlowleapPolicy(PreTrainedPolicy):
                     seen[key] = torch.from_numpy(known.see(seen[key].cpu().numpy())).to(device)
             given = None if drawn is None else torch.from_numpy(drawn).to(device)
             chunk = policy.eval().chunk(seen, given, self.config.nfe)
+        if self._clip is not None:
+            chunk = torch.clamp(chunk, *self._clip.to(chunk))
         self._plan = chunk[0].cpu().numpy()
         return chunk
 
