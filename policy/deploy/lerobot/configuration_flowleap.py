@@ -30,7 +30,7 @@ class FlowleapConfig(PreTrainedConfig):
         nfe: network evaluations a chunk, of a policy that is no export; None is the objective's default.
         objective, backbone, encoder: registry names, of a new policy; the encoder is `lowdim`, or `cnn` where there are
             images.
-        options: more options of a new policy as JSON, such as `{"backbone": {"width": 512}, "head_sigma": 0.02}`.
+        options: more options of a new policy, such as `{"backbone": {"width": 512}, "head_sigma": 0.02}`.
         action_feature_names: of the dataset; lerobot orders a robot's actions by them.
         discover_packages_path: not read; lerobot hands its own option on to the policy where `--policy.path` is given.
         lr, weight_decay, warmup_steps, grad_clip, ema_decay: of the training; as in `flowleap train`.
@@ -50,7 +50,7 @@ class FlowleapConfig(PreTrainedConfig):
     objective: str = "isd"
     backbone: str = "mlp"
     encoder: str | None = None
-    options: str = "{}"
+    options: dict[str, Any] = field(default_factory=dict)
     action_feature_names: list[str] | None = None
     discover_packages_path: str | None = None
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 from collections import deque
@@ -352,14 +351,8 @@ def _new_policy(config: FlowleapConfig, stats: Mapping[str, Mapping[str, Any]] |
         "backbone": {"name": config.backbone},
         "encoder": {"name": config.encoder or ("cnn" if images else "lowdim")},
     }
-    try:
-        more = json.loads(config.options)
-        for name, value in dict(more).items():
-            parts[name] = {**parts[name], **value} if name in parts else value
-    except (TypeError, ValueError) as error:
-        raise FlowleapError(
-            f'policy.options must be JSON such as {{"backbone": {{"width": 512}}}}: {error}'
-        ) from error
+    for name, value in config.options.items():
+        parts[name] = {**parts[name], **value} if name in parts and isinstance(value, dict) else value
     policy = Policy(spec, parts)
     policy.normalizer.fit(columns_of(policy.normalizer.modes, names, stats))
     policy.info = {"dataset": getattr(meta, "repo_id", None), "lerobot": names}
