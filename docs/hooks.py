@@ -23,6 +23,7 @@ COPIED = {
     "SECURITY.md": "security.md",
 }
 FOLDERS = ("policy", "envs", "datasets")
+RENAMED = {"flowleap.policy.deploy.lerobot": "flowleap.lerobot"}
 
 
 def packages() -> dict[str, list[str]]:
@@ -32,6 +33,7 @@ def packages() -> dict[str, list[str]]:
         nested = [p.parent for p in sorted((ROOT / top).rglob("__init__.py")) if p.parent != ROOT / top]
         for folder in [ROOT / top, *nested]:
             dotted = "flowleap." + ".".join(folder.relative_to(ROOT).parts)
+            dotted = RENAMED.get(dotted, dotted)
             modules = [
                 f"{dotted}.{p.stem}" for p in sorted(folder.glob("*.py")) if not p.stem.startswith("_")
             ]

@@ -65,10 +65,11 @@ def main(cfg: DictConfig) -> dict[str, Any]:
             f"{run['rate_hz']:.2f}",
             f"{run['answer_ms']['p99']:.1f}",
             f"{run['cpu_share']:.2f}",
+            f"{run['mean_second_difference']:.1f}",
         )
         for run in drives
     ]
-    head = ("inference", "queue_threshold", "ticks served", "Hz", "p99 ms to the action", "CPU, cores")
+    head = ("inference", "threshold", "ticks served", "Hz", "p99 ms to act", "CPU, cores", "2nd difference")
     show_table(head, rows, f"lerobot-rollout, {cfg.seconds} s at {cfg.fps} Hz")
     results = {
         "command": command("lerobot"),
@@ -182,6 +183,8 @@ def drive(
     seen = json.loads(log.read_text())
     counted = served(seen["observed_s"], seen["commanded_s"], cfg.fps)
     counted["nominal_ticks"] = round(cfg.seconds * cfg.fps)
+    # How much the commands shake: fresh noise at every tick does.
+    counted["mean_second_difference"] = float(np.abs(np.diff(seen["commands"], n=2, axis=0)).mean())
     cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
     result = {"inference": inference, "seconds": cfg.seconds, "fps": cfg.fps, **counted}
     # What the program's start takes is in it, the same for all.

@@ -277,13 +277,18 @@ def training_checkpoints_and_resumes() -> None:
     program("lerobot_train", f"--config_path={trained / 'train_config.json'}", "--resume=true", "--steps=5")
     again = FlowleapPolicy.from_pretrained(out / "checkpoints" / "last" / "pretrained_model")
     assert again._step() == 5
-    import torch
-
-    images = torch.rand(1, 3, 16, 16)
-    frame = {"observation.state": torch.zeros(1, 3), "observation.images.front": images}
-    first = again.select_action(frame)
-    assert first.shape == (1, 2)
-    assert torch.isfinite(first).all()
+    log = FOLDER / "cameras.json"
+    words = [
+        f"--policy.path={trained}",
+        "--robot.type=flowleap_fake",
+        "--robot.joints=3",
+        "--robot.actions=2",
+    ]
+    words += ['--robot.images={"front": [16, 16]}', f"--robot.log={log}", "--duration=1"]
+    program("lerobot_rollout", *words, "--return_to_initial_position=false")
+    seen = json.loads(log.read_text())
+    assert len(seen["commands"]) == len(seen["observed_s"]) > 20
+    assert np.isfinite(seen["commands"]).all()
 
 
 def main() -> None:
