@@ -67,7 +67,7 @@ def on_files(files: Files, config: Any) -> Files:
             # What it imports is documented where it is defined.
             blocks[0] += "\n    options:\n      show_root_heading: false\n      show_root_toc_entry: false\n"
             blocks[0] += "      members: false"
-            names = exported(ROOT / name.replace(".", "/") / "__init__.py")
+            names = exported(ROOT / "typings" / "flowleap" / name.replace(".", "/") / "__init__.py")
             if names:
                 listed = ", ".join(f"`{exported_name}`" for exported_name in names)
                 blocks.insert(1, f"`from {modules[0]} import` {listed}")
