@@ -412,6 +412,7 @@ def render(readme: str) -> str:
         convert,
         replay,
         results,
+        lerobot,
         gradients,
     ):
         name = build.__name__
