@@ -84,7 +84,7 @@ def _bounds(info: Mapping[str, Any]) -> np.ndarray | None:
     """Least and greatest action [2, A] of the task's environment; None where there is none, or it has no bounds."""
     task = None if asked_imports(info.get("task")) else task_of(info.get("task"))
     try:
-        return task and action_bounds(task)
+        return action_bounds(task) if task else None
     except FlowleapError as error:
         say(f"lerobot: actions are not kept in the environment's bounds, which does not open: {error}")
         return None

@@ -23,6 +23,7 @@ from flowleap.policy.core.errors import FlowleapError
 from flowleap.policy.deploy import parity
 from flowleap.policy.deploy.export import export
 from flowleap.policy.normalizer import Normalizer
+from flowleap.scripts.cli import main as cli
 from flowleap.scripts.studies.lerobot_check import NAMES, served
 
 HERE = Path(__file__).resolve().parent
@@ -43,9 +44,8 @@ def python_with_lerobot() -> str | None:
     return python if found else None
 
 
-@pytest.fixture(scope="module")
-def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An export of an untrained policy for Push-T, with LeRobot's files."""
+def untrained() -> Policy:
+    """An untrained policy for Push-T."""
     torch.manual_seed(0)
     policy = Policy(SPEC, {"objective": "isd", "backbone": {"name": "mlp", "width": 32}, "encoder": "lowdim"})
     rng = np.random.default_rng(0)
@@ -53,7 +53,13 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
     policy.normalizer.fit(
         {key: rng.uniform(100, 400, (500, n)).astype(np.float32) for key, n in sizes.items()}
     )
-    out = tmp_path_factory.mktemp("lerobot") / "export"
+    return policy
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Its export, with LeRobot's files."""
+    policy, out = untrained(), tmp_path_factory.mktemp("lerobot") / "export"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(parity, "_LATENCY_CALLS", 5)
         export(policy, out)
@@ -117,6 +123,20 @@ def test_default_names() -> None:
         "observation.state": {"type": "STATE", "shape": [7]},
         "observation.images.top": {"type": "VISUAL", "shape": [3, 8, 8]},
     }
+
+
+def test_export_verb_writes_the_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("gym_pusht", reason="needs flowleap[pusht]")
+    monkeypatch.setattr(parity, "_LATENCY_CALLS", 5)
+    untrained().save(tmp_path / "run", info={"task": {"name": "pusht/keypoints", "kwargs": {}}})
+    names = "{agent_pos: observation.state, keypoints: observation.environment_state}"
+    words = [f"checkpoint={tmp_path / 'run'}", f"lerobot={names}", f"out={tmp_path / 'out'}"]
+    assert cli.main(["export", *words]) == 0
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert config["names"] == NAMES
+    # As `flowleap eval` keeps actions on the board.
+    assert config["clip"] == [[0, 0], [512, 512]]
+    assert config["input_features"]["observation.environment_state"] == {"type": "ENV", "shape": [16]}
 
 
 def test_names_of_an_export() -> None:
