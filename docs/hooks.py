@@ -23,6 +23,7 @@ COPIED = {
     "SECURITY.md": "security.md",
 }
 FOLDERS = ("policy", "envs", "datasets")
+RENAMED = {"flowleap.policy.deploy.lerobot": "flowleap.lerobot"}
 
 
 def packages() -> dict[str, list[str]]:
@@ -32,6 +33,7 @@ def packages() -> dict[str, list[str]]:
         nested = [p.parent for p in sorted((ROOT / top).rglob("__init__.py")) if p.parent != ROOT / top]
         for folder in [ROOT / top, *nested]:
             dotted = "flowleap." + ".".join(folder.relative_to(ROOT).parts)
+            dotted = RENAMED.get(dotted, dotted)
             modules = [
                 f"{dotted}.{p.stem}" for p in sorted(folder.glob("*.py")) if not p.stem.startswith("_")
             ]
@@ -65,7 +67,7 @@ def on_files(files: Files, config: Any) -> Files:
             # What it imports is documented where it is defined.
             blocks[0] += "\n    options:\n      show_root_heading: false\n      show_root_toc_entry: false\n"
             blocks[0] += "      members: false"
-            names = exported(ROOT / name.replace(".", "/") / "__init__.py")
+            names = exported(ROOT / "typings" / "flowleap" / name.replace(".", "/") / "__init__.py")
             if names:
                 listed = ", ".join(f"`{exported_name}`" for exported_name in names)
                 blocks.insert(1, f"`from {modules[0]} import` {listed}")

@@ -368,6 +368,40 @@ def results() -> str:
     return table([*head, "regression, NFE 1", "iSD training, CPU min"], body)
 
 
+def lerobot() -> str:
+    """Exports in LeRobot: the same actions, and on time."""
+    result = load("lerobot")
+    same = result["eval"]
+    body = []
+    for run in result["rollout"]:
+        threshold = run.get("queue_threshold")
+        body.append(
+            [
+                run["inference"] + ("" if threshold is None else f", queue_threshold={threshold}"),
+                f"{run['served']} of {run['ticks']} ({100 * run['share']:.1f} %)",
+                f"{run['rate_hz']:.1f} Hz",
+                f"{run['answer_ms']['p50']:.1f} / {run['answer_ms']['p99']:.1f} ms",
+                f"{100 * run['cpu_share']:.0f} %",
+                f"{run['mean_second_difference']:.1f}",
+            ]
+        )
+    head = [
+        "inference",
+        "ticks served",
+        "rate",
+        "observed to commanded, p50 / p99",
+        "of a core",
+        "2nd difference",
+    ]
+    run = result["rollout"][0]
+    return (
+        f"lerobot-eval and `flowleap eval`, Push-T, {same['episodes']} episodes, the same seeds: the largest "
+        f"difference of {same['actions']} actions is {same['max_abs_difference']:.0e} px.\n\n{table(head, body)}\n\n"
+        f"lerobot {result['lerobot']}, {run['seconds']} s at {run['fps']} Hz; a tick is served if its action comes "
+        "within its period."
+    )
+
+
 def gradients() -> str:
     """Gradient norms and scores of iSD and ESD, condition by condition."""
     result = load("gradient_norms")
@@ -417,6 +451,7 @@ def render(readme: str) -> str:
         serving,
         replay,
         results,
+        lerobot,
         gradients,
     ):
         name = build.__name__

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
+from contextlib import closing
 from typing import Any, cast
 
 import gymnasium
@@ -110,6 +111,15 @@ class ChunkEnv(gymnasium.Wrapper[Observation, np.ndarray, Observation, np.ndarra
     def _record(self) -> dict[str, Any]:
         figures = {"max_reward": max(self._rewards), "sum_reward": sum(self._rewards)}
         return {**self._flags, **figures, "length": len(self._rewards), "mode": self._mode}
+
+
+def action_bounds(task: Task) -> np.ndarray | None:
+    """Least and greatest action [2, A], to which `ChunkEnv` clips; None where nothing is bounded."""
+    with env_failures(task.name):
+        env = task.make_env()
+    with closing(env):
+        box = _box(env.action_space)
+    return np.stack([box.low, box.high]) if np.isfinite([box.low, box.high]).all() else None
 
 
 def _box(space: Space[Any]) -> Box:

@@ -4,6 +4,7 @@
     flowleap export checkpoint=hf://OWNER/NAME         a policy of the Hugging Face Hub
     flowleap export checkpoint=RUN_DIR steps=4 out=door_nfe4
     flowleap eval checkpoint=RUN_DIR/export_nfe1       roll the export out
+    flowleap export checkpoint=RUN_DIR lerobot=true    a folder that lerobot opens, too
 
 The export is compared with the eager policy on observations of the dataset before it appears.
 """
@@ -19,12 +20,15 @@ import numpy as np
 from omegaconf import DictConfig
 
 from flowleap.datasets.dataset import open_dataset
+from flowleap.envs.chunk_env import action_bounds
 from flowleap.envs.conventions import in_actions_of
 from flowleap.envs.task_data import load_columns
+from flowleap.lerobot.folder import names_of, write_files
+from flowleap.policy.core.errors import FlowleapError
 from flowleap.policy.core.files import write_results
 from flowleap.policy.core.spec import Spec
 from flowleap.scripts.cli.main import run_verb
-from flowleap.scripts.common import asked_imports, run_dir_of, say, show_table, task_of
+from flowleap.scripts.common import asked_imports, plain, run_dir_of, say, show_table, task_of
 
 PARITY_WINDOWS = 1024
 _AT_ONCE = 16
@@ -36,6 +40,7 @@ def main(cfg: DictConfig) -> Path:
     from flowleap.policy.policy import Policy
 
     policy = Policy.load(cfg.checkpoint, cfg.weights)
+    names = names_of(policy.spec, plain(cfg.lerobot), policy.info.get("lerobot")) if cfg.lerobot else None
     steps = policy.objective.check_steps(cfg.steps)
     out = (
         Path(cfg.out)
@@ -48,6 +53,9 @@ def main(cfg: DictConfig) -> Path:
         say(f"training dataset ({where}) not found: comparing on synthetic observations")
     report = export(policy, out, steps, observations=observations, tolerance=float(cfg.tolerance))
     _print_report(report)
+    if names:
+        write_files(out, policy.spec, names, _bounds(policy.info))
+        say(f"lerobot: {', '.join(f'{key} is {name}' for key, name in names.items())}")
     if cfg.results:
         command = f"flowleap export checkpoint={cfg.checkpoint}"
         say(f"results: {write_results(cfg.results, {'command': command, **report})}")
@@ -74,6 +82,16 @@ def _observations(dataset: str | None, info: Mapping[str, Any], spec: Spec) -> d
         for key, seen in parts.items():
             seen.append(spec.observations[key].see(gathered[key]))
     return {key: np.concatenate(seen) for key, seen in parts.items()}
+
+
+def _bounds(info: Mapping[str, Any]) -> np.ndarray | None:
+    """Least and greatest action [2, A] of the task's environment; None where there is none, or it has no bounds."""
+    task = None if asked_imports(info.get("task")) else task_of(info.get("task"))
+    try:
+        return action_bounds(task) if task else None
+    except FlowleapError as error:
+        say(f"lerobot: actions are not kept in the environment's bounds, which does not open: {error}")
+        return None
 
 
 def _print_report(report: Mapping[str, Any]) -> None:

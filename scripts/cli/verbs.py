@@ -41,10 +41,14 @@ class Verb:
 
 _ORDER = (
     "train eval export serve push collect convert inspect download view replay list doctor "
-    "benchmark gradients delay toy speed demo"
+    "benchmark gradients delay toy speed lerobot demo"
 )
-_ELSEWHERE = {"eval": "evaluate", "inspect": "inspect_dataset", "list": "list_choices"} | {
-    study: f"studies.{study}" for study in ("benchmark", "gradients", "delay", "toy", "speed")
+_ELSEWHERE = {
+    "eval": "evaluate",
+    "inspect": "inspect_dataset",
+    "list": "list_choices",
+    "lerobot": "studies.lerobot_check",
+    **{study: f"studies.{study}" for study in ("benchmark", "gradients", "delay", "toy", "speed")},
 }
 VERBS = {
     verb: Verb(verb, _ELSEWHERE.get(verb, verb), "name" if verb == "download" else "")
