@@ -58,7 +58,7 @@ def main(cfg: DictConfig) -> Path:
     name = f"export_nfe{steps}{cfg.format.removeprefix('onnx').replace('openvino', '-openvino')}"
     out = Path(cfg.out) if cfg.out else run_dir_of(resolve(Path(cfg.checkpoint))) / name
     simulate = _simulation(policy, steps, cfg.episodes, cfg.seed, cfg.n_envs) if cfg.episodes else None
-    observations = _observations(cfg.dataset, policy.info, policy.spec)
+    observations = dataset_observations(cfg.dataset, policy.info, policy.spec)
     if observations is None:
         where = policy.info.get("dataset") or "unknown"
         say(f"training dataset ({where}) not found: comparing on synthetic observations")
@@ -106,7 +106,9 @@ def _simulation(policy: Policy, steps: int, episodes: int, seed: int, n_envs: in
     return simulate
 
 
-def _observations(dataset: str | None, info: Mapping[str, Any], spec: Spec) -> dict[str, np.ndarray] | None:
+def dataset_observations(
+    dataset: str | None, info: Mapping[str, Any], spec: Spec
+) -> dict[str, np.ndarray] | None:
     """Windows spread over the dataset, {key: [N, To, *shape]}; None if the training dataset is not here."""
     if dataset is None:
         dataset = info.get("dataset")

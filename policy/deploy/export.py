@@ -1,6 +1,7 @@
 """Export: a policy becomes one ONNX graph, normaliser + encoder + head at a fixed NFE + unnormaliser.
 
-A format is the graph, in float32 or int8, and what runs it. The U-Net is exported in Gemm form (`gemm`).
+A format is the graph, in float32 or int8, and what runs it. The backbone is rewritten for calls of one chunk (`gemm`,
+`joined`).
 
     OUT/policy.onnx   inputs `noise` [B,H,A] and one per observation key, output `action` [B,H,A], real units
     OUT/export.json   format version, Spec, NFE, input names, backend, precision, versions, digests, parity and latency
@@ -28,10 +29,14 @@ from flowleap.policy.core.errors import FlowleapError, optional_import, suggest
 from flowleap.policy.core.files import write_directory
 from flowleap.policy.core.versions import flowleap_version, package_versions
 from flowleap.policy.deploy import parity, runtime
-from flowleap.policy.deploy.gemm import gemm_form
+from flowleap.policy.deploy.gemm import GemmUNet
+from flowleap.policy.deploy.joined import JoinedMLP, JoinedTransformer
 from flowleap.policy.deploy.quantize import quantize
 from flowleap.policy.deploy.runtime import ExportedPolicy
+from flowleap.policy.networks.mlp import MLPBackbone
 from flowleap.policy.networks.time_embedding import TimeEmbedding
+from flowleap.policy.networks.transformer import TransformerBackbone
+from flowleap.policy.networks.unet1d import UNet1dBackbone
 from flowleap.policy.policy import Policy
 
 OPSET = 20
@@ -175,7 +180,7 @@ def trace(policy: Policy, manifest: Mapping[str, Any]) -> bytes:
     spec = policy.spec
     graph = _Graph(copy.deepcopy(policy), manifest["steps"]).eval().requires_grad_(False)
     if not manifest.get("convolutions"):
-        gemm_form(graph, spec.horizon)
+        rewrite(graph, spec.horizon)
     example = _example(policy, manifest["draws"], batch=2)  # 2: torch takes sizes 0 and 1 for constants
     if manifest["draws"] == 1:  # else the graph has a loop, with other times at each pass
         fold_times(graph.policy, manifest["steps"], example)
@@ -207,6 +212,20 @@ def trace(policy: Policy, manifest: Mapping[str, Any]) -> bytes:
     entry = model.metadata_props.add()
     entry.key, entry.value = runtime.FINGERPRINT, runtime.fingerprint(manifest)
     return model.SerializeToString()
+
+
+def rewrite(module: nn.Module, horizon: int) -> None:
+    """Give the backbones inside of `module` the form that is fastest for one chunk at a time, in place.
+
+    A subclass of a backbone may compute something else, and stays as it is.
+    """
+    for name, net in list(module.named_modules()):
+        if type(net) is UNet1dBackbone:
+            module.set_submodule(name, GemmUNet(net, horizon))
+        elif type(net) is MLPBackbone:
+            module.set_submodule(name, JoinedMLP(net))
+        elif type(net) is TransformerBackbone:
+            module.set_submodule(name, JoinedTransformer(net))
 
 
 class _Graph(nn.Module):

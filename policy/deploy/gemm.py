@@ -13,15 +13,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from flowleap.policy.deploy.joined import join_linear
 from flowleap.policy.networks.unet1d import ResidualBlock, UNet1dBackbone
-
-
-def gemm_form(module: nn.Module, horizon: int) -> None:
-    """Give every U-Net inside of `module`, over a chunk of `horizon` actions, its Gemm form, in place."""
-    for name, net in list(module.named_modules()):
-        # A subclass may compute something else.
-        if type(net) is UNet1dBackbone:
-            module.set_submodule(name, GemmUNet(net, horizon))
 
 
 class GemmUNet(nn.Module):
@@ -30,8 +23,9 @@ class GemmUNet(nn.Module):
     def __init__(self, net: UNet1dBackbone, horizon: int) -> None:
         super().__init__()
         self.time = net.time
-        self.film = _joined_film([m for m in net.modules() if isinstance(m, ResidualBlock)])
-        self.widths = [m.second[0].out_channels for m in net.modules() if isinstance(m, ResidualBlock)]
+        films = [block.film[1] for block in net.modules() if isinstance(block, ResidualBlock)]
+        self.widths = [film.out_features // 2 for film in films]
+        self.film = join_linear(films, [slice(width) for width in self.widths])
         lengths = [horizon // 2**i for i in range(len(net.down))]
         self.down = nn.ModuleList(map(_blocks, net.down, lengths))
         self.shrink = nn.ModuleList(map(_rows, net.shrink, lengths))
@@ -60,19 +54,6 @@ class GemmUNet(nn.Module):
                 h = block(h, next(films), next(films))
             h = grow(h)
         return self.output(h)
-
-
-def _joined_film(blocks: Sequence[ResidualBlock]) -> nn.Linear:
-    """The FiLM layers of all blocks as one, its scales one larger."""
-    layers = [block.film[1] for block in blocks]
-    joined = nn.Linear(layers[0].in_features, sum(layer.out_features for layer in layers))
-    with torch.no_grad():
-        joined.weight.copy_(torch.cat([layer.weight for layer in layers]))
-        biases = [layer.bias.clone() for layer in layers]
-        for bias in biases:
-            bias[: len(bias) // 2] += 1
-        joined.bias.copy_(torch.cat(biases))
-    return joined
 
 
 def _blocks(level: nn.Module, length: int) -> nn.ModuleList:

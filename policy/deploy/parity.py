@@ -24,6 +24,7 @@ _CAMERA_BATCH = 2  # what has views is compared on frames of the camera's size h
 _ROUNDING_STEPS = 4
 _LATENCY_CALLS = 500
 _LATENCY_SECONDS = 1.0
+_ROUNDS = 25
 
 
 def synthetic_observations(policy: Policy, count: int, seed: int = 0) -> dict[str, np.ndarray]:
@@ -159,31 +160,36 @@ def as_ddpm(policy: Policy) -> Policy:
 def time_in_turn(
     calls: Mapping[str, Callable[[], Any]], seconds: float | None = None
 ) -> dict[str, dict[str, float]]:
-    """Time calls one after the other, round by round, so that a slow moment of the machine hits all alike.
+    """Time calls in turn, a few of each a round, so that a slow moment of the machine hits all alike.
 
-    Each is called up to 500 times in about `seconds` (1), after a warm-up of a tenth as many; the slow ones sit out
-    rounds, spread over all.
+    Each is called up to 500 times in about `seconds` (1), at least twice. The first call of a round finds the caches
+    full of what the others used, as on a robot that did something else meanwhile; it counts as `cold`.
 
     Returns:
-        For each call `p50_ms`, `p95_ms` and the count `calls`.
+        For each call `p50_ms` and `p95_ms`, `cold_ms` (the median of the first calls) and the count `calls`.
     """
     budget = _LATENCY_SECONDS if seconds is None else seconds
-    taken: dict[str, list[float]] = {name: [] for name in calls}
     first = {name: _seconds(call) for name, call in calls.items()}
-    warm = {name: min(_seconds(call), first[name]) for name, call in calls.items()}
+    warm = {name: first[name] if first[name] > budget else _seconds(call) for name, call in calls.items()}
     wanted = {name: int(np.clip(budget / warm[name], 2, _LATENCY_CALLS)) for name in calls}
-    for name, call in calls.items():
-        for _ in range(wanted[name] // 10):
-            call()
-    rounds = max(wanted.values())
-    for i in range(rounds):
+    taken: dict[str, list[float]] = {name: [] for name in calls}
+    cold: dict[str, list[float]] = {name: [] for name in calls}
+    for i in range(_ROUNDS):
         for name, call in calls.items():
-            if i * wanted[name] // rounds != (i + 1) * wanted[name] // rounds:
-                taken[name].append(_seconds(call))
+            count = (i + 1) * wanted[name] // _ROUNDS - i * wanted[name] // _ROUNDS
+            times = [_seconds(call) for _ in range(count)]
+            cold[name] += times[:1]
+            # Of what is called once a round, that call is all there is.
+            taken[name] += times[1:] or times
     report = {}
     for name, times in taken.items():
         p50, p95 = np.percentile(np.array(times) * 1e3, [50, 95])
-        report[name] = {"p50_ms": float(p50), "p95_ms": float(p95), "calls": len(times)}
+        report[name] = {
+            "p50_ms": float(p50),
+            "p95_ms": float(p95),
+            "cold_ms": float(np.median(cold[name])) * 1e3,
+            "calls": len(times),
+        }
     return report
 
 

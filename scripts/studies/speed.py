@@ -5,6 +5,8 @@
     flowleap speed 'backbone.channels=[80,160,280]'      a U-Net of 5.7 M parameters
     flowleap speed what=convert megabytes=10000          the conversion of datasets instead
     flowleap speed what=images task=pusht/pixels encoder=cnn dataset=data/pusht.zarr batch_size=64
+    flowleap speed what=formats 'checkpoints=[runs/mlp,runs/unet]' episodes=100     the formats of `flowleap export`
+    flowleap speed what=latency                          a chunk at NFE 1 and of DDPM-100, for each backbone
 
 The arrays are random with a task's shapes: speed does not depend on their values.
 """
@@ -29,7 +31,7 @@ from flowleap.policy.core.files import write_results
 from flowleap.policy.core.spec import WINDOW, Spec
 from flowleap.scripts.cli.main import run_verb
 from flowleap.scripts.common import command, plain, say, show_table, timed
-from flowleap.scripts.studies import convert_speed, image_speed
+from flowleap.scripts.studies import convert_speed, formats, image_speed
 
 BASELINE = "flow_matching"
 CASES: dict[str, dict[str, Any]] = {
@@ -46,13 +48,19 @@ LOADER_BATCHES = 400
 
 def main(cfg: DictConfig) -> dict[str, Any]:
     """Measure, print, write a JSON if a folder for it is given; return the numbers."""
-    measures = {"training": measure, "convert": convert_speed.measure, "images": image_speed.measure}
+    measures = {
+        "training": measure,
+        "convert": convert_speed.measure,
+        "images": image_speed.measure,
+        "formats": formats.measure,
+        "latency": formats.latency,
+    }
     if cfg.what not in measures:
         raise UsageError(f"what={cfg.what} is none of {', '.join(measures)}")
     results = {"command": command("speed"), **measures[cfg.what](cfg)}
     if cfg.results:
-        training = cfg.what == "training"
-        name = f"speed_{cfg.backbone.name}" if training else f"{cfg.what.removesuffix('s')}_speed"
+        own = {"training": f"speed_{cfg.backbone.name}", "formats": "export_formats", "latency": "latency"}
+        name = own.get(cfg.what) or f"{cfg.what.removesuffix('s')}_speed"
         say(f"results: {write_results(Path(cfg.results) / f'{name}.json', results)}")
     return results
 
