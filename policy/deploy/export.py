@@ -226,6 +226,8 @@ def rewrite(module: nn.Module, horizon: int) -> None:
             module.set_submodule(name, JoinedMLP(net))
         elif type(net) is TransformerBackbone:
             module.set_submodule(name, JoinedTransformer(net))
+    # The exporter takes a loop whose weights want gradients for training.
+    module.eval().requires_grad_(False)
 
 
 class _Graph(nn.Module):
