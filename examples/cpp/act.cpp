@@ -1,7 +1,10 @@
 // Acting with an exported policy in C++: onnxruntime alone, no Python.
 //
 //     g++ -std=c++17 -O2 act.cpp -I INCLUDE -L LIB -lonnxruntime -o act
-//     ./act runs/pusht/export_nfe1/policy.onnx
+//     ./act runs/pusht/export_nfe1/policy.onnx [inputs]
+//
+// A file `inputs` holds the bytes of all inputs for one chunk, one after the other in the order of the graph: the
+// tests compare this program with Python so. Without it, observations are zero and noise is drawn.
 //
 // INCLUDE holds onnxruntime_cxx_api.h and LIB libonnxruntime.so, both of a release archive of onnxruntime. Formats `onnx`
 // and `onnx-int8` open so; `openvino` folders hold the same kind of file.
@@ -13,14 +16,15 @@
 #include <onnxruntime_cxx_api.h>
 
 #include <cstdint>
+#include <fstream>
 #include <iostream>
 #include <random>
 #include <string>
 #include <vector>
 
 int main(int argc, char** argv) {
-  if (argc != 2) {
-    std::cerr << "usage: act policy.onnx\n";
+  if (argc != 2 && argc != 3) {
+    std::cerr << "usage: act policy.onnx [inputs]\n";
     return 2;
   }
   Ort::Env env(ORT_LOGGING_LEVEL_WARNING, "flowleap");
@@ -61,6 +65,17 @@ int main(int argc, char** argv) {
         for (float& z : floats[i]) z = normal(generator);  // z ~ N(0, 1), drawn anew for every chunk
       values.push_back(
           Ort::Value::CreateTensor<float>(memory, floats[i].data(), size, shape.data(), shape.size()));
+    }
+  }
+  if (argc == 3) {
+    std::ifstream file(argv[2], std::ios::binary);
+    for (size_t i = 0; i < count; ++i) {
+      const bool image = !bytes[i].empty();
+      char* data = image ? reinterpret_cast<char*>(bytes[i].data()) : reinterpret_cast<char*>(floats[i].data());
+      if (!file.read(data, static_cast<std::streamsize>(image ? bytes[i].size() : floats[i].size() * sizeof(float)))) {
+        std::cerr << argv[2] << " is too short\n";
+        return 1;
+      }
     }
   }
   std::vector<const char*> inputs;

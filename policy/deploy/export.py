@@ -33,6 +33,7 @@ from flowleap.policy.deploy.gemm import GemmUNet
 from flowleap.policy.deploy.joined import JoinedMLP, JoinedTransformer
 from flowleap.policy.deploy.quantize import quantize
 from flowleap.policy.deploy.runtime import ExportedPolicy
+from flowleap.policy.deploy.unroll import unroll
 from flowleap.policy.networks.mlp import MLPBackbone
 from flowleap.policy.networks.time_embedding import TimeEmbedding
 from flowleap.policy.networks.transformer import TransformerBackbone
@@ -136,6 +137,8 @@ def export(
     model = trace(policy, manifest)
     if precision == "int8":
         model = quantize(model)
+    if backend == "openvino" and manifest["draws"] > 1:
+        model = unroll(model, steps)
     manifest["sha256"] = hashlib.sha256(model).hexdigest()
 
     def fill(folder: Path) -> None:
