@@ -12,6 +12,7 @@ import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -145,6 +146,67 @@ def latency(cfg: DictConfig) -> dict[str, Any]:
         report["networks"][title] = {**numbers, **_ratios(times)}
         _show(f"{title}, {_parameters(policy):,} parameters", report["networks"][title])
     return report
+
+
+# Objective and NFE of each combination.
+STEPS = (("isd", 1), ("isd", 4), ("mip", 2), ("flow_matching", 10), ("ddpm", 10), ("ddpm", 100))
+SMALL_BACKBONES: dict[str, dict[str, Any]] = {
+    "mlp": {"name": "mlp", "width": 64, "depth": 2},
+    "transformer": {"name": "transformer", "width": 64, "depth": 1, "heads": 2},
+    "unet1d": {"name": "unet1d", "channels": [16, 32], "time_dim": 16},
+}
+SMALL_ENCODERS: dict[str, dict[str, Any]] = {
+    "lowdim": {"name": "lowdim"},
+    "cnn": {"name": "cnn", "channels": [8, 8], "features": 64},
+    "resnet18": {"name": "resnet18", "features": 8},
+    "vit": {"name": "vit", "features": 8},
+}
+
+
+def combinations(cfg: DictConfig) -> dict[str, Any]:
+    """Export small networks of every backbone, encoder and number of steps in every format; return their errors."""
+    import torch
+
+    from flowleap.policy.core.errors import FlowleapError
+    from flowleap.policy.core.spec import ObsKey, Spec
+    from flowleap.policy.deploy.export import FORMATS, export
+    from flowleap.policy.policy import Policy
+
+    torch.set_num_threads(cfg.threads)
+    state = {"state": ObsKey((5,))}
+    specs = {
+        name: Spec({**state, "top": ObsKey((16, 16, 3), "uint8", "rgb")}, 2, 2, 8, 4)
+        for name in SMALL_ENCODERS
+    }
+    specs["lowdim"] = Spec(state, 2, 2, 8, 4)
+    rows: list[dict[str, Any]] = []
+    for encoder, backbone, (objective, steps), form in product(
+        SMALL_ENCODERS, SMALL_BACKBONES, STEPS, FORMATS
+    ):
+        torch.manual_seed(0)
+        parts = {
+            "objective": objective,
+            "backbone": SMALL_BACKBONES[backbone],
+            "encoder": SMALL_ENCODERS[encoder],
+        }
+        policy = Policy(specs[encoder], parts).eval()
+        rng = np.random.default_rng(0)
+        policy.normalizer.fit({"state": rng.normal(size=(64, 5)), "action": rng.normal(size=(64, 2))})
+        row: dict[str, Any] = {"encoder": encoder, "backbone": backbone, "objective": objective, "nfe": steps}
+        row["format"] = form
+        with tempfile.TemporaryDirectory() as folder:
+            try:
+                report = export(
+                    policy, Path(folder) / "out", steps, format=form, tolerance=math.inf, ddpm=False
+                )
+                row |= {key: report["parity"][key] for key in ("max_relative", "rms_relative")}
+            except FlowleapError as error:
+                row["error"] = str(error).splitlines()[0]
+        say(", ".join(f"{key} {value}" for key, value in row.items()))
+        rows.append(row)
+    failed = [row for row in rows if "error" in row]
+    say(f"{len(rows) - len(failed)} of {len(rows)} combinations export")
+    return {"exported": len(rows) - len(failed), "combinations": rows}
 
 
 def _times(

@@ -7,6 +7,7 @@
     flowleap speed what=images task=pusht/pixels encoder=cnn dataset=data/pusht.zarr batch_size=64
     flowleap speed what=formats 'checkpoints=[runs/mlp,runs/unet]' episodes=100     the formats of `flowleap export`
     flowleap speed what=latency                          a chunk at NFE 1 and of DDPM-100, for each backbone
+    flowleap speed what=combinations                     does every network export in every format? (slow)
 
 The arrays are random with a task's shapes: speed does not depend on their values.
 """
@@ -54,12 +55,18 @@ def main(cfg: DictConfig) -> dict[str, Any]:
         "images": image_speed.measure,
         "formats": formats.measure,
         "latency": formats.latency,
+        "combinations": formats.combinations,
     }
     if cfg.what not in measures:
         raise UsageError(f"what={cfg.what} is none of {', '.join(measures)}")
     results = {"command": command("speed"), **measures[cfg.what](cfg)}
     if cfg.results:
-        own = {"training": f"speed_{cfg.backbone.name}", "formats": "export_formats", "latency": "latency"}
+        own = {
+            "training": f"speed_{cfg.backbone.name}",
+            "formats": "export_formats",
+            "latency": "latency",
+            "combinations": "export_combinations",
+        }
         name = own.get(cfg.what) or f"{cfg.what.removesuffix('s')}_speed"
         say(f"results: {write_results(Path(cfg.results) / f'{name}.json', results)}")
     return results
