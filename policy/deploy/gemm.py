@@ -9,12 +9,15 @@ at batch 1 each costs a microsecond whatever its size. The result is that of the
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from flowleap.policy.deploy.joined import join_linear
 from flowleap.policy.networks.unet1d import ResidualBlock, UNet1dBackbone
+
+T = TypeVar("T", bound=nn.Module)
 
 
 class GemmUNet(nn.Module):
@@ -23,7 +26,7 @@ class GemmUNet(nn.Module):
     def __init__(self, net: UNet1dBackbone, horizon: int) -> None:
         super().__init__()
         self.time = net.time
-        films = [block.film[1] for block in net.modules() if isinstance(block, ResidualBlock)]
+        films = [_only(nn.Linear, block.film) for block in net.modules() if isinstance(block, ResidualBlock)]
         self.widths = [film.out_features // 2 for film in films]
         self.film = join_linear(films, [slice(width) for width in self.widths])
         lengths = [horizon // 2**i for i in range(len(net.down))]
@@ -32,7 +35,7 @@ class GemmUNet(nn.Module):
         self.middle = _blocks(net.middle, lengths[-1])
         self.up = nn.ModuleList(map(_blocks, net.up, lengths[::-1]))
         self.grow = nn.ModuleList(map(_rows, net.grow, lengths[::-1]))
-        block, last = net.output
+        block, last = _only(nn.Sequential, net.output), _only(nn.Conv1d, net.output)
         self.output = nn.Sequential(ConvBlock(block, horizon), Rows(last, horizon))
 
     def forward(self, x: Tensor, t: Tensor, s: Tensor, cond: Tensor) -> Tensor:
@@ -42,7 +45,7 @@ class GemmUNet(nn.Module):
         h = x
         skips: list[Tensor] = []
         for level, shrink in zip(self.down, self.shrink, strict=True):
-            for block in level:
+            for block in level.children():
                 h = block(h, next(films), next(films))
             skips.append(h)
             h = shrink(h)
@@ -50,14 +53,20 @@ class GemmUNet(nn.Module):
             h = block(h, next(films), next(films))
         for level, grow in zip(self.up, self.grow, strict=True):
             h = torch.cat([h, skips.pop()], dim=2)
-            for block in level:
+            for block in level.children():
                 h = block(h, next(films), next(films))
             h = grow(h)
         return self.output(h)
 
 
 def _blocks(level: nn.Module, length: int) -> nn.ModuleList:
-    return nn.ModuleList(Block(block, length) for block in level.children())
+    return nn.ModuleList(Block(m, length) for m in level.children() if isinstance(m, ResidualBlock))
+
+
+def _only(kind: type[T], parts: nn.Module) -> T:
+    """The one part of a kind."""
+    (part,) = (m for m in parts.children() if isinstance(m, kind))
+    return part
 
 
 def _rows(layer: nn.Module, length: int) -> nn.Module:
@@ -84,9 +93,7 @@ class ConvBlock(nn.Module):
 
     def __init__(self, block: nn.Sequential, length: int) -> None:
         super().__init__()
-        conv, norm, _ = block
-        assert isinstance(conv, nn.Conv1d)
-        assert isinstance(norm, nn.GroupNorm)
+        conv, norm = _only(nn.Conv1d, block), _only(nn.GroupNorm, block)
         self.conv = Rows(conv, length)
         self.groups, self.eps = norm.num_groups, norm.eps
         shape = norm.num_groups, 1, norm.num_channels // norm.num_groups
@@ -149,7 +156,7 @@ class RowsTransposed(nn.Module):
         parts = []
         for phase, linear in enumerate(self.linears):
             rows = gather(x, self.get_buffer(f"places{phase}"))
-            parts.append(linear(rows.reshape(-1, linear.in_features)))
+            parts.append(linear(rows.reshape(-1, rows.shape[1] // self.length * rows.shape[2])))
         return torch.stack(parts, dim=1).unflatten(0, (-1, self.length)).flatten(1, 2)
 
 
@@ -171,7 +178,7 @@ def _places(rows: Sequence[Sequence[int]], length: int) -> Tensor:
 
 
 def _linear(matrix: Tensor, bias: Tensor | None) -> nn.Linear:
-    layer = nn.Linear(*matrix.shape, bias=bias is not None)
+    layer = nn.Linear(matrix.shape[0], matrix.shape[1], bias=bias is not None)
     with torch.no_grad():
         layer.weight.copy_(matrix.T)
         if bias is not None:
