@@ -180,6 +180,64 @@ def speed() -> str:
     return table(["one CPU core, float32", "measured"], rows)
 
 
+_VARIANTS = {
+    "onnx, as trained": "`onnx`, `convolutions=true`",
+    "onnx": "`onnx`",
+    "onnx-int8": "`onnx-int8`",
+    "openvino": "`openvino`",
+    "openvino-bf16": "`openvino-bf16`",
+    "eager": "eager torch",
+    "ddpm100 onnx": "DDPM-100, `onnx`",
+    "ddpm100 eager": "DDPM-100, eager torch",
+}
+
+
+def _ms(value: float) -> str:
+    return f"{value:.3f}" if value < 1 else f"{value:.2f}" if value < 100 else f"{value:.0f}"
+
+
+def formats() -> str:
+    """The formats of an export: errors, times, paired scores."""
+    result = load("export_formats")
+    rows = []
+    for policy in result["policies"].values():
+        size = f"{policy['network']['backbone']['name']}, {policy['network']['parameters'] / 1e6:.1f} M"
+        for name, times in policy["latency"].items():
+            parity = policy["parity"].get(name)
+            errors = ", ".join(f"{x:.2g}" for x in parity["max_abs_per_dimension"]) if parity else ""
+            scored = policy.get("simulation", {}).get(name, {})
+            paired = ""
+            if "score_difference" in scored:
+                low, high = scored["score_difference"]["interval"]
+                paired = f"{scored['score_difference']['mean']:+.3f} [{low:+.3f}, {high:+.3f}]"
+            ratio = f"{policy['over_onnx_as_trained'][name]:.2f}x"
+            row = [size, _VARIANTS[name], _ms(times["p50_ms"]), ratio, _ms(times["cold_ms"]), errors, paired]
+            rows.append(row)
+    head = ["Push-T policy", "format", "p50, ms", "over f32 as trained", "after others, ms"]
+    head += ["largest error of each dimension, px", "score minus eager's"]
+    episodes = len(next(iter(result["policies"].values()))["simulation"]["seeds"])
+    note = f"NFE 1, batch 1, one thread; {episodes} paired episodes [95 % bootstrap]. Made by"
+    return f"{table(head, rows)}\n\n{note}\n\n```\n{result['command']}\n```"
+
+
+def latency() -> str:
+    """One step beside a hundred."""
+    result = load("latency")
+    networks = result["networks"].values()
+    head = ["", *(f"{x['backbone']['name']}, {x['parameters'] / 1e6:.1f} M" for x in networks)]
+    rows = []
+    for name, title in _VARIANTS.items():
+        row = [title]
+        for network in networks:
+            times = _ms(network["latency"][name]["p50_ms"])
+            row.append(f"{times} ({network['faster_than_ddpm100_eager'][name]:.0f}x)")
+        rows.append(row)
+    note = (
+        "p50 in ms, batch 1, one thread (how often it fits into eager DDPM-100); untrained weights. Made by"
+    )
+    return f"{table(head, rows)}\n\n{note}\n\n```\n{result['command']}\n```"
+
+
 def demo() -> str:
     """What `make demo` gave."""
     result = load("demo")
@@ -446,6 +504,8 @@ def render(readme: str) -> str:
         image_cost,
         door,
         speed,
+        formats,
+        latency,
         demo,
         convert,
         serving,

@@ -3,6 +3,8 @@
     flowleap export checkpoint=RUN_DIR
     flowleap export checkpoint=hf://OWNER/NAME         a policy of the Hugging Face Hub
     flowleap export checkpoint=RUN_DIR steps=4 out=door_nfe4
+    flowleap export checkpoint=RUN_DIR format=onnx-int8 episodes=100   8 bits; does it succeed as often?
+    flowleap export checkpoint=RUN_DIR format=openvino                 for Intel processors
     flowleap eval checkpoint=RUN_DIR/export_nfe1       roll the export out
     flowleap export checkpoint=RUN_DIR lerobot=true    a folder that lerobot opens, too
 
@@ -14,21 +16,37 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from omegaconf import DictConfig
 
 from flowleap.datasets.dataset import open_dataset
+from flowleap.envs.actors import policy_actor
 from flowleap.envs.chunk_env import action_bounds
 from flowleap.envs.conventions import in_actions_of
+from flowleap.envs.rollout import rollout
+from flowleap.envs.statistics import mean, paired_difference, rate
 from flowleap.envs.task_data import load_columns
 from flowleap.lerobot.folder import names_of, write_files
 from flowleap.policy.core.errors import FlowleapError
 from flowleap.policy.core.files import write_results
 from flowleap.policy.core.spec import Spec
 from flowleap.scripts.cli.main import run_verb
-from flowleap.scripts.common import asked_imports, plain, run_dir_of, say, show_table, task_of
+from flowleap.scripts.common import (
+    asked_imports,
+    command,
+    plain,
+    recorded_task,
+    run_dir_of,
+    say,
+    show_table,
+    task_of,
+)
+
+if TYPE_CHECKING:
+    from flowleap.policy.deploy.runtime import ExportedPolicy
+    from flowleap.policy.policy import Policy
 
 PARITY_WINDOWS = 1024
 _AT_ONCE = 16
@@ -42,28 +60,63 @@ def main(cfg: DictConfig) -> Path:
     policy = Policy.load(cfg.checkpoint, cfg.weights)
     names = names_of(policy.spec, plain(cfg.lerobot), policy.info.get("lerobot")) if cfg.lerobot else None
     steps = policy.objective.check_steps(cfg.steps)
-    out = (
-        Path(cfg.out)
-        if cfg.out
-        else run_dir_of(policy.checkpoint or Path(cfg.checkpoint)) / f"export_nfe{steps}"
-    )
-    observations = _observations(cfg.dataset, policy.info, policy.spec)
+    name = f"export_nfe{steps}{cfg.format.removeprefix('onnx').replace('openvino', '-openvino')}"
+    out = Path(cfg.out) if cfg.out else run_dir_of(policy.checkpoint or Path(cfg.checkpoint)) / name
+    simulate = _simulation(policy, steps, cfg.episodes, cfg.seed, cfg.n_envs) if cfg.episodes else None
+    observations = dataset_observations(cfg.dataset, policy.info, policy.spec)
     if observations is None:
         where = policy.info.get("dataset") or "unknown"
         say(f"training dataset ({where}) not found: comparing on synthetic observations")
-    report = export(policy, out, steps, observations=observations, tolerance=float(cfg.tolerance))
+    report = export(
+        policy,
+        out,
+        steps,
+        observations=observations,
+        tolerance=None if cfg.tolerance is None else float(cfg.tolerance),
+        format=cfg.format,
+        convolutions=cfg.convolutions,
+        ddpm=cfg.ddpm,
+        simulate=simulate,
+    )
     _print_report(report)
     if names:
         write_files(out, policy.spec, names, _bounds(policy.info))
         say(f"lerobot: {', '.join(f'{key} is {name}' for key, name in names.items())}")
     if cfg.results:
-        command = f"flowleap export checkpoint={cfg.checkpoint}"
-        say(f"results: {write_results(cfg.results, {'command': command, **report})}")
+        say(f"results: {write_results(cfg.results, {'command': command('export'), **report})}")
     say(f"exported: {out}")
     return out
 
 
-def _observations(dataset: str | None, info: Mapping[str, Any], spec: Spec) -> dict[str, np.ndarray] | None:
+def _simulation(policy: Policy, steps: int, episodes: int, seed: int, n_envs: int) -> Any:
+    """What rolls out a policy and its export on the same seeds, and compares them episode by episode."""
+    task = recorded_task(policy.info.get("task"))
+    if task is None:
+        raise FlowleapError("episodes=N compares in simulation, but this policy was trained without a task")
+
+    def simulate(policy: Policy, exported: ExportedPolicy) -> dict[str, Any]:
+        seeds = list(range(seed, seed + episodes))
+        say(f"simulation: {episodes} episodes of {task.name}, the policy and its export")
+        report: dict[str, Any] = {"task": task.name, "seeds": seeds}
+        outcomes = {}
+        for name, act in (("eager", policy_actor(policy, steps)), ("exported", exported.act)):
+            outcomes[name] = rollout(task, act, policy.spec, seeds, n_envs).episodes
+            report[name] = {
+                "score": mean(np.array([e.max_reward for e in outcomes[name]])),
+                "success": rate([e.success for e in outcomes[name]]),
+                "scores": [e.max_reward for e in outcomes[name]],
+                "successes": [e.success for e in outcomes[name]],
+            }
+        for metric, field in (("score", "max_reward"), ("success", "success")):
+            report[f"{metric}_difference"] = paired_difference(outcomes["exported"], outcomes["eager"], field)
+        return report
+
+    return simulate
+
+
+def dataset_observations(
+    dataset: str | None, info: Mapping[str, Any], spec: Spec
+) -> dict[str, np.ndarray] | None:
     """Windows spread over the dataset, {key: [N, To, *shape]}; None if the training dataset is not here."""
     if dataset is None:
         dataset = info.get("dataset")
@@ -105,10 +158,22 @@ def _print_report(report: Mapping[str, Any]) -> None:
         for case in parity["cases"]
     ]
     show_table(("batch", "draws", "max abs error", "relative to the action range"), rows)
+    worst = ", ".join(f"{value:.2g}" for value in parity["max_abs_per_dimension"])
+    say(
+        f"largest error of each action dimension, real units: {worst}; over the range, root mean square: "
+        f"{parity['rms_relative']:.1e}"
+    )
     line = "{} {p50_ms:.3f} / {p95_ms:.3f}"
-    times = [line.format(name, **latency[name]) for name in ("onnxruntime", "eager")]
-    ratio = f"{latency['speedup']:.1f}x at p50"
-    say(f"latency, batch 1, one thread, p50 / p95 ms: {', '.join(times)} ({ratio})")
+    times = [line.format(name, **value) for name, value in latency.items() if isinstance(value, dict)]
+    ratio = f"{latency['speedup']:.1f}x eager"
+    if "speedup_over_ddpm100" in latency:
+        ratio += f", {latency['speedup_over_ddpm100']:.0f}x DDPM-100"
+    say(f"latency, batch 1, one thread, p50 / p95 ms: {', '.join(times)} ({ratio} at p50)")
+    if simulated := report.get("simulation"):
+        for metric in ("score", "success"):
+            difference = simulated[f"{metric}_difference"]
+            low, high = difference["interval"]
+            say(f"{metric}, exported minus eager: {difference['mean']:+.3f} [{low:+.3f}, {high:+.3f}]")
 
 
 if __name__ == "__main__":

@@ -1,7 +1,10 @@
 """Export: a policy becomes one ONNX graph, normaliser + encoder + head at a fixed NFE + unnormaliser.
 
+A format is the graph, in float32 or int8, and what runs it. The backbone is rewritten for calls of one chunk (`gemm`,
+`joined`).
+
     OUT/policy.onnx   inputs `noise` [B,K,H,A] and one per observation key, output `action` [B,K,H,A], real units
-    OUT/export.json   format version, Spec, NFE, input names, versions, digest, parity and latency reports
+    OUT/export.json   format version, Spec, NFE, input names, backend, precision, versions, digests, parity and latency
 
 The folder appears only when the graph, run by `runtime.ExportedPolicy`, repeats the eager policy.
 """
@@ -13,7 +16,7 @@ import hashlib
 import json
 import logging
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -21,17 +24,33 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from flowleap.policy.core.errors import FlowleapError
+from flowleap.policy.checkpoint import WEIGHTS
+from flowleap.policy.core.errors import FlowleapError, optional_import, suggest
 from flowleap.policy.core.files import write_directory
 from flowleap.policy.core.versions import flowleap_version, package_versions
 from flowleap.policy.deploy import parity, runtime
+from flowleap.policy.deploy.gemm import GemmUNet
+from flowleap.policy.deploy.joined import JoinedMLP, JoinedTransformer
+from flowleap.policy.deploy.quantize import quantize
 from flowleap.policy.deploy.runtime import ExportedPolicy
+from flowleap.policy.deploy.unroll import unroll
+from flowleap.policy.networks.mlp import MLPBackbone
 from flowleap.policy.networks.time_embedding import TimeEmbedding
+from flowleap.policy.networks.transformer import TransformerBackbone
+from flowleap.policy.networks.unet1d import UNet1dBackbone
 from flowleap.policy.policy import Policy
 
 OPSET = 20
 MAX_BYTES = 2**31 - 2**20  # of weights: protobuf ends at 2 GB, the graph itself needs some room
-TOLERANCE = 1e-4
+# Format -> what runs it, and in which numbers.
+FORMATS = {
+    "onnx": ("onnxruntime", "float32"),
+    "onnx-int8": ("onnxruntime", "int8"),
+    "openvino": ("openvino", "float32"),
+    "openvino-bf16": ("openvino", "bfloat16"),
+}
+# Largest difference from the eager policy over the action range; of reduced precision, the root mean square.
+TOLERANCES = {"float32": 1e-4, "int8": 0.05, "bfloat16": 0.05}
 SYNTHETIC_WINDOWS = 256
 
 
@@ -41,7 +60,11 @@ def export(
     steps: int | None = None,
     weights: str = "ema",
     observations: parity.Observations | None = None,
-    tolerance: float = TOLERANCE,
+    tolerance: float | None = None,
+    format: str = "onnx",
+    convolutions: bool = False,
+    ddpm: bool = True,
+    simulate: Callable[[Policy, ExportedPolicy], Mapping[str, Any]] | None = None,
 ) -> dict[str, Any]:
     """Write the exported folder `out`, atomically, after comparing it with the eager policy.
 
@@ -50,15 +73,25 @@ def export(
         out: the folder; an earlier export in its place is replaced.
         steps: NFE; `None` is the objective's default.
         observations: real ones, {key: [N, To, *shape]}; `None` draws them from the normaliser's range.
-        tolerance: largest difference from the eager policy, relative to the action range.
+        tolerance: largest difference from the eager policy, relative to the action range, of reduced precision the root
+            mean square of all differences of an action dimension; `None` is that of the precision in `TOLERANCES`.
+        format: one of `FORMATS`.
+        convolutions: leave the U-Net's convolutions as they are, instead of the Gemm form.
+        ddpm: also time DDPM-100 with the same network, eagerly.
+        simulate: compares both in simulation; what it returns becomes `simulation` in the manifest.
 
     Returns:
         The content of `export.json`.
 
     Raises:
-        FlowleapError: the checkpoint or `steps` is unusable, `out` holds something else, or the graph differs from
-            the policy by more than `tolerance`. Nothing is left behind then, and an earlier export stays.
+        FlowleapError: the checkpoint, `steps` or `format` is unusable, `out` holds something else, or the graph differs
+            from the policy by more than `tolerance`. Nothing is left behind then, and an earlier export stays.
     """
+    if format not in FORMATS:
+        raise FlowleapError(f"format={format} is none of {', '.join(FORMATS)}{suggest(format, FORMATS)}")
+    backend, precision = FORMATS[format]
+    if backend == "openvino":
+        optional_import("openvino", extra="openvino")  # before the work
     out = Path(out)
     if out.exists() and not (out / runtime.MANIFEST).is_file() and (not out.is_dir() or any(out.iterdir())):
         raise FlowleapError(
@@ -78,6 +111,9 @@ def export(
         "candidates": policy.objective.draws(steps) == 1,
         "prefix": policy.prefix,
         "objective": policy.objective.name,
+        "backend": backend,
+        "precision": precision,
+        "convolutions": convolutions,
         "inputs": {key: f"obs_{i}" for i, key in enumerate(policy.spec.observations)},
         "ranges": _ranges(policy),
         "task": policy.info.get("task"),
@@ -86,17 +122,25 @@ def export(
             "step": policy.info.get("step"),
             "weights": policy.weights,
             "policy": policy.config,
+            "sha256": _digest(policy.checkpoint),
+            "data": policy.info.get("data"),
         },
         "opset": OPSET,
         "versions": {
             "flowleap": flowleap_version(),
-            **package_versions("torch", "onnx", "onnxscript", "onnxruntime"),
+            **package_versions(
+                "torch", "onnx", "onnxscript", "onnxruntime", *(["openvino"] if backend == "openvino" else [])
+            ),
         },
     }
     kind = "synthetic" if observations is None else "dataset"
     if observations is None:
         observations = parity.synthetic_observations(policy, SYNTHETIC_WINDOWS)
     model = trace(policy, manifest)
+    if precision == "int8":
+        model = quantize(model)
+    if backend == "openvino" and manifest["draws"] > 1:
+        model = unroll(model, steps)
     manifest["sha256"] = hashlib.sha256(model).hexdigest()
 
     def fill(folder: Path) -> None:
@@ -104,13 +148,23 @@ def export(
         _write_manifest(folder, manifest)
         exported = ExportedPolicy.load(folder)
         report = parity.parity(policy, exported, observations)
-        parity.check_tolerance(report, tolerance)
-        manifest["parity"] = {"observations": kind, "tolerance": tolerance, **report}
-        manifest["latency"] = parity.latency(policy, exported, observations)
+        limit = TOLERANCES[precision] if tolerance is None else tolerance
+        measure = "max_relative" if precision == "float32" else "rms_relative"
+        parity.check_tolerance(report, limit, measure)
+        manifest["parity"] = {"observations": kind, "tolerance": limit, "measure": measure, **report}
+        manifest["latency"] = parity.latency(policy, exported, observations, ddpm)
+        if simulate:
+            manifest["simulation"] = dict(simulate(policy, exported))
         _write_manifest(folder, manifest)
 
     write_directory(out, fill)
     return manifest
+
+
+def _digest(checkpoint: Path | None) -> str | None:
+    """Of the weights that were exported; None of a policy that was not loaded."""
+    file = checkpoint / WEIGHTS if checkpoint else None
+    return hashlib.sha256(file.read_bytes()).hexdigest() if file and file.is_file() else None
 
 
 def _ranges(policy: Policy) -> dict[str, Any]:
@@ -129,6 +183,8 @@ def trace(policy: Policy, manifest: Mapping[str, Any]) -> bytes:
             f"the policy holds {size / 1e9:.1f} GB of weights; one ONNX file holds at most 2 GB"
         )
     graph = _Graph(copy.deepcopy(policy), manifest["steps"]).eval().requires_grad_(False)
+    if not manifest.get("convolutions"):
+        rewrite(graph, policy.spec.horizon)
     example = _example(policy, manifest["draws"], batch=2)  # 2: torch takes sizes 0 and 1 for constants
     if manifest["draws"] == 1:  # else the graph has a loop, with other times at each pass
         fold_times(graph.policy, manifest["steps"], example)
@@ -168,6 +224,22 @@ def trace(policy: Policy, manifest: Mapping[str, Any]) -> bytes:
     entry = model.metadata_props.add()
     entry.key, entry.value = runtime.FINGERPRINT, runtime.fingerprint(manifest)
     return model.SerializeToString()
+
+
+def rewrite(module: nn.Module, horizon: int) -> None:
+    """Give the backbones inside of `module` the form that is fastest for one chunk at a time, in place.
+
+    A subclass of a backbone may compute something else, and stays as it is.
+    """
+    for name, net in list(module.named_modules()):
+        if type(net) is UNet1dBackbone:
+            module.set_submodule(name, GemmUNet(net, horizon))
+        elif type(net) is MLPBackbone:
+            module.set_submodule(name, JoinedMLP(net))
+        elif type(net) is TransformerBackbone:
+            module.set_submodule(name, JoinedTransformer(net))
+    # The exporter takes a loop whose weights want gradients for training.
+    module.eval().requires_grad_(False)
 
 
 class _Graph(nn.Module):

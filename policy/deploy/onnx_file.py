@@ -1,4 +1,4 @@
-"""A look at the bytes of an ONNX model without the onnx package: does it point at data outside itself?
+"""A look at the bytes of an ONNX model without the onnx package: its metadata; does it point at data outside itself?
 
 A protobuf message is a row of fields, each a tag (field number and wire type) and a value; a message inside another
 is a value with a length. Knowing which fields hold the messages on the way to a tensor is enough to visit them all.
@@ -23,6 +23,7 @@ _INSIDE: dict[str, dict[int, str]] = {
     "Tensor": {},
 }
 _EXTERNAL_DATA, _DATA_LOCATION = 13, 14  # of Tensor
+_METADATA = 14  # of Model
 _MAX_DEPTH = 100  # protobuf's own limit
 _VARINT, _FIXED64, _LENGTH, _FIXED32 = 0, 1, 2, 5  # wire types; ONNX has no others
 _FIXED_BYTES = {_FIXED64: 8, _FIXED32: 4}
@@ -46,6 +47,20 @@ def refuse_external_data(model: bytes, file: Path) -> None:
         raise FlowleapError(
             f"{file} refers to data in other files; an exported policy has all its data inside: do not use it"
         )
+
+
+def read_metadata(model: bytes) -> dict[str, str]:
+    """The metadata entries of a model that `refuse_external_data` has passed."""
+    entries: dict[str, str] = {}
+    for number, place in _fields(model, 0, len(model)):
+        if number == _METADATA and isinstance(place, range):
+            parts = {
+                part: model[value.start : value.stop].decode("utf-8", "replace")
+                for part, value in _fields(model, place.start, place.stop)
+                if isinstance(value, range)
+            }
+            entries[parts.get(1, "")] = parts.get(2, "")
+    return entries
 
 
 def _has_external_data(data: bytes, message: str, place: range, depth: int) -> bool:

@@ -1,4 +1,4 @@
-"""Acting with an exported policy: numpy and onnxruntime only, no torch at import or run time.
+"""Acting with an exported policy: numpy and onnxruntime (or OpenVINO) only, no torch at import or run time.
 
     policy = ExportedPolicy.load("runs/door/export_nfe1")
     chunk = policy.act({"state": state})        # [B, To, 39] -> [B, Ta, A], real units
@@ -18,11 +18,12 @@ from typing import Any
 
 import numpy as np
 
-from flowleap.policy.core.errors import FlowleapError, optional_import, require_int, require_whole, suggest
+from flowleap.policy.core.errors import FlowleapError, require_int, require_whole, suggest
 from flowleap.policy.core.hub import policy_folder
 from flowleap.policy.core.inputs import InputCheck, Range, Unusual, image_advice
 from flowleap.policy.core.noise import ancestral_noise
 from flowleap.policy.core.spec import ObsKey, Spec, read_json
+from flowleap.policy.deploy.backends import Session, open_session
 from flowleap.policy.deploy.onnx_file import refuse_external_data
 
 FORMAT = "flowleap-export"
@@ -107,12 +108,12 @@ class ExportedPolicy:
 
         Args:
             folder: where `export.json` and `policy.onnx` are; or `hf://OWNER/NAME@REVISION` of the Hugging Face Hub.
-            threads: CPU threads of onnxruntime; one is fastest for small networks at batch 1.
+            threads: CPU threads; one is fastest for small networks at batch 1.
             seed: of the noise drawn by `act`; `None` draws a fresh one.
             unusual: `warn` of observations far outside of the range of training, `stop` at them, or `ignore` them.
 
         Raises:
-            FlowleapError: onnxruntime is missing, or the folder is missing, damaged, tampered with or of
+            FlowleapError: the package of its backend is missing, or the folder is missing, damaged, tampered with or of
                 another format version; the message names the file and the field.
         """
         require_whole("threads", threads)
@@ -124,7 +125,7 @@ class ExportedPolicy:
                 f"{folder / MANIFEST}: field 'inputs' names {sorted(manifest['inputs'])}, "
                 f"but the Spec has {sorted(spec.observations)}"
             )
-        session = _open_session(folder / MODEL, manifest["sha256"], threads)
+        session = _open_session(folder / MODEL, manifest, threads)
         _check_graph(folder, session, manifest, spec)
         inputs = InputCheck(_ranges(folder, manifest, spec).get, unusual)
         return cls(manifest, spec, session, seed, inputs)
@@ -235,32 +236,18 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     return read_json(file, (FORMAT, FORMAT_VERSION), fields, what, remedy)
 
 
-def _open_session(file: Path, sha256: str, threads: int) -> Any:
-    """Check the bytes of the model, then hand these very bytes to onnxruntime."""
-    onnxruntime = optional_import("onnxruntime", extra="deploy")
+def _open_session(file: Path, manifest: Mapping[str, Any], threads: int) -> Session:
+    """Check the bytes of the model, then hand these very bytes to what runs it."""
     try:
         model = file.read_bytes()
     except OSError as error:
         raise FlowleapError(f"{file}: {error.strerror}; copy the exported folder again") from error
-    if hashlib.sha256(model).hexdigest() != sha256:
+    if hashlib.sha256(model).hexdigest() != manifest["sha256"]:
         raise FlowleapError(
             f"{file} is damaged: its sha256 is not the one in {MANIFEST}; copy or export it again"
         )
-    refuse_external_data(model, file)  # onnxruntime would follow it to wherever the path leads
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.inter_op_num_threads = 1
-    options.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
-    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
-    options.log_severity_level = 4  # failures come as exceptions
-    # A robot's other processes need the cores between two chunks.
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    options.add_session_config_entry("session.load_model_format", "ONNX")
-    try:
-        return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
-    except Exception as error:  # onnxruntime raises many kinds for models it cannot run
-        reason = str(error).splitlines()[0]
-        raise FlowleapError(f"{file}: onnxruntime cannot load it ({reason}); export it again") from error
+    refuse_external_data(model, file)  # it would be followed to wherever the path leads
+    return open_session(manifest, model, file, threads)
 
 
 def _ranges(folder: Path, manifest: Mapping[str, Any], spec: Spec) -> dict[str, Range]:

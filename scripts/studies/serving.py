@@ -52,7 +52,7 @@ def measure(cfg: DictConfig) -> dict[str, Any]:
     with Robot(cfg.client) as robot:
         results = {
             "config": {
-                key: plain(cfg[key]) for key in ("checkpoint", "episodes", "clients", "hz", "seconds")
+                key: plain(cfg[key]) for key in ("checkpoint", "episodes", "clients", "hz", "load_seconds")
             },
             "client": robot.version,
             "scores": scores(cfg, policy, robot),
@@ -245,13 +245,13 @@ def load(cfg: DictConfig, policy: ExportedPolicy, robot: Robot) -> dict[str, Any
         ended = threading.Event()
 
         def watch() -> None:
-            while not ended.wait(max(0.05, cfg.seconds / 600)):
+            while not ended.wait(max(0.05, cfg.load_seconds / 600)):
                 resident.append(server.process.memory_info().rss)
 
         watching = threading.Thread(target=watch)
         watching.start()
         try:
-            options = {"clients": cfg.clients, "hz": cfg.hz, "seconds": cfg.seconds}
+            options = {"clients": cfg.clients, "hz": cfg.hz, "seconds": cfg.load_seconds}
             driven = robot("drive", obs=obs, port=server.port, **options)
         finally:
             ended.set()
@@ -265,13 +265,13 @@ def load(cfg: DictConfig, policy: ExportedPolicy, robot: Robot) -> dict[str, Any
         "messages": driven["errors"][:3],
         "late": driven["late"],
         "round_trip_ms": _percentiles(driven["latencies"]),
-        "cpu_share": spent / cfg.seconds,
+        "cpu_share": spent / cfg.load_seconds,
         "rss_mb": {"settled": settled[0] / 1e6, "end": settled[-1] / 1e6},
         "rss_growth_mb": (max(settled) - settled[0]) / 1e6,
     }
     trip = numbers["round_trip_ms"]
     say(
-        f"{cfg.clients} clients at {cfg.hz:g} Hz for {cfg.seconds:g} s: {numbers['requests']} requests, "
+        f"{cfg.clients} clients at {cfg.hz:g} Hz for {cfg.load_seconds:g} s: {numbers['requests']} requests, "
         f"{numbers['errors']} errors, round trip p50 {trip['p50']:.2f} ms, p99 {trip['p99']:.2f} ms, memory grew by "
         f"{numbers['rss_growth_mb']:.2f} MB"
     )
@@ -307,7 +307,7 @@ def hostile(cfg: DictConfig, policy: ExportedPolicy, robot: Robot) -> dict[str, 
 
         attacking = threading.Thread(target=attack)
         attacking.start()
-        options = {"clients": 2, "hz": cfg.hz, "seconds": min(cfg.seconds, _HOSTILE_SECONDS)}
+        options = {"clients": 2, "hz": cfg.hz, "seconds": min(cfg.load_seconds, _HOSTILE_SECONDS)}
         try:
             driven = robot("drive", obs=obs, port=server.port, **options)
         finally:

@@ -6,6 +6,9 @@
     flowleap speed what=convert megabytes=10000          the conversion of datasets instead
     flowleap speed what=images task=pusht/pixels encoder=cnn dataset=data/pusht.zarr batch_size=64
     flowleap speed what=serve checkpoint=runs/pusht/export_nfe1 client=../openpi/bin/python
+    flowleap speed what=formats 'checkpoints=[runs/mlp,runs/unet]' episodes=100     the formats of `flowleap export`
+    flowleap speed what=latency                          a chunk at NFE 1 and of DDPM-100, for each backbone
+    flowleap speed what=combinations                     does every network export in every format? (slow)
 
 The arrays are random with a task's shapes: speed does not depend on their values.
 """
@@ -30,7 +33,7 @@ from flowleap.policy.core.files import write_results
 from flowleap.policy.core.spec import WINDOW, Spec
 from flowleap.scripts.cli.main import run_verb
 from flowleap.scripts.common import command, plain, say, show_table, timed
-from flowleap.scripts.studies import convert_speed, image_speed, serving
+from flowleap.scripts.studies import convert_speed, formats, image_speed, serving
 
 BASELINE = "flow_matching"
 CASES: dict[str, dict[str, Any]] = {
@@ -47,14 +50,27 @@ LOADER_BATCHES = 400
 
 def main(cfg: DictConfig) -> dict[str, Any]:
     """Measure, print, write a JSON if a folder for it is given; return the numbers."""
-    measures = {"training": measure, "convert": convert_speed.measure, "images": image_speed.measure}
-    measures["serve"] = serving.measure
+    measures = {
+        "training": measure,
+        "convert": convert_speed.measure,
+        "images": image_speed.measure,
+        "formats": formats.measure,
+        "latency": formats.latency,
+        "combinations": formats.combinations,
+        "serve": serving.measure,
+    }
     if cfg.what not in measures:
         raise UsageError(f"what={cfg.what} is none of {', '.join(measures)}")
     results = {"command": command("speed"), **measures[cfg.what](cfg)}
     if cfg.results:
-        names = {"training": f"speed_{cfg.backbone.name}", "serve": "serve"}
-        name = names.get(cfg.what, f"{cfg.what.removesuffix('s')}_speed")
+        own = {
+            "training": f"speed_{cfg.backbone.name}",
+            "formats": "export_formats",
+            "latency": "latency",
+            "serve": "serve",
+            "combinations": "export_combinations",
+        }
+        name = own.get(cfg.what) or f"{cfg.what.removesuffix('s')}_speed"
         say(f"results: {write_results(Path(cfg.results) / f'{name}.json', results)}")
     return results
 
