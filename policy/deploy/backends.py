@@ -80,7 +80,7 @@ def _onnxruntime(onnxruntime: Any, model: bytes, precision: str, threads: int) -
 
 
 class OpenVinoSession:
-    """An ONNX model compiled by OpenVINO: for batch 1 at once, and for all other sizes together when one comes.
+    """An ONNX model compiled by OpenVINO: for one chunk at once, and for all other sizes together when one comes.
 
     Args:
         openvino: the package.
@@ -101,12 +101,13 @@ class OpenVinoSession:
             "ENABLE_CPU_PINNING": False,
         }
         one = self._model.clone()
-        one.reshape({port.get_any_name(): self._shape(port, 1) for port in one.inputs})
+        # Every size that is open is 1: of the batch, and of the noises for an observation.
+        self._one = {
+            port.get_any_name(): [1 if dim.is_dynamic else dim.get_length() for dim in port.partial_shape]
+            for port in one.inputs
+        }
+        one.reshape(self._one)
         self._requests: dict[bool, Any] = {True: self._compile(one)}
-
-    @staticmethod
-    def _shape(port: Any, batch: int) -> list[int]:
-        return [batch, *(dim.get_length() for dim in list(port.partial_shape)[1:])]
 
     def _compile(self, model: Any) -> Any:
         return self._core.compile_model(model, "CPU", self._config).create_infer_request()
@@ -120,7 +121,8 @@ class OpenVinoSession:
         }
         described = []
         for port in ports:
-            shape = [dim.get_length() if dim.is_static else "batch" for dim in port.partial_shape]
+            axes = iter(("batch", "candidates"))
+            shape = [dim.get_length() if dim.is_static else next(axes) for dim in port.partial_shape]
             kind = port.element_type.get_type_name()
             described.append(
                 SimpleNamespace(name=port.get_any_name(), shape=shape, type=types.get(kind, kind))
@@ -141,7 +143,7 @@ class OpenVinoSession:
 
     def run(self, names: Sequence[str], feed: Mapping[str, np.ndarray]) -> list[np.ndarray]:
         """See `Session`."""
-        alone = all(len(array) == 1 for array in feed.values())
+        alone = all(list(array.shape) == self._one[name] for name, array in feed.items())
         if alone not in self._requests:
             self._requests[alone] = self._compile(self._model)
         request = self._requests[alone]
