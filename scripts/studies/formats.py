@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import platform
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
 from itertools import product
@@ -67,7 +67,9 @@ def measure(cfg: DictConfig) -> dict[str, Any]:
     return {"processor": _processor(), "threads": cfg.threads, "policies": policies}
 
 
-def export_all(policy: Policy, folder: Path, observations: Any = None) -> dict[str, ExportedPolicy]:
+def export_all(
+    policy: Policy, folder: Path, observations: Any = None, batches: Sequence[int] | None = None
+) -> dict[str, ExportedPolicy]:
     """The policy in every variant, opened; errors are measured, not judged."""
     from flowleap.policy.deploy.export import export
     from flowleap.policy.deploy.runtime import ExportedPolicy
@@ -77,6 +79,7 @@ def export_all(policy: Policy, folder: Path, observations: Any = None) -> dict[s
         say(f"exporting: {name}")
         out = folder / str(i)
         options: dict[str, Any] = {"format": form, "convolutions": as_trained, "tolerance": math.inf}
+        options["batches"] = batches
         export(policy, out, observations=observations, ddpm=False, **options)
         exports[name] = ExportedPolicy.load(out)
     return exports
@@ -137,9 +140,9 @@ def latency(cfg: DictConfig) -> dict[str, Any]:
     for title, backbone in networks.items():
         policy = _untrained(cfg.task.name, backbone)
         with tempfile.TemporaryDirectory() as folder:
-            exports = export_all(policy, Path(folder))
+            exports = export_all(policy, Path(folder), batches=(1,))
             say("exporting: DDPM-100")
-            export(as_ddpm(policy), Path(folder) / "ddpm", 100, tolerance=math.inf, ddpm=False)
+            export(as_ddpm(policy), Path(folder) / "ddpm", 100, tolerance=math.inf, ddpm=False, batches=(1,))
             loop = ExportedPolicy.load(Path(folder) / "ddpm")
         times = _times(policy, {**exports, "ddpm100 onnx": loop}, 1, cfg.seconds)
         numbers = {"backbone": policy.config["backbone"], "parameters": _parameters(policy), "latency": times}
