@@ -195,6 +195,10 @@ def combinations(cfg: DictConfig) -> dict[str, Any]:
         policy = Policy(specs[encoder], parts).eval()
         rng = np.random.default_rng(0)
         policy.normalizer.fit({"state": rng.normal(size=(64, 5)), "action": rng.normal(size=(64, 2))})
+        with torch.no_grad():
+            # Some blocks do nothing before training.
+            for parameter in policy.net.parameters():
+                parameter.add_(0.1 * torch.randn_like(parameter))
         row: dict[str, Any] = {"encoder": encoder, "backbone": backbone, "objective": objective, "nfe": steps}
         row["format"] = form
         with tempfile.TemporaryDirectory() as folder:
