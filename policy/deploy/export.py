@@ -16,7 +16,7 @@ import hashlib
 import json
 import logging
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -64,6 +64,7 @@ def export(
     format: str = "onnx",
     convolutions: bool = False,
     ddpm: bool = True,
+    batches: Sequence[int] | None = None,
     simulate: Callable[[Policy, ExportedPolicy], Mapping[str, Any]] | None = None,
 ) -> dict[str, Any]:
     """Write the exported folder `out`, atomically, after comparing it with the eager policy.
@@ -78,6 +79,7 @@ def export(
         format: one of `FORMATS`.
         convolutions: leave the U-Net's convolutions as they are, instead of the Gemm form.
         ddpm: also time DDPM-100 with the same network, eagerly.
+        batches: the batch sizes that are compared; `None` is those of `parity`.
         simulate: compares both in simulation; what it returns becomes `simulation` in the manifest.
 
     Returns:
@@ -147,7 +149,7 @@ def export(
         (folder / runtime.MODEL).write_bytes(model)
         _write_manifest(folder, manifest)
         exported = ExportedPolicy.load(folder)
-        report = parity.parity(policy, exported, observations)
+        report = parity.parity(policy, exported, observations, batches=batches)
         limit = TOLERANCES[precision] if tolerance is None else tolerance
         measure = "max_relative" if precision == "float32" else "rms_relative"
         parity.check_tolerance(report, limit, measure)

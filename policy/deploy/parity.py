@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -64,11 +64,16 @@ def eager_chunk(policy: Policy, obs: Observations, noise: np.ndarray, steps: int
 
 
 def parity(
-    policy: Policy, exported: ExportedPolicy, observations: Observations, seed: int = 0
+    policy: Policy,
+    exported: ExportedPolicy,
+    observations: Observations,
+    seed: int = 0,
+    batches: Sequence[int] | None = None,
 ) -> dict[str, Any]:
     """Compare eager and exported actions over several batch sizes, observations and noises.
 
-    Batches are drawn from `observations`, {key: [N, To, *shape]}; the eager policy is on the CPU.
+    Batches, of the sizes `batches` (`BATCH_SIZES`), are drawn from `observations`, {key: [N, To, *shape]}; the eager
+    policy is on the CPU.
 
     Returns:
         `max_abs` (real units) and `max_relative` (to `action_range`, beyond the rounding of float32), overall and for
@@ -81,7 +86,7 @@ def parity(
     count = min(len(observations[key]) for key in spec.observations)
     cases: list[dict[str, float]] = []
     errors: list[np.ndarray] = []
-    for batch in BATCH_SIZES:
+    for batch in BATCH_SIZES if batches is None else batches:
         absolute = relative = 0.0
         for _ in range(DRAWS):
             rows = rng.integers(0, count, batch)

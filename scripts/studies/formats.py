@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import platform
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
 from itertools import product
@@ -67,7 +67,9 @@ def measure(cfg: DictConfig) -> dict[str, Any]:
     return {"processor": _processor(), "threads": cfg.threads, "policies": policies}
 
 
-def export_all(policy: Policy, folder: Path, observations: Any = None) -> dict[str, ExportedPolicy]:
+def export_all(
+    policy: Policy, folder: Path, observations: Any = None, batches: Sequence[int] | None = None
+) -> dict[str, ExportedPolicy]:
     """The policy in every variant, opened; errors are measured, not judged."""
     from flowleap.policy.deploy.export import export
     from flowleap.policy.deploy.runtime import ExportedPolicy
@@ -77,6 +79,7 @@ def export_all(policy: Policy, folder: Path, observations: Any = None) -> dict[s
         say(f"exporting: {name}")
         out = folder / str(i)
         options: dict[str, Any] = {"format": form, "convolutions": as_trained, "tolerance": math.inf}
+        options["batches"] = batches
         export(policy, out, observations=observations, ddpm=False, **options)
         exports[name] = ExportedPolicy.load(out)
     return exports
@@ -137,9 +140,9 @@ def latency(cfg: DictConfig) -> dict[str, Any]:
     for title, backbone in networks.items():
         policy = _untrained(cfg.task.name, backbone)
         with tempfile.TemporaryDirectory() as folder:
-            exports = export_all(policy, Path(folder))
+            exports = export_all(policy, Path(folder), batches=(1,))
             say("exporting: DDPM-100")
-            export(as_ddpm(policy), Path(folder) / "ddpm", 100, tolerance=math.inf, ddpm=False)
+            export(as_ddpm(policy), Path(folder) / "ddpm", 100, tolerance=math.inf, ddpm=False, batches=(1,))
             loop = ExportedPolicy.load(Path(folder) / "ddpm")
         times = _times(policy, {**exports, "ddpm100 onnx": loop}, 1, cfg.seconds)
         numbers = {"backbone": policy.config["backbone"], "parameters": _parameters(policy), "latency": times}
@@ -180,8 +183,8 @@ def combinations(cfg: DictConfig) -> dict[str, Any]:
     }
     specs["lowdim"] = Spec(state, 2, 2, 8, 4)
     rows: list[dict[str, Any]] = []
-    for encoder, backbone, (objective, steps), form in product(
-        SMALL_ENCODERS, SMALL_BACKBONES, STEPS, FORMATS
+    for (objective, steps), encoder, backbone, form in product(
+        STEPS, SMALL_ENCODERS, SMALL_BACKBONES, FORMATS
     ):
         torch.manual_seed(0)
         parts = {
@@ -192,12 +195,22 @@ def combinations(cfg: DictConfig) -> dict[str, Any]:
         policy = Policy(specs[encoder], parts).eval()
         rng = np.random.default_rng(0)
         policy.normalizer.fit({"state": rng.normal(size=(64, 5)), "action": rng.normal(size=(64, 2))})
+        with torch.no_grad():
+            # Some blocks do nothing before training.
+            for parameter in policy.net.parameters():
+                parameter.add_(0.1 * torch.randn_like(parameter))
         row: dict[str, Any] = {"encoder": encoder, "backbone": backbone, "objective": objective, "nfe": steps}
         row["format"] = form
         with tempfile.TemporaryDirectory() as folder:
             try:
                 report = export(
-                    policy, Path(folder) / "out", steps, format=form, tolerance=math.inf, ddpm=False
+                    policy,
+                    Path(folder) / "out",
+                    steps,
+                    format=form,
+                    tolerance=math.inf,
+                    ddpm=False,
+                    batches=(1, 3),
                 )
                 row |= {key: report["parity"][key] for key in ("max_relative", "rms_relative")}
             except FlowleapError as error:
