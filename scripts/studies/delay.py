@@ -1,7 +1,7 @@
 """Score against the delay of chunks, for each way to go over from one to the next.
 
-    flowleap delay dataset=PATH task=pusht/keypoints 'train="encoder.noise=0.02"'
     flowleap delay dataset=PATH task=probe/slalom steps=3000
+    flowleap delay dataset=PATH task=pusht/keypoints 'train="encoder.noise=0.02"'
 
 Trains a plain policy and one that goes on from given actions (`prefix=`) for each seed, and evaluates both at NFE 1
 with chunks that arrive late. What is finished is not repeated. Writes a part of `<results>/<name>.json`, and a plot.
