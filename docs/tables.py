@@ -196,6 +196,13 @@ def _ms(value: float) -> str:
     return f"{value:.3f}" if value < 1 else f"{value:.2f}" if value < 100 else f"{value:.0f}"
 
 
+def _difference(paired: dict[str, Any] | None) -> str:
+    """A paired difference with its interval."""
+    if paired is None:
+        return ""
+    return f"{paired['mean']:+.3f} [{paired['interval'][0]:+.3f}, {paired['interval'][1]:+.3f}]"
+
+
 def formats() -> str:
     """The formats of an export: errors, times, paired scores."""
     result = load("export_formats")
@@ -206,18 +213,30 @@ def formats() -> str:
             parity = policy["parity"].get(name)
             errors = ", ".join(f"{x:.2g}" for x in parity["max_abs_per_dimension"]) if parity else ""
             scored = policy.get("simulation", {}).get(name, {})
-            paired = ""
-            if "score_difference" in scored:
-                low, high = scored["score_difference"]["interval"]
-                paired = f"{scored['score_difference']['mean']:+.3f} [{low:+.3f}, {high:+.3f}]"
+            paired = [_difference(scored.get(f"{metric}_difference")) for metric in ("score", "success")]
             ratio = f"{policy['over_onnx_as_trained'][name]:.2f}x"
-            row = [size, _VARIANTS[name], _ms(times["p50_ms"]), ratio, _ms(times["cold_ms"]), errors, paired]
-            rows.append(row)
+            row = [size, _VARIANTS[name], _ms(times["p50_ms"]), ratio, _ms(times["cold_ms"]), errors]
+            rows.append([*row, *paired])
     head = ["Push-T policy", "format", "p50, ms", "over f32 as trained", "after others, ms"]
-    head += ["largest error of each dimension, px", "score minus eager's"]
+    head += ["largest error of each dimension, px", "score minus eager's", "success rate minus eager's"]
     episodes = len(next(iter(result["policies"].values()))["simulation"]["seeds"])
     note = f"NFE 1, batch 1, one thread; {episodes} paired episodes [95 % bootstrap]. Made by"
     return f"{table(head, rows)}\n\n{note}\n\n```\n{result['command']}\n```"
+
+
+def formats_again() -> str:
+    """The U-Net's reduced precision on more episodes."""
+    result = load("export_formats_unet")
+    (policy,) = result["policies"].values()
+    scored = policy["simulation"]
+    parts = [
+        f"`{name}`: score {_difference(scored[name]['score_difference'])}, "
+        f"success rate {_difference(scored[name]['success_difference'])}"
+        for name in ("onnx-int8", "openvino-bf16")
+    ]
+    return (
+        f"{len(scored['seeds'])} episodes from seed {scored['seeds'][0]}, minus eager's: {'; '.join(parts)}."
+    )
 
 
 def latency() -> str:
@@ -505,6 +524,7 @@ def render(readme: str) -> str:
         door,
         speed,
         formats,
+        formats_again,
         latency,
         demo,
         convert,
