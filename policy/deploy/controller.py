@@ -13,9 +13,10 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from time import perf_counter
 from typing import Any, Literal, Protocol, Self
 
@@ -125,10 +126,10 @@ class Controller:
         self.policy, self.spec, self._late = policy, policy.spec, late
         self._rng = np.random.default_rng(seed)
         self.counters = Counters(seconds=deque(maxlen=_KEPT))
-        hz = control_hz or self.spec.control_hz
+        self.settings = Continuity(continuity=continuity, delay=delay or 0, execute=execute, best_of=best_of)
         if delay is None:
-            delay = self._measured_delay(hz, best_of or 1)
-        self.settings = Continuity(continuity=continuity, delay=delay, execute=execute, best_of=best_of)
+            delay = self._measured_delay(control_hz or self.spec.control_hz, self.settings.candidates)
+            self.settings = replace(self.settings, delay=delay)
         self._execute = execute or max(delay, min(self.spec.n_action_steps, policy.actions - delay))
         self.settings.check(policy.actions, self._execute, policy.prefix)
         known = self.spec.limits
@@ -212,7 +213,9 @@ class Controller:
         shape = (1, request.candidates, self.spec.horizon, self.spec.action_dim)
         noise = self._rng.standard_normal(shape, dtype=np.float32)
         if self._worker is None:
-            self._plan.receive(self._compute(stacked, noise, request))
+            with self._asking_again():
+                chunks = self._compute(stacked, noise, request)
+            self._plan.receive(chunks)
             return
         self._pending = self._worker.submit(self._compute, stacked, noise, request)
         if first:
@@ -239,12 +242,19 @@ class Controller:
         if pending is None or not (wait or pending.done()):
             return
         self._pending = None
-        try:
+        with self._asking_again():
             chunks = pending.result()
+        self._plan.receive(chunks)
+
+    @contextmanager
+    def _asking_again(self) -> Iterator[None]:
+        """Let the next step ask for a chunk where the policy failed to give one."""
+        try:
+            yield
         except Exception:
             self._plan.forget()
+            self._since = self._execute
             raise
-        self._plan.receive(chunks)
 
     def _is_late(self) -> bool:
         """Count a chunk that is late; whether the robot waits for it."""

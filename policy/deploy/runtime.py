@@ -192,6 +192,11 @@ class ExportedPolicy:
             noise = self._rng.standard_normal((batch, *self._noise_shape), dtype=np.float32)
         noise = _as_input(NOISE, noise, np.dtype(np.float32))
         many = noise.ndim == 4 and self._candidates
+        if noise.ndim == 4 and not many:
+            raise FlowleapError(
+                "noise: this export takes one noise for an observation, as do DDPM at 100 steps and exports of "
+                "flowleap 0.1: export it again, or choose no best_of"
+            )
         if noise.shape[:1] + noise.shape[1 + many :] != (batch, *self._noise_shape) or not noise.size:
             raise FlowleapError(
                 f"noise: expected {[batch, *self._noise_shape]} = [batch, H, A], got {list(noise.shape)}"

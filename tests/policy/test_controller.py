@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import closing, suppress
 from typing import Any
 
 import gymnasium
@@ -215,6 +215,42 @@ def test_a_policy_that_breaks_is_an_error_of_the_next_step(chunks: Chunks) -> No
         chunks.answer = None
         for step in range(6, 12):
             assert np.isfinite(controller.step(frame(step))).all()
+
+
+@pytest.mark.parametrize("first", [True, False])
+@pytest.mark.parametrize("delay", [0, 1])
+def test_after_an_error_of_the_policy_the_next_good_frame_goes_on(
+    chunks: Chunks, delay: int, first: bool
+) -> None:
+    with Controller(chunks, delay=delay, limits=None) as controller:
+        for step in range(0 if first else EXECUTE):
+            controller.step(frame(step))
+        chunks.answer = FlowleapError("far outside")
+        with suppress(FlowleapError):  # with a delay, the next step hears of it
+            controller.step(frame(4))
+            controller._pending.exception()  # type: ignore[union-attr]
+            controller.step(frame(5))
+        assert controller._plan.asked is None
+        chunks.answer, asked = None, len(chunks.calls)
+        for step in range(3):
+            assert np.isfinite(controller.step(frame(step))).all()
+            if controller._pending is not None:
+                controller._pending.exception()  # until it is there
+        assert len(chunks.calls) == asked + 1
+        assert controller.counters.held == 0
+
+
+def test_the_delay_is_measured_with_as_many_noises_as_there_will_be(chunks: Chunks) -> None:
+    shapes = []
+    chunk = chunks.chunk
+
+    def seen(obs: Any, noise: Any = None, prefix: Any = None) -> np.ndarray:
+        shapes.append(noise.shape)
+        return chunk(obs, noise, prefix)
+
+    chunks.chunk = seen  # type: ignore[method-assign]
+    with Controller(chunks, continuity="best_of", control_hz=1):
+        assert set(shapes) == {(1, 16, H, 2)}
 
 
 def test_actions_stay_within_bounds_and_rates(chunks: Chunks) -> None:
