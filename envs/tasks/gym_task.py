@@ -33,13 +33,22 @@ import gymnasium
 import numpy as np
 from gymnasium.envs import registration
 from gymnasium.envs.registration import EnvSpec
-from gymnasium.spaces import Box, Dict, Space, Tuple
+from gymnasium.spaces import Box, Dict, Space
 
-from flowleap.datasets.images import Picture, recognise, too_many
 from flowleap.envs.checks import check_step
 from flowleap.envs.rendering import choose_gl
 from flowleap.envs.task import Observation, Scoring, Task
 from flowleap.envs.tasks.base import Start, Step, import_robotics, origin
+from flowleap.envs.tasks.gym_spaces import (
+    action_box,
+    box_of,
+    chosen_names,
+    frame_box,
+    leaves_of,
+    picture_of,
+    several,
+    values_of,
+)
 from flowleap.envs.workers import env_failures
 from flowleap.policy.core.errors import FlowleapError, suggest
 from flowleap.policy.core.registry import Option
@@ -49,7 +58,6 @@ from flowleap.policy.core.versions import package_versions
 TASKS = ()
 ANY = "<EnvId>"
 
-OBSERVATION = "observations"
 MAX_STEPS = 1000  # where the registration gives no limit
 _PACKAGES = ("gymnasium", "gymnasium-robotics", "mujoco")
 _SUCCESS = ("success", "is_success")
@@ -95,18 +103,20 @@ class GymEnv(gymnasium.Wrapper[Observation, np.ndarray, Any, Any]):
         self._task, self.own_generators = wanted.task, own_generators
         self._generators: Any = None
         self.reports_success = False
-        leaves = _leaves(self.env.observation_space)
-        self._names = _chosen(wanted, leaves)
+        leaves = leaves_of(self.env.observation_space)
+        self._names = chosen_names(wanted.task, json.loads(wanted.keys), leaves)
         self._raw: dict[str, Box] = {
-            name: _box(wanted.task, key, leaves[key]) for key, name in self._names.items()
+            name: box_of(wanted.task, key, leaves[key]) for key, name in self._names.items()
         }
         self.pictures = {
-            name: picture for name, box in self._raw.items() if (picture := _picture(wanted.task, name, box))
+            name: picture
+            for name, box in self._raw.items()
+            if (picture := picture_of(wanted.task, name, box))
         }
-        spaces = {name: _frame_space(box, self.pictures.get(name)) for name, box in self._raw.items()}
+        spaces = {name: frame_box(box, self.pictures.get(name)) for name, box in self._raw.items()}
         self.observation_space = cast(Space[Observation], Dict(cast(Any, spaces)))
         self._spaces, self._steps = spaces, 0
-        self.action_space = _action_space(wanted.task, self.env.action_space)
+        self.action_space = action_box(wanted.task, self.env.action_space)
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> Start:
         """Reset as the environment does."""
@@ -126,7 +136,7 @@ class GymEnv(gymnasium.Wrapper[Observation, np.ndarray, Any, Any]):
         return self._observe(obs), float(reward), bool(ended), bool(cut), {"success": _success(info)}
 
     def _observe(self, obs: Any) -> Observation:
-        found = _values(self.env.observation_space, obs)
+        found = values_of(self.env.observation_space, obs)
         raw = {name: found[key] for key, name in self._names.items() if key in found}
         for key in self.pictures.keys() & raw.keys():
             if self.pictures[key].key.kind == "depth":  # where nothing was measured
@@ -186,7 +196,7 @@ def make(
         FlowleapError: no such module or environment, spaces that a policy cannot use, or an environment that fails.
     """
     limits = {} if max_steps is None else {"max_steps": max_steps}
-    modules, wrappers = _several(imports), _several(wrappers)
+    modules, wrappers = several(imports), several(wrappers)
     facts = _facts(name, tuple(map(str, modules)), _json("wrappers", wrappers), _json("keys", keys))
     steps = max_steps or facts.limit
     told = {"imports": modules, "wrappers": wrappers, "keys": keys}
@@ -205,21 +215,10 @@ def make(
 def imported_modules(name: str, kwargs: Mapping[str, Any]) -> list[str]:
     """The modules that a task `gym/...` of this name and options asks to import."""
     found = [name.removeprefix("gym/").partition(":")[0]] if ":" in name else []
-    found += map(str, _several(kwargs.get("imports")))
-    wrappers = _several(kwargs.get("wrappers"))
+    found += map(str, several(kwargs.get("imports")))
+    wrappers = several(kwargs.get("wrappers"))
     names = [next(iter(entry), "") if isinstance(entry, Mapping) else entry for entry in wrappers]
     return found + [str(wrapper).partition(":")[0] for wrapper in names if ":" in str(wrapper)]
-
-
-def _several(given: Any) -> list[Any]:
-    """An option that takes one or several."""
-    return (
-        list(given)
-        if isinstance(given, Sequence) and not isinstance(given, str)
-        else [given]
-        if given
-        else []
-    )
 
 
 class _Facts(NamedTuple):
@@ -392,114 +391,6 @@ def _wrapper(task: str, entry: Any, env: gymnasium.Env[Any, Any]) -> gymnasium.E
         example = f"'task.kwargs.wrappers=[{{{name}:{{ARGUMENT:VALUE}}}}]'"
         raise FlowleapError(f"{task}: wrapper {name}: {error} (arguments: {example})") from error
     return wrapped
-
-
-def _children(space: Space[Any]) -> dict[str, tuple[Any, Space[Any]]]:
-    """Name -> index and space, of what a Dict or a Tuple holds, named as Minari does; none of other spaces."""
-    if isinstance(space, Dict):
-        return {str(key).replace("/", "."): (key, child) for key, child in space.spaces.items()}
-    if isinstance(space, Tuple):
-        return {f"_index_{i}": (i, child) for i, child in enumerate(space.spaces)}
-    return {}
-
-
-def _leaves(space: Space[Any], name: str = "") -> dict[str, Space[Any]]:
-    """Dotted name -> the spaces that hold numbers."""
-    children = _children(space)
-    if not children:
-        return {name or OBSERVATION: space}
-    found: dict[str, Space[Any]] = {}
-    for key, (_, child) in children.items():
-        found |= _leaves(child, f"{name}.{key}" if name else key)
-    return found
-
-
-def _values(space: Space[Any], obs: Any, name: str = "") -> dict[str, Any]:
-    """Dotted name -> value, as far as the observation has what its space says."""
-    children = _children(space)
-    if not children:
-        return {name or OBSERVATION: obs}
-    found: dict[str, Any] = {}
-    for key, (index, child) in children.items():
-        try:
-            value = obs[index]
-        except (KeyError, IndexError, TypeError):
-            continue  # it will be missed
-        found |= _values(child, value, f"{name}.{key}" if name else key)
-    return found
-
-
-def _chosen(wanted: _Wanted, leaves: Mapping[str, Space[Any]]) -> dict[str, str]:
-    """The environment's observations to use -> their names."""
-    keys = json.loads(wanted.keys)
-    if not keys:
-        return {key: key for key in leaves}
-    keys = keys if isinstance(keys, dict) else {str(key): None for key in _several(keys)}
-    names = {key: name or key for key, name in keys.items()}
-    for key in names:
-        if key not in leaves:
-            known = f"{', '.join(leaves)}{suggest(str(key), leaves)}"
-            raise FlowleapError(f"{wanted.task}: keys: the environment observes no '{key}', only {known}")
-    if len(set(names.values())) < len(names):
-        raise FlowleapError(f"{wanted.task}: keys: two observations cannot have the same name")
-    return {str(key): str(name) for key, name in names.items()}
-
-
-def _box(task: str, key: str, space: Space[Any]) -> Box:
-    if not isinstance(space, Box):
-        raise FlowleapError(
-            f"{task}: observation '{key}' is a {type(space).__name__}, only Box is read; "
-            "task.kwargs.wrappers=[FlattenObservation] makes all of them one Box (Discrete: one-hot), "
-            "task.kwargs.keys=[...] names those to use"
-        )
-    return space
-
-
-def _picture(task: str, key: str, space: Box) -> Picture | None:
-    """How an observation is an image; None where it is none."""
-    column = ObsKey(space.shape, space.dtype.name)
-
-    def numbers() -> np.ndarray:
-        """The ends of what the space allows, and a third between them: whole only where brightness ends at 255."""
-        low, high = space.low.astype(np.float64), space.high.astype(np.float64)
-        with np.errstate(invalid="ignore"):
-            return np.stack([low, low + (high - low) / 3, high])
-
-    picture = recognise(key, column, numbers)
-    leave_out = "task.kwargs.keys=[...] names the observations to use"
-    if space.shape[0:1] == (4,) and isinstance(picture, Picture) and picture.channel_axis == 0:
-        # Of frames of one channel; datasets hold RGBA so, environments do not.
-        picture = "a stack of four frames? Leave that to n_obs_steps, and observe one frame"
-    elif isinstance(picture, Picture) and not space.is_bounded() and picture.key.kind != "depth":
-        picture = "an image without bounds, which would tell brightness from 0 to 1 from that from 0 to 255"
-    problem = picture if isinstance(picture, str) else None if picture else too_many(column)
-    if problem:
-        raise FlowleapError(f"{task}: observation '{key}' {space.shape} is {problem}; {leave_out}")
-    return picture if isinstance(picture, Picture) else None
-
-
-def _frame_space(space: Box, picture: Picture | None) -> Box:
-    """The space of one observation key as the policy sees it."""
-    if picture:
-        far = picture.key.range[1] if picture.key.range else 255
-        return Box(0, far, picture.key.shape, np.dtype(picture.key.dtype).type)
-    low, high = (np.atleast_1d(bound).astype(np.float32) for bound in (space.low, space.high))
-    return Box(low, high, dtype=np.float32)
-
-
-def _action_space(task: str, space: Space[Any]) -> Box:
-    if not isinstance(space, Box):
-        raise FlowleapError(
-            f"{task}: actions are a {type(space).__name__}, and flows move numbers: only Box actions are taken; a "
-            "wrapper of your own may offer a Box and choose by its largest number (task.kwargs.wrappers=[module:Class])"
-        )
-    if len(space.shape) != 1 or space.dtype.kind != "f":
-        raise FlowleapError(
-            f"{task}: actions must be a Box of one axis of floats, not {space}; a wrapper of your own may offer one "
-            "(task.kwargs.wrappers=[module:Class])"
-        )
-    low, high = space.low.astype(np.float32), space.high.astype(np.float32)
-    return Box(low, high, dtype=np.float32)
 
 
 def _success(info: dict[str, Any]) -> bool:
