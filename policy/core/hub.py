@@ -22,7 +22,8 @@ from flowleap.policy.core.errors import FlowleapError
 Kind = Literal["model", "dataset"]
 
 CHECKPOINT_FILES = ("policy.json", "model.safetensors")
-EXPORT_FILES = ("export.json", "policy.onnx")
+LEROBOT_FILES = ("config.json", "policy_preprocessor.json", "policy_postprocessor.json")
+EXPORT_FILES = ("export.json", "policy.onnx", *LEROBOT_FILES)
 POLICY_FILES = (*CHECKPOINT_FILES, *EXPORT_FILES)
 """What a policy consists of: manifest and model first, then what it may lack. Nothing else is pushed (but the card)."""
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import time
@@ -20,6 +21,7 @@ from hub_server import TOKEN, HubServer, Repository, serving, use
 
 from flowleap.datasets.windows import Windows
 from flowleap.envs.registry import make_task
+from flowleap.lerobot import folder as lerobot_folder
 from flowleap.policy import checkpoint
 from flowleap.policy.core import hub
 from flowleap.policy.core.errors import FlowleapError
@@ -98,6 +100,11 @@ def exported_actions(policy: ExportedPolicy) -> np.ndarray:
 def test_the_files_are_those_that_are_written() -> None:
     assert hub.CHECKPOINT_FILES[:2] == (checkpoint.MANIFEST, checkpoint.WEIGHTS)
     assert hub.EXPORT_FILES[:2] == (runtime.MANIFEST, runtime.MODEL)
+    assert hub.LEROBOT_FILES == (
+        lerobot_folder.CONFIG,
+        lerobot_folder.PREPROCESSOR,
+        lerobot_folder.POSTPROCESSOR,
+    )
 
 
 # There and back
@@ -367,6 +374,17 @@ def run_python(text: str) -> None:
     shape = re.search(r"# \[([\d, ]+)\], in the units", code)
     assert shape
     assert names["actions"].shape == tuple(map(int, shape[1].split(", ")))
+
+
+def test_what_lerobot_needs_travels_with_an_export(server: HubServer, run: Path, tmp_path: Path) -> None:
+    spec = ExportedPolicy.load(run / "export_nfe1").spec
+    out = tmp_path / "export"
+    shutil.copytree(run / "export_nfe1", out)
+    lerobot_folder.write_files(out, spec, lerobot_folder.names_of(spec, True))
+    push(out, "me/robot")
+    got = hub.policy_folder("hf://me/robot")
+    for name in hub.LEROBOT_FILES:
+        assert (got / name).read_bytes() == (out / name).read_bytes()
 
 
 def test_the_card_of_an_export(server: HubServer, run: Path) -> None:
