@@ -4,13 +4,14 @@
     flowleap benchmark suite=objectives task=pusht/keypoints dataset=PATH
     flowleap benchmark task=metaworld/push-v3 dataset=PATH objectives=[isd] nfe.isd=[1] seeds=[0]
     flowleap benchmark dataset=PATH 'objectives=[isd,isd-quarter]' '+own={isd-quarter: "objective.diagonal=0.75"}'
+    flowleap benchmark suite=metaworld50
 
 A row is an objective, or `objective-variant` with the variant's overrides in `own`.
 
 `budget=[steps]` gives every objective equal gradient steps; `budget=[steps,time]` adds a second table, where an
 objective with a cheaper step than the first one's gets more steps, so that training takes as long. Rows run in
 processes of their own, one CPU thread each. What is finished is not repeated, so an interrupted benchmark goes on
-where it stopped.
+where it stopped. A suite of tasks also collects the demonstrations of each.
 """
 
 from __future__ import annotations
@@ -22,11 +23,11 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import product
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from omegaconf import DictConfig
 
@@ -37,6 +38,10 @@ from flowleap.scripts.cli.main import run_verb
 from flowleap.scripts.common import command, logged, plain, say
 from flowleap.scripts.studies.benchmark_tables import aggregate, differences, markdown, print_tables
 from flowleap.scripts.studies.plots import score_curves
+from flowleap.scripts.studies.suite import Suite, collected, show
+
+_T = TypeVar("_T")
+_R = TypeVar("_R")
 
 TIMING = "train_seconds.json"
 STEP_COST = "step_seconds.json"
@@ -62,19 +67,12 @@ def main(cfg: DictConfig) -> dict[str, Any]:
     """Run all rows, write `<results>/<name>.{json,md}` (`.png`: of more than one point), print and return them."""
     if cfg.get("task") is None or cfg.parallel < 1 or not set(cfg.budget) <= {"steps", "time"}:
         raise FlowleapError("benchmark needs task=NAME, parallel >= 1 and budget=[steps], [time] or both")
+    if cfg.tasks:
+        return _suite(cfg)
     metric = make_task(cfg.task.name).scoring.metric
-    rows = _rows(cfg)
-    _stopping.clear()
-    with ThreadPoolExecutor(cfg.parallel) as pool:
-        try:
-            records = [record for own in pool.map(lambda row: _run(cfg, row), rows) for record in own]
-        except (KeyboardInterrupt, SystemExit):
-            # End the processes that are running, and start no more; the threads that wait for them end with them.
-            pool.shutdown(wait=False, cancel_futures=True)
-            _stopping.set()
-            for process in list(_running):
-                process.terminate()
-            raise
+    records = [
+        record for own in _in_threads(lambda row: _run(cfg, row), _rows(cfg), cfg.parallel) for record in own
+    ]
     results: dict[str, Any] = {"command": command("benchmark"), "config": plain(cfg), "metric": metric}
     for budget in cfg.budget:
         own = [record for record in records if record["budget"] == budget]
@@ -90,6 +88,37 @@ def main(cfg: DictConfig) -> dict[str, Any]:
     print_tables(results)
     say(f"results: {path}, .md")
     return results
+
+
+def _suite(cfg: DictConfig) -> dict[str, Any]:
+    """Collect, train on and evaluate every task of a suite; write `<results>/<name>.json`, print and return it."""
+    suite = Suite(cfg, Path(cfg.results) / f"{cfg.name}.json")
+
+    def run(task: str) -> None:
+        own = suite.task_config(task)
+        collected(own, run_flowleap)
+        suite.add(task, [record for row in _rows(own) for record in _run(own, row)])
+
+    _in_threads(run, suite.left, cfg.parallel)
+    results = suite.write()
+    show(results)
+    say(f"results: {suite.path}")
+    return results
+
+
+def _in_threads(work: Callable[[_T], _R], things: Iterable[_T], threads: int) -> list[_R]:
+    """The result of `work` for each, so many at once; Ctrl-C ends the processes that they wait for."""
+    _stopping.clear()
+    with ThreadPoolExecutor(threads) as pool:
+        try:
+            return list(pool.map(work, things))
+        except (KeyboardInterrupt, SystemExit):
+            # End the processes that are running, and start no more; the threads that wait for them end with them.
+            pool.shutdown(wait=False, cancel_futures=True)
+            _stopping.set()
+            for process in list(_running):
+                process.terminate()
+            raise
 
 
 def _rows(cfg: DictConfig) -> list[Row]:
