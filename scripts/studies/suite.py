@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 from omegaconf import DictConfig, OmegaConf
 
+from flowleap.datasets.dataset import open_dataset
 from flowleap.envs.registry import make_task
 from flowleap.envs.statistics import rate
 from flowleap.policy.core.errors import FlowleapError, suggest
@@ -124,8 +125,20 @@ class Suite:
 
 
 def collected(cfg: DictConfig, run: Callable[..., float]) -> None:
-    """Collect the demonstrations of a task unless they are there."""
-    if not Path(cfg.dataset).exists():
+    """Collect the demonstrations of a task unless they are there.
+
+    Raises:
+        FlowleapError: there are others, such as those of a collection that was broken off.
+    """
+    if Path(cfg.dataset).exists():
+        with open_dataset(cfg.dataset) as source:
+            count = source.n_episodes
+        if count != cfg.demonstrations:
+            raise FlowleapError(
+                f"{cfg.dataset} holds {count} episodes, but demonstrations={cfg.demonstrations}: move it away, and "
+                "the suite collects anew"
+            )
+    else:
         words = [f"task={cfg.task.name}", f"out={cfg.dataset}", f"episodes={cfg.demonstrations}", "n_envs=1"]
         run("collect", *words, *cfg.collect.split())
 
