@@ -479,6 +479,43 @@ def lerobot() -> str:
     )
 
 
+def realtime() -> str:
+    """Late chunks: score, success and jump of every way of going on, by delay."""
+    result = load("realtime")
+    parts = []
+    for task, part in result["tasks"].items():
+        rows = {(row["way"], row["delay"]): row for row in part["table"]}
+        ways, delays = (list(dict.fromkeys(key[i] for key in rows)) for i in (0, 1))
+        shares = any(row["entropy_share"] is not None for row in rows.values())
+        body = []
+        for way in ways:
+            last = rows[way, delays[-1]]
+            cells = [way, *(late_cell(rows[way, delay]) for delay in delays), f"{last['jump']['mean']:.3g}"]
+            body.append([*cells, f"{last['entropy_share']:.2f}"] if shares else cells)
+        head = [task, *(f"delay {delay}" for delay in delays), f"jump at {delays[-1]}"]
+        config = part["config"]
+        about = (
+            f"{len(config['seeds'])} training seeds of {config['steps']:,} steps together, NFE 1, a new chunk every "
+            f"{config['execute']} steps"
+        )
+        figure = f"results/realtime_{re.sub('[/:]', '-', task)}.png"
+        parts.append(
+            f"{table([*head, 'entropy share'] if shares else head, body)}\n\n{about}. Made by\n\n{_command(part)}\n\n"
+            f"![{task}: score, success rate and jump against the delay]({figure})"
+        )
+    return "\n\n".join(parts)
+
+
+def late_cell(row: dict[str, Any]) -> str:
+    """Mean score with its interval and how many succeeded; only the latter where the score is the success."""
+    success = f"{row['success']['count']}/{row['success']['n']}"
+    if row["score"]["mean"] == row["success"]["rate"]:
+        low, high = row["success"]["interval"]
+        return f"{success} [{low:.2f}, {high:.2f}]"
+    low, high = row["score"]["interval"]
+    return f"{row['score']['mean']:.3f} [{low:.3f}, {high:.3f}], {success}"
+
+
 def gradients() -> str:
     """Gradient norms and scores of iSD and ESD, condition by condition."""
     result = load("gradient_norms")
@@ -532,6 +569,7 @@ def render(readme: str) -> str:
         replay,
         results,
         lerobot,
+        realtime,
         gradients,
     ):
         name = build.__name__
