@@ -84,7 +84,8 @@ def _size(shape: tuple[int, ...], dtype: str) -> int:
 
 
 def _views(memory: Any, layouts: tuple[Layout, Layout]) -> list[Arrays]:
-    at, parts = 0, []
+    at = 0
+    parts: list[Arrays] = []
     for layout in layouts:
         parts.append({})
         for name, (shape, dtype) in layout.items():

@@ -20,7 +20,7 @@ from typing import Any, NamedTuple, Protocol
 import cloudpickle
 import numpy as np
 
-from flowleap.policy.core.errors import FlowleapError, FlowleapWarning
+from flowleap.policy.core.errors import FlowleapError, FlowleapWarning, require_number
 
 TIMEOUT = 600.0  # s
 MOST_RESTARTS = 2  # of one seed
@@ -223,7 +223,7 @@ class RemoteWorkers(ABC):
 
     def __init__(self, name: str, timeout: float) -> None:
         self.restarts: list[Restart] = []
-        self._name, self._timeout = name, timeout
+        self._name, self._timeout = name, require_number("worker_timeout", timeout, 1e-3, math.inf)
         self._asked: dict[int, tuple[int, float]] = {}  # busy worker -> its seed, the end of its time
 
     def ask(self, worker: int, seed: int, method: str, *args: Any, **arrays: np.ndarray) -> None:
@@ -254,7 +254,7 @@ class RemoteWorkers(ABC):
         if times > MOST_RESTARTS:
             raise FlowleapError(
                 f"task {self._name}: seed {seed} has lost {times} workers, the last one: {answer.reason}; "
-                "n_envs=1 runs it in this process, worker_timeout=SECONDS waits longer"
+                "n_envs=1 without a cluster runs it in this process, worker_timeout=SECONDS waits longer"
             )
         again = f"its episode runs again ({times} of at most {MOST_RESTARTS} times)"
         warnings.warn(
