@@ -45,7 +45,8 @@ def check_step(
 def _problem(value: np.ndarray, space: Box) -> str | None:
     if value.shape != space.shape:
         return f"has shape {value.shape}, its space says {space.shape},"
-    if not np.can_cast(value.dtype, space.dtype, "same_kind"):  # float64 for float32 is common, and harmless
+    # float64 for float32 is common, and harmless
+    if value.dtype != space.dtype and not np.can_cast(value.dtype, space.dtype, "same_kind"):
         return f"is {value.dtype}, its space says {space.dtype},"
     if value.dtype.kind == "f" and not np.isfinite(value).all():
         place = np.argwhere(~np.isfinite(value))[0]

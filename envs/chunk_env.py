@@ -48,6 +48,7 @@ class ChunkEnv(gymnasium.Wrapper[Observation, np.ndarray, Observation, np.ndarra
         self._n_obs_steps = spec.n_obs_steps
         self._keys = tuple(spec.observations)
         self._images = tuple(key for key, obs in spec.observations.items() if obs.image)
+        self._has_images, self._shown = env.has_wrapper_attr("images"), False
         self._on_frame = on_frame
         self._bounds = _box(self.env.action_space)
         spaces: Any = self.env.observation_space
@@ -87,25 +88,26 @@ class ChunkEnv(gymnasium.Wrapper[Observation, np.ndarray, Observation, np.ndarra
     def step(self, action: np.ndarray) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
         """Execute up to Ta actions [Ta, A]."""
         unseen = len(action) - self._n_obs_steps
-        for i, single in enumerate(np.clip(action, self._bounds.low, self._bounds.high)):
-            if self._finished:
-                break
-            self._show_images(i >= unseen)
-            with env_failures(self._task):
+        with env_failures(self._task):
+            for i, single in enumerate(np.clip(action, self._bounds.low, self._bounds.high)):
+                if self._finished:
+                    break
+                self._show_images(i >= unseen)
                 obs, reward, terminated, truncated, info = self.env.step(single)
                 self._rewards.append(float(reward))
                 check_step(self._task, self._spaces, obs, len(self._rewards), self._rewards[-1])
-            for name in self._names:
-                self._flags[name] |= bool(info[name])
-            self._mode = int(info.get("mode", -1))
-            self._finished = terminated or truncated or len(self._rewards) >= self._max_steps
-            self._frames.append(self._select(obs))
-            if self._on_frame:
-                self._on_frame()
+                for name in self._names:
+                    self._flags[name] |= bool(info[name])
+                self._mode = int(info.get("mode", -1))
+                self._finished = terminated or truncated or len(self._rewards) >= self._max_steps
+                self._frames.append(self._select(obs))
+                if self._on_frame:
+                    self._on_frame()
         return self._stacked(), 0.0, self._finished, False, self._record() if self._finished else {}
 
     def _show_images(self, shown: bool) -> None:
-        if self.env.has_wrapper_attr("images"):
+        if self._has_images and shown != self._shown:
+            self._shown = shown
             self.env.set_wrapper_attr("images", self._images if shown else ())
 
     def _select(self, obs: Observation) -> Observation:
