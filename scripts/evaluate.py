@@ -26,7 +26,7 @@ from flowleap.envs.report import episode_rows, format_line, format_modes, summar
 from flowleap.envs.rollout import Episode, Rollout, record_episode, rollout
 from flowleap.envs.workers import default_count
 from flowleap.policy.core.errors import FlowleapError
-from flowleap.policy.core.files import write_results
+from flowleap.policy.core.files import remove, write_results
 from flowleap.policy.core.registry import check_options, parameters_of
 from flowleap.policy.core.spec import Spec
 from flowleap.policy.deploy.plan import Continuity
@@ -105,6 +105,7 @@ def _kept(finished: list[Episode], count: int, path: Path, cfg: DictConfig) -> I
             write_results(path, {"unfinished": True, "config": plain(cfg), "rows": rows})
             say(f"{len(finished)} of {count} episodes are over, and kept: {path}")
         raise
+    remove(path)  # of an earlier attempt
 
 
 def _late(cfg: DictConfig, actor: LoadedActor) -> tuple[Continuity | None, Spec, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import multiprocessing
 import os
 import signal
@@ -21,11 +22,13 @@ from worker_tasks import SPEC, DriftEnv, die, drift_task, hang, once, policy
 
 from flowleap.envs.demonstrate import demonstrations
 from flowleap.envs.processes import Channel
-from flowleap.envs.registry import make_task
+from flowleap.envs.registry import make_task, register_task
 from flowleap.envs.rollout import Rollout, rollout
 from flowleap.envs.workers import Restart
 from flowleap.policy.core.errors import FlowleapError, FlowleapWarning
 from flowleap.policy.deploy.plan import Continuity
+from flowleap.policy.policy import Policy
+from flowleap.scripts.cli import main as cli
 
 KILLED = "it was killed by SIGKILL (out of memory?)"
 SEEDS = [3, 14, 15, 92, 65]
@@ -223,3 +226,32 @@ def test_arrays_travel_through_memory():
     assert message == {"length": 3}
     worker.send(None, {"image": 0 * image, "x": 0 * x})  # into the same memory
     np.testing.assert_equal(arrays, {"image": image, "x": x})
+
+
+def test_an_evaluation_that_ends_early_keeps_what_is_over(tmp_path, capsys):
+    register_task("test/drift", lambda: drift_task(once(tmp_path / "notes", 2, hang, times=9)))
+    (tmp_path / "notes").mkdir()
+    parts = {"objective": {"name": "isd"}, "backbone": {"name": "mlp", "width": 8, "depth": 1}}
+    Policy(SPEC, {**parts, "encoder": {"name": "lowdim"}}).save(tmp_path / "run")
+    words = [
+        f"checkpoint={tmp_path}/run",
+        "task=test/drift",
+        "seed=0",
+        "videos=0",
+        f"out={tmp_path}/out.json",
+    ]
+    given = ["episodes=5", "n_envs=2", "worker_timeout=3", "device=cpu"]
+    assert cli.main(["eval", *words, *given]) == 1
+    said = capsys.readouterr()
+    assert "seed 2 has lost 3 workers, the last one: no answer within 3 s" in said.err
+    assert f"4 of 5 episodes are over, and kept: {tmp_path}/out_unfinished.json" in said.out
+    rows = json.loads((tmp_path / "out_unfinished.json").read_text())["rows"]
+    assert [row["seed"] for row in rows] == [0, 1, 3, 4]
+    assert not (tmp_path / "out.json").exists()
+
+    register_task("test/drift", lambda: drift_task(once(tmp_path / "notes", 2, die, times=4)))
+    assert cli.main(["eval", *words, "episodes=5", "n_envs=2", "device=cpu"]) == 0
+    assert f"seed 2 ran again, its worker was lost: {KILLED}" in capsys.readouterr().out
+    results = json.loads((tmp_path / "out.json").read_text())
+    assert results["restarts"] == [{"seed": 2, "reason": KILLED}]
+    assert [row["seed"] for row in results["rows"]] == [0, 1, 2, 3, 4]
