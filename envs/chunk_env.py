@@ -74,7 +74,8 @@ class ChunkEnv(gymnasium.Wrapper[Observation, np.ndarray, Observation, np.ndarra
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[Observation, dict[str, Any]]:
         """Start the episode of `seed`."""
-        self._show_images(True)
+        if self._has_images:
+            self._show_images(True)
         with env_failures(self._task):
             obs, _ = self.env.reset(seed=seed)
             check_step(self._task, self._spaces, obs, 0)
@@ -88,25 +89,35 @@ class ChunkEnv(gymnasium.Wrapper[Observation, np.ndarray, Observation, np.ndarra
     def step(self, action: np.ndarray) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
         """Execute up to Ta actions [Ta, A]."""
         unseen = len(action) - self._n_obs_steps
+        taken: list[tuple[Observation, float, dict[str, Any]]] = []
         with env_failures(self._task):
-            for i, single in enumerate(np.clip(action, self._bounds.low, self._bounds.high)):
-                if self._finished:
-                    break
-                self._show_images(i >= unseen)
-                obs, reward, terminated, truncated, info = self.env.step(single)
-                self._rewards.append(float(reward))
-                check_step(self._task, self._spaces, obs, len(self._rewards), self._rewards[-1])
-                for name in self._names:
-                    self._flags[name] |= bool(info[name])
-                self._mode = int(info.get("mode", -1))
-                self._finished = terminated or truncated or len(self._rewards) >= self._max_steps
-                self._frames.append(self._select(obs))
-                if self._on_frame:
-                    self._on_frame()
+            try:
+                for i, single in enumerate(action.clip(self._bounds.low, self._bounds.high)):
+                    if self._finished:
+                        break
+                    if self._has_images:
+                        self._show_images(i >= unseen)
+                    obs, reward, terminated, truncated, info = self.env.step(single)
+                    taken.append((obs, float(reward), info))
+                    length = len(self._rewards) + len(taken)
+                    self._finished = terminated or truncated or length >= self._max_steps
+                    if self._on_frame:
+                        self._on_frame()
+            finally:  # one after the other these look-ups are twice as fast as between steps of a simulator
+                for each in taken:
+                    self._note(*each)
         return self._stacked(), 0.0, self._finished, False, self._record() if self._finished else {}
 
+    def _note(self, obs: Observation, reward: float, info: dict[str, Any]) -> None:
+        self._rewards.append(reward)
+        check_step(self._task, self._spaces, obs, len(self._rewards), reward)
+        for name in self._names:
+            self._flags[name] |= bool(info[name])
+        self._mode = int(info.get("mode", -1))
+        self._frames.append(self._select(obs))
+
     def _show_images(self, shown: bool) -> None:
-        if self._has_images and shown != self._shown:
+        if shown != self._shown:
             self._shown = shown
             self.env.set_wrapper_attr("images", self._images if shown else ())
 
@@ -115,10 +126,7 @@ class ChunkEnv(gymnasium.Wrapper[Observation, np.ndarray, Observation, np.ndarra
 
     def _stacked(self) -> Observation:
         return {
-            key: np.stack(
-                [frame[key] for frame in self._frames], dtype=self._dtypes[key], casting="same_kind"
-            )
-            for key in self._keys
+            key: np.array([frame[key] for frame in self._frames], self._dtypes[key]) for key in self._keys
         }
 
     def _record(self) -> dict[str, Any]:

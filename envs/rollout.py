@@ -183,7 +183,7 @@ def rollout(
                     if on_progress:
                         on_progress(record)
             for group in [ready] if batched and not continuity and ready else [[each] for each in ready]:
-                seen = {key: np.stack([obs[key] for _, obs in group]) for key in spec.observations}
+                seen = {key: np.array([obs[key] for _, obs in group]) for key in spec.observations}
                 chunks = _choose(actor, seen, [slots[worker] for worker, _ in group], spec, result)
                 for (worker, _), chunk in zip(group, chunks, strict=True):
                     workers.ask(worker, slots[worker].seed, "step", action=chunk)

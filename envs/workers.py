@@ -171,7 +171,8 @@ class _InProcess:
             return [(0, method(*args, **arrays))]
 
     def close(self) -> None:
-        self._object.close()
+        with env_failures(self._name):
+            self._object.close()
 
 
 class Host:
