@@ -10,6 +10,7 @@ from typing import Any
 from flowleap.datasets.formats.zarr_store import EpisodeWriter
 from flowleap.envs.demonstrate import demonstrations
 from flowleap.envs.task import Task
+from flowleap.envs.workers import TIMEOUT
 from flowleap.policy.core.errors import FlowleapError
 from flowleap.policy.core.versions import package_versions
 
@@ -25,6 +26,8 @@ def collect(
     max_attempts: int | None = None,
     overwrite: bool = False,
     on_progress: Callable[[int, int], None] | None = None,
+    worker_timeout: float = TIMEOUT,
+    cluster: str | None = None,
 ) -> dict[str, Any]:
     """Write `episodes` successes of the expert of `task` into the zarr store `out`.
 
@@ -38,6 +41,7 @@ def collect(
         max_attempts: attempts after which to give up; by default, twice as many as `episodes`.
         overwrite: replace a store at `out`.
         on_progress: called with the numbers of successes and attempts after each attempt.
+        worker_timeout, cluster: see `demonstrations`.
 
     Returns:
         The attributes of the store, with `attempts` and `successes`, and `frames`, their number.
@@ -46,7 +50,7 @@ def collect(
         FlowleapError: no expert, `out` exists, or too few attempts succeed.
     """
     max_attempts = max_attempts or 2 * episodes
-    attempts = demonstrations(task, seed, n_envs, action_noise, hold_steps)
+    attempts = demonstrations(task, seed, n_envs, action_noise, hold_steps, worker_timeout, cluster)
     attrs: dict[str, Any] = {
         "task": task.name,
         "expert": "scripted",

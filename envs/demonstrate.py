@@ -6,13 +6,9 @@ executed, the expert's own is recorded (DART, arXiv 1703.09327), so that the dat
 
 from __future__ import annotations
 
-import multiprocessing
-import os
-from collections import deque
 from collections.abc import Generator
-from concurrent.futures import Future, ProcessPoolExecutor
-from contextlib import closing
 from dataclasses import dataclass
+from functools import partial
 from itertools import count
 from typing import Any
 
@@ -21,10 +17,11 @@ import numpy as np
 
 from flowleap.envs.checks import check_step
 from flowleap.envs.task import Observation, Task
-from flowleap.envs.workers import clean_start, env_errors, env_failures, ignore_interrupt
+from flowleap.envs.workers import TIMEOUT, Answer, open_workers
 from flowleap.policy.core.errors import FlowleapError
 
 _NOISE_STREAM = 0xDA27  # keeps action noise apart from any other generator seeded with the episode's seed
+_AHEAD = 2  # attempts for each worker that wait for an earlier one
 
 
 @dataclass(frozen=True)
@@ -82,55 +79,58 @@ def demonstrate(
     return Demonstration(seed, success, columns)
 
 
+class _ServedExpert:
+    """An environment with its expert, as workers serve it (`workers.open_workers`)."""
+
+    def __init__(self, task: Task, action_noise: float, hold_steps: int) -> None:
+        self._task, self._options, self._env = task, (action_noise, hold_steps), task.make_env()
+
+    def attempt(self, seed: int) -> Answer:
+        """Demonstrate once."""
+        return demonstrate(self._task, self._env, seed, *self._options), {}
+
+    def close(self) -> None:
+        """Close the environment."""
+        self._env.close()
+
+
 def demonstrations(
-    task: Task, first_seed: int, n_envs: int = 1, action_noise: float = 0.0, hold_steps: int = 0
+    task: Task,
+    first_seed: int,
+    n_envs: int = 1,
+    action_noise: float = 0.0,
+    hold_steps: int = 0,
+    worker_timeout: float = TIMEOUT,
+    cluster: str | None = None,
 ) -> Generator[Demonstration, None, None]:
     """Yield the attempts of seeds `first_seed`, `first_seed + 1`, ... without end, in this order.
 
     The same whatever `n_envs` (processes; 1 runs in this one). Close the iterator to stop the workers.
 
+    Args:
+        worker_timeout: seconds after which an attempt that is not over is made again by a new worker.
+        cluster: work on a Ray cluster: `auto`, or its address.
+
     Raises:
-        FlowleapError: the task has no expert, the simulator fails, or a worker dies.
+        FlowleapError: the task has no expert, the simulator fails, or a seed loses its worker again and again.
     """
     if task.expert is None:
         raise FlowleapError(f"task {task.name} has no scripted expert: train it on recorded demonstrations")
-    options = (action_noise, hold_steps)
-    seeds = count(first_seed)
-    if n_envs == 1:
-        with env_failures(task.name):
-            env = task.make_env()
-        with closing(env):
-            for seed in seeds:
-                with env_failures(task.name):
-                    attempt = demonstrate(task, env, seed, *options)
-                yield attempt
-        return
-    # Every worker is kept busy while the results are taken in order.
-    futures: deque[Future[Demonstration]] = deque()
-    with clean_start() as method:
-        context = multiprocessing.get_context(method)
-        pool = ProcessPoolExecutor(n_envs, context, initializer=_start_worker, initargs=(task, os.getpid()))
-    try:
-        while True:
-            while len(futures) < 2 * n_envs:
-                with clean_start():  # processes start when work arrives
-                    futures.append(pool.submit(_work, next(seeds), *options))
-            with env_errors(task.name):
-                attempt = futures.popleft().result()
-            yield attempt
-    finally:
-        pool.shutdown(cancel_futures=True)
-
-
-_worker: tuple[Task, gymnasium.Env[Any, Any]]  # in a worker process: what it works on
-
-
-def _start_worker(task: Task, owner: int) -> None:
-    global _worker
-    ignore_interrupt(owner)
-    _worker = task, task.make_env()
-
-
-def _work(seed: int, action_noise: float, hold_steps: int) -> Demonstration:
-    with env_failures(_worker[0].name):
-        return demonstrate(*_worker, seed, action_noise, hold_steps)
+    make = partial(_ServedExpert, task, action_noise, hold_steps)
+    done: dict[int, Demonstration] = {}
+    seeds, asked = count(first_seed), dict[int, int]()  # worker -> its seed
+    with open_workers(task.name, make, n_envs, worker_timeout, cluster) as workers:
+        for wanted in count(first_seed):
+            while True:
+                # Others go on meanwhile, but not without end.
+                for worker in [w for w in range(n_envs) if w not in asked and len(done) < _AHEAD * n_envs]:
+                    asked[worker] = next(seeds)
+                    workers.ask(worker, asked[worker], "attempt", asked[worker])
+                if wanted in done:
+                    break
+                for worker, answer in workers.answers():
+                    if answer is None:
+                        workers.ask(worker, asked[worker], "attempt", asked[worker])
+                    else:
+                        done[asked.pop(worker)] = answer[0]
+            yield done.pop(wanted)

@@ -1,15 +1,15 @@
 """The evaluator: closed-loop episodes, one seed each, on any number of parallel environments.
 
 An episode depends on its seed alone: the seed sets the initial state and, through its own generator, the
-noise of every chunk. Outcomes are therefore the same whatever `n_envs` is, and two policies evaluated on the
-same seeds are paired.
+noise of every chunk. Outcomes are therefore the same whatever `n_envs` is, also where a worker was lost and its
+episode ran again, and two policies evaluated on the same seeds are paired.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing, contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from functools import partial
 from time import perf_counter
@@ -17,10 +17,10 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from flowleap.envs.chunk_env import ChunkEnv
+from flowleap.envs.chunk_env import ChunkEnv, ServedChunkEnv, chunk_traffic
 from flowleap.envs.motion import Motion, motion
 from flowleap.envs.task import Observation, Task
-from flowleap.envs.workers import env_errors, env_failures, open_vector_env
+from flowleap.envs.workers import TIMEOUT, Restart, env_failures, open_workers
 from flowleap.policy.core.errors import FlowleapError
 from flowleap.policy.core.noise import episode_noise
 from flowleap.policy.core.spec import Spec
@@ -73,6 +73,7 @@ class Rollout:
         wall_seconds: everything, the start of the workers included.
         n_envs: environments that ran in parallel.
         batched: whether one actor call served all waiting environments.
+        restarts: workers that died or hung; their episodes were run again, and count once.
     """
 
     episodes: list[Episode] = field(default_factory=list)
@@ -81,6 +82,7 @@ class Rollout:
     wall_seconds: float = 0.0
     n_envs: int = 1
     batched: bool = False
+    restarts: list[Restart] = field(default_factory=list)
 
 
 @dataclass
@@ -95,7 +97,6 @@ class _Slot:
     position: int
     seed: int
     plan: Plan
-    started: bool = False
     sent: list[np.ndarray] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -121,6 +122,8 @@ def rollout(
     batched: bool = False,
     on_progress: Callable[[Episode], None] | None = None,
     continuity: Continuity | None = None,
+    worker_timeout: float = TIMEOUT,
+    cluster: str | None = None,
 ) -> Rollout:
     """Run one episode per seed and return their outcomes in the order of `seeds`.
 
@@ -129,45 +132,62 @@ def rollout(
         spec: the policy's Spec, for its keys, To, H and Ta.
         seeds: one non-negative whole number per episode.
         n_envs: environments in parallel, each in a process of its own; 1 runs in this process.
-        batched: call the actor once for all waiting environments (pays on a GPU). By default it is called
+        batched: call the actor once for all environments that wait for it (pays on a GPU). By default it is called
             with B = 1: outcomes are then bitwise independent of `n_envs`, latency is the deployed one.
         on_progress: called with every finished episode, in order of completion.
         continuity: let chunks arrive late, and go over into each other so; `spec` has its `execute` as Ta. The actor is
             called for one environment at a time then.
+        worker_timeout: seconds after which an environment that does not answer is replaced; its episode, like that of
+            a process that dies, runs again from its seed.
+        cluster: run the environments on a Ray cluster: `auto`, or its address. The actor stays here.
 
     Raises:
         SpecMismatch: the policy does not fit the task.
         FlowleapError: bad seeds, an actor that returns the wrong shape or non-finite values, an environment
-            that raises, a worker that dies. Workers are stopped in every case, Ctrl-C included.
+            that raises, an episode that loses its worker again and again. Workers are stopped in every case, Ctrl-C
+            included.
     """
     start = perf_counter()
     _check_request(task, spec, seeds, n_envs)
     n_envs = min(n_envs, len(seeds))
     result = Rollout(n_envs=n_envs, batched=batched)
     records: dict[int, Episode] = {}  # position in `seeds` -> outcome
-    waiting = deque(_Slot(i, int(seed), _plan(continuity, spec)) for i, seed in enumerate(seeds))
-    slots: dict[int, _Slot] = {}  # environment -> its episode
-    chunks = np.zeros((n_envs, spec.n_action_steps, spec.action_dim), np.float32)
-    obs: Observation = {}
-    with open_vector_env(partial(ChunkEnv, task, spec), n_envs, task.name) as envs:
-        while waiting or slots:
-            for index in range(n_envs):
-                if index not in slots and waiting:
-                    slots[index] = waiting.popleft()
-            if any(not slot.started for slot in slots.values()):
-                with _timed_env(task, result):
-                    obs = _reset(envs, slots, n_envs)
-            for group in [list(slots)] if batched and not continuity else [[index] for index in slots]:
-                seen = {k: v[group] for k, v in obs.items()}
-                chunks[group] = _choose(actor, seen, [slots[index] for index in group], spec, result)
-            with _timed_env(task, result):
-                obs, _, ended, _, info = envs.step(chunks)
-            for index in [index for index in slots if ended[index]]:
-                slot = slots.pop(index)
-                record = _episode(task, slot, {key: value[index] for key, value in info.items()})
-                records[slot.position] = record
-                if on_progress:
-                    on_progress(record)
+    waiting = deque(enumerate(map(int, seeds)))
+    slots: dict[int, _Slot] = {}  # worker -> its episode
+    make, traffic = partial(ServedChunkEnv, task, spec), chunk_traffic(task, spec)
+    with open_workers(task.name, make, n_envs, worker_timeout, cluster, traffic) as workers:
+
+        def begin(worker: int) -> None:
+            if waiting:
+                position, seed = waiting.popleft()
+                slots[worker] = _Slot(position, seed, _plan(continuity, spec))
+                workers.ask(worker, seed, "reset", seed)
+
+        for worker in range(n_envs):
+            begin(worker)
+        while slots:
+            since = perf_counter()
+            answers = workers.answers()
+            result.env_seconds += perf_counter() - since
+            ready: list[tuple[int, Observation]] = []
+            for worker, answer in answers:
+                if answer is None:
+                    waiting.appendleft((slots[worker].position, slots[worker].seed))
+                elif answer[0] is None:
+                    ready.append((worker, answer[1]))
+                    continue
+                slot = slots.pop(worker)
+                begin(worker)
+                if answer is not None:
+                    record = records[slot.position] = _episode(task, slot, answer[0])
+                    if on_progress:
+                        on_progress(record)
+            for group in [ready] if batched and not continuity and ready else [[each] for each in ready]:
+                seen = {key: np.array([obs[key] for _, obs in group]) for key in spec.observations}
+                chunks = _choose(actor, seen, [slots[worker] for worker, _ in group], spec, result)
+                for (worker, _), chunk in zip(group, chunks, strict=True):
+                    workers.ask(worker, slots[worker].seed, "step", action=chunk)
+        result.restarts = workers.restarts
     result.episodes = [records[position] for position in range(len(seeds))]
     result.wall_seconds = perf_counter() - start
     return result
@@ -207,21 +227,10 @@ def _plan(continuity: Continuity | None, spec: Spec) -> Plan:
     return Plan(continuity or Continuity(), scale)
 
 
-def _reset(envs: Any, slots: dict[int, _Slot], n_envs: int) -> Observation:
-    """Start the episodes that have not started; the other environments stay as they are."""
-    mask = np.zeros(n_envs, np.bool_)
-    seeds: list[int | None] = [None] * n_envs
-    for index, slot in slots.items():
-        if not slot.started:
-            mask[index], seeds[index], slot.started = True, slot.seed, True
-    obs: Observation = envs.reset(seed=seeds, options={"reset_mask": mask})[0]
-    return obs
-
-
 def _choose(
     actor: Actor | Chunker, obs: Observation, slots: Sequence[_Slot], spec: Spec, result: Rollout
 ) -> np.ndarray:
-    """The next actions [B, Ta, A] of some episodes, by what they see."""
+    """The next actions [B, Ta, A] of some episodes, float32, by what they see."""
     plan = slots[0].plan
     if plan.settings == Continuity():
         noise = np.concatenate([slot.noise(spec) for slot in slots])
@@ -239,6 +248,7 @@ def _choose(
         plan.receive(chunks.reshape(-1, *chunks.shape[-2:]))
         actions = [plan.next() for _ in range(spec.n_action_steps)]
         chosen = np.stack([action for action in actions if action is not None])[None]
+    chosen = chosen.astype(np.float32)  # also a copy: the actor may use its array again
     for slot, actions_of_slot in zip(slots, chosen, strict=True):
         slot.sent.append(actions_of_slot)
     return chosen
@@ -286,11 +296,3 @@ def _check_request(task: Task, spec: Spec, seeds: Sequence[int], n_envs: int) ->
             raise FlowleapError(f"seed {seed!r} is not a non-negative whole number")
     if n_envs < 1:
         raise FlowleapError(f"n_envs={n_envs}: at least one environment is needed")
-
-
-@contextmanager
-def _timed_env(task: Task, result: Rollout) -> Iterator[None]:
-    start = perf_counter()
-    with env_errors(task.name):
-        yield
-    result.env_seconds += perf_counter() - start

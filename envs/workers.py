@@ -1,58 +1,82 @@
-"""Worker processes: how they start, how parallel environments open, fail and close."""
+"""Workers: each answers calls on an object of its own, on its own time; one that dies or hangs is replaced.
+
+Three kinds behave alike: in this process, in processes of this machine (`processes`), on a Ray cluster (`ray_workers`).
+"""
 
 from __future__ import annotations
 
-import multiprocessing
+import math
 import os
-import signal
-import sys
 import tempfile
+import time
 import traceback
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures.process import BrokenProcessPool
+import warnings
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from functools import partial
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol
 
-import gymnasium
-from gymnasium import logger
-from gymnasium.spaces import Dict
-from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv
+import cloudpickle
+import numpy as np
 
-from flowleap.policy.core.errors import FlowleapError
+from flowleap.policy.core.errors import FlowleapError, FlowleapWarning, require_number
 
-VectorEnv = SyncVectorEnv | AsyncVectorEnv
-MakeEnv = Callable[[], gymnasium.Env[Any, Any]]
+TIMEOUT = 600.0  # s
+MOST_RESTARTS = 2  # of one seed
+
+Arrays = dict[str, np.ndarray]
+Answer = tuple[Any, Arrays]  # what a method that workers are asked for returns
+Layout = Mapping[str, tuple[tuple[int, ...], str]]  # name -> shape and dtype
 
 
-@contextmanager
-def clean_start() -> Iterator[str]:
-    """Yield a start method for workers that share no state with this process and do not run its script again.
+@dataclass(frozen=True)
+class Restart:
+    """A worker that was replaced, and why; what it did for `seed` was done again, from its beginning."""
 
-    Plain fork is unsafe beside torch's threads. The other methods import the caller's `__main__` in every
-    worker, which would load torch there (seconds, hundreds of MB) and recurse where a script lacks its
-    `__main__` guard. Nothing needs that import: gymnasium ships what lives in `__main__` by value.
+    seed: int
+    reason: str
 
-    multiprocessing has no switch for it, but sends no `__main__` that has neither `__file__` nor `__spec__`,
-    as in an interactive session: this process looks like one while its workers start, then like itself again.
+
+class Traffic(NamedTuple):
+    """The arrays that calls and their answers carry: worth memory that both processes see."""
+
+    calls: Layout
+    answers: Layout
+
+
+class Lost(NamedTuple):
+    """In place of an answer: there is none to come."""
+
+    reason: str
+
+
+class Workers(Protocol):
+    """Workers that are asked and answer, in any order; a worker has one question at a time.
+
+    Attributes:
+        restarts: those that were replaced.
     """
-    method = "spawn"
-    if "forkserver" in multiprocessing.get_all_start_methods():
-        multiprocessing.set_forkserver_preload([__name__])
-        method = "forkserver"
-    main: dict[str, Any] = vars(sys.modules["__main__"])
-    hidden: dict[str, Any] = {name: main.pop(name) for name in ("__file__", "__spec__") if name in main}
-    main["__spec__"] = None
-    try:
-        yield method
-    finally:
-        main |= hidden
 
+    restarts: list[Restart]
 
-def ignore_interrupt(owner: int) -> None:
-    """In any process but `owner` (a process id), ignore Ctrl-C: the owner stops its workers, once."""
-    if os.getpid() != owner:
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
+    def ask(self, worker: int, seed: int, method: str, *args: Any, **arrays: np.ndarray) -> None:
+        """Call a method of worker number `worker` on behalf of `seed`, without waiting for its answer."""
+        ...
+
+    def answers(self) -> list[tuple[int, Answer | None]]:
+        """Wait until there are answers: pairs of a worker and what it returned; None where it was lost.
+
+        What a lost worker knew is gone: begin the work on its seed again, with the same worker number.
+
+        Raises:
+            FlowleapError: the method raised, or a seed has lost `MOST_RESTARTS` + 1 workers.
+        """
+        ...
+
+    def close(self) -> None:
+        """Close the objects of idle workers, and end all."""
+        ...
 
 
 @contextmanager
@@ -82,87 +106,177 @@ def _traceback_file(error: Exception) -> str:
 
 
 @contextmanager
-def env_errors(name: str) -> Iterator[None]:
-    """As `env_failures`, around environments that may run in worker processes, which may die."""
-    with env_failures(name):
-        try:
-            yield
-        except (EOFError, ConnectionError, BrokenProcessPool) as error:
-            raise FlowleapError(
-                f"task {name}: a worker process died (out of memory, or killed?); "
-                "n_envs=1 runs the environment in this process"
-            ) from error
+def open_workers(
+    name: str,
+    make: Callable[[], Any],
+    count: int,
+    timeout: float = TIMEOUT,
+    cluster: str | None = None,
+    traffic: Traffic | None = None,
+) -> Iterator[Workers]:
+    """Lend `count` workers, each with an object from `make()`; end them whatever happens inside.
 
+    Args:
+        name: of the task, for messages.
+        make: makes an object with a method `close`; the methods that workers are asked for return an `Answer`.
+        count: 1 works in this process, unless there is a cluster.
+        timeout: seconds after which a worker that has not answered is replaced; one in this process is waited for.
+        cluster: `auto` or the address of a Ray cluster.
+        traffic: arrays of these names, shapes and dtypes go through shared memory; there are no others then.
 
-class _Workers(AsyncVectorEnv):
-    """Environments in processes of their own, whose failures are raised, and not printed as well."""
-
-    def _raise_if_errors(self, successes: Iterable[bool]) -> None:
-        level, logger.min_level = logger.min_level, logger.ERROR + 1
-        try:
-            super()._raise_if_errors(successes)
-        finally:
-            logger.min_level = level
-
-
-@contextmanager
-def open_vector_env(make: MakeEnv, n_envs: int, name: str) -> Iterator[VectorEnv]:
-    """Open `n_envs` environments, in this process if it is one; close or kill them whatever happens inside.
-
-    They are never reset on their own: pass `options={"reset_mask": ...}` and seeds to `reset`.
+    Raises:
+        FlowleapError: `make` cannot be sent to workers, or there is no such cluster.
     """
-    envs: VectorEnv
-    with env_errors(name):
-        if n_envs == 1:
-            envs = SyncVectorEnv([make], autoreset_mode=AutoresetMode.DISABLED)
-        else:
-            workers = [partial(_make_in_worker, make, os.getpid())] * n_envs
-            with clean_start() as method:
-                envs = _Workers(workers, context=method, autoreset_mode=AutoresetMode.DISABLED)
+    workers: Workers
+    if cluster is not None:
+        from flowleap.envs.ray_workers import RayWorkers
+
+        workers = RayWorkers(name, make, timeout, cluster, count)
+    elif count == 1:
+        workers = _InProcess(name, make)
+    else:
+        from flowleap.envs.processes import Processes
+
+        workers = Processes(name, make, timeout, traffic or Traffic({}, {}))
     try:
-        yield envs
-    except BaseException:
-        if isinstance(envs, AsyncVectorEnv):
-            _kill(envs)  # they may be dead, or busy with an answer that nobody waits for
-        raise
+        yield workers
     finally:
-        if not envs.closed:
-            envs.close()
+        workers.close()
 
 
-def _make_in_worker(make: MakeEnv, owner: int) -> gymnasium.Env[Any, Any]:
-    ignore_interrupt(owner)
-    try:
-        return make()
-    except FlowleapError as error:
-        if os.getpid() == owner:
-            raise
-        stand_in: gymnasium.Env[Any, Any] = gymnasium.Env()
-        stand_in.observation_space = _Unmade(error)
-        stand_in.action_space = Dict()
-        return stand_in
+def default_count(cluster: str | None) -> int:
+    """How many workers keep this machine, or the Ray cluster, busy: one a core."""
+    if cluster is None:
+        return os.cpu_count() or 1
+    from flowleap.envs.ray_workers import cpus
+
+    return cpus(cluster)
 
 
-class _Unmade(Dict):
-    """The space of an environment that could not be made in its worker, where gymnasium expects no failure.
+class _InProcess:
+    """The one worker that is this process."""
 
-    The first thing that is done with it, comparing it with the other environments' space, raises the error.
+    def __init__(self, name: str, make: Callable[[], Any]) -> None:
+        self.restarts: list[Restart] = []
+        self._name = name
+        with env_failures(name):
+            self._object = make()
+
+    def ask(self, worker: int, seed: int, method: str, *args: Any, **arrays: np.ndarray) -> None:
+        self._call = getattr(self._object, method), args, arrays
+
+    def answers(self) -> list[tuple[int, Answer | None]]:
+        method, args, arrays = self._call
+        with env_failures(self._name):
+            return [(0, method(*args, **arrays))]
+
+    def close(self) -> None:
+        with env_failures(self._name):
+            self._object.close()
+
+
+class Host:
+    """The object of a worker that is elsewhere, made at the first call: the limit of its time holds for that, too.
+
+    Args:
+        name: of the task, for messages.
+        packed: what `pack` made of the function that makes the object.
     """
 
-    def __init__(self, error: FlowleapError) -> None:
-        super().__init__()
-        self._error = error
+    def __init__(self, name: str, packed: bytes) -> None:
+        self._name, self._packed = name, packed
+        self._object: Any = None
 
-    def __eq__(self, other: object) -> bool:
-        raise self._error
+    def call(self, method: str, args: tuple[Any, ...], arrays: Arrays) -> Answer | FlowleapError:
+        """Call a method of the object; what it raises is returned, as text: its class may be unknown elsewhere."""
+        try:
+            with env_failures(self._name):
+                if self._object is None:
+                    self._object = cloudpickle.loads(self._packed)()
+                answer: Answer = getattr(self._object, method)(*args, **arrays)
+                return answer
+        except FlowleapError as error:
+            return FlowleapError(str(error))
+
+    def close(self) -> None:
+        """Close the object."""
+        if self._object is not None:
+            self._object.close()
 
 
-def _kill(envs: AsyncVectorEnv) -> None:
-    for process in envs.processes:
-        process.kill()
-    for process in envs.processes:
-        process.join()
-    for pipe in envs.parent_pipes:
-        if pipe is not None:  # gymnasium's mark for a worker that has raised
-            pipe.close()
-    envs.closed = True
+def pack(name: str, make: Callable[[], Any]) -> bytes:
+    """`make` for a `Host`; what lives in `__main__` goes by value."""
+    try:
+        packed: bytes = cloudpickle.dumps(make)
+    except Exception as error:  # whatever the objects inside raise
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        raise FlowleapError(
+            f"task {name}: its environment cannot be sent to a worker ({reason}); n_envs=1 runs it in this process"
+        ) from error
+    return packed
+
+
+class RemoteWorkers(ABC):
+    """Workers that may be lost: the book of who was asked for what, until when.
+
+    A worker starts when it is asked for the first time.
+    """
+
+    def __init__(self, name: str, timeout: float) -> None:
+        self.restarts: list[Restart] = []
+        self._name, self._timeout = name, require_number("worker_timeout", timeout, 1e-3, math.inf)
+        self._asked: dict[int, tuple[int, float]] = {}  # busy worker -> its seed, the end of its time
+
+    def ask(self, worker: int, seed: int, method: str, *args: Any, **arrays: np.ndarray) -> None:
+        """See `Workers`."""
+        self._send(worker, method, args, arrays)
+        self._asked[worker] = seed, time.monotonic() + self._timeout
+
+    def answers(self) -> list[tuple[int, Answer | None]]:
+        """See `Workers`."""
+        found: dict[int, Answer | FlowleapError | Lost] = {}
+        while not found:
+            left = min((end for _, end in self._asked.values()), default=math.inf) - time.monotonic()
+            found = self._receive(max(left, 0.0))
+            now = time.monotonic()
+            late = Lost(f"no answer within {self._timeout:g} s")
+            found |= {w: late for w, (_, end) in self._asked.items() if end <= now and w not in found}
+        return [(worker, self._accept(worker, answer)) for worker, answer in found.items()]
+
+    def _accept(self, worker: int, answer: Answer | FlowleapError | Lost) -> Answer | None:
+        seed, _ = self._asked.pop(worker)
+        if isinstance(answer, FlowleapError):
+            raise answer
+        if not isinstance(answer, Lost):
+            return answer
+        self._kill(worker)
+        self.restarts.append(Restart(seed, answer.reason))
+        times = sum(restart.seed == seed for restart in self.restarts)
+        if times > MOST_RESTARTS:
+            raise FlowleapError(
+                f"task {self._name}: seed {seed} has lost {times} workers, the last one: {answer.reason}; "
+                "n_envs=1 without a cluster runs it in this process, worker_timeout=SECONDS waits longer"
+            )
+        again = f"its episode runs again ({times} of at most {MOST_RESTARTS} times)"
+        warnings.warn(
+            f"task {self._name}, seed {seed}: its worker is replaced: {answer.reason}; {again}",
+            FlowleapWarning,
+            stacklevel=2,
+        )
+        return None
+
+    @abstractmethod
+    def close(self) -> None:
+        """See `Workers`."""
+
+    @abstractmethod
+    def _send(self, worker: int, method: str, args: tuple[Any, ...], arrays: Arrays) -> None:
+        """Start the worker unless it runs, and call it; one that is dead is found so when it does not answer."""
+
+    @abstractmethod
+    def _receive(self, seconds: float) -> dict[int, Answer | FlowleapError | Lost]:
+        """The answers of busy workers, at least one unless the time is over; what became of those that died."""
+
+    @abstractmethod
+    def _kill(self, worker: int) -> None:
+        """End a worker at once; the next call starts a new one."""

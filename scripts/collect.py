@@ -2,13 +2,13 @@
 
     flowleap collect task=metaworld/door-open-v3 episodes=100
     flowleap collect task=metaworld/push-v3 episodes=100 action_noise=0.1 out=data/push_noisy.zarr
+    flowleap collect task=metaworld/push-v3 episodes=1000 cluster=auto      on the CPUs of a Ray cluster
 
 Attempt i starts from `seed + i`; the dataset is the same whatever `n_envs`. Ctrl-C keeps what was recorded.
 """
 
 from __future__ import annotations
 
-import os
 import sys
 from typing import Any
 
@@ -17,6 +17,7 @@ from omegaconf import DictConfig
 from flowleap.envs.collect import collect
 from flowleap.envs.registry import make_task
 from flowleap.envs.statistics import wilson
+from flowleap.envs.workers import default_count
 from flowleap.policy.core.errors import FlowleapError
 from flowleap.policy.training.metrics import progress_bar
 from flowleap.scripts.cli.main import run_verb
@@ -31,7 +32,7 @@ def main(cfg: DictConfig) -> dict[str, Any]:
     """
     _check(cfg)
     task = make_task(cfg.task.name, **cfg.task.kwargs)
-    n_envs = min(cfg.n_envs or os.cpu_count() or 1, cfg.episodes)
+    n_envs = min(cfg.n_envs or default_count(cfg.cluster), cfg.episodes)
     most = int(cfg.episodes * cfg.max_attempts_factor)
     kept = 0
     try:
@@ -43,7 +44,8 @@ def main(cfg: DictConfig) -> dict[str, Any]:
                 advance(successes, f"expert {successes}/{attempts}")
 
             options = (cfg.action_noise, cfg.hold_steps, most, cfg.overwrite, on_progress)
-            attrs = collect(task, cfg.out, cfg.episodes, cfg.seed, n_envs, *options)
+            work = {"worker_timeout": cfg.worker_timeout, "cluster": cfg.cluster}
+            attrs = collect(task, cfg.out, cfg.episodes, cfg.seed, n_envs, *options, **work)
     except (KeyboardInterrupt, SystemExit):  # Ctrl-C, SIGTERM
         if kept:
             say(f"{cfg.out}: {kept} episodes are kept")

@@ -4,13 +4,15 @@ flowleap eval checkpoint=RUN_DIR
 flowleap eval checkpoint=RUN_DIR episodes=100 steps=1 videos=2
 flowleap eval checkpoint=EXPORTED_DIR              the exported policy, without torch
 flowleap eval checkpoint=hf://OWNER/NAME           a policy of the Hugging Face Hub; @REVISION pins it
+flowleap eval checkpoint=RUN_DIR cluster=auto      the environments on the CPUs of a Ray cluster
 """
 
 from __future__ import annotations
 
-import os
 import re
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -21,9 +23,10 @@ from flowleap.envs.actors import LoadedActor, load_actor
 from flowleap.envs.conventions import in_actions_of
 from flowleap.envs.rendering import save_video
 from flowleap.envs.report import episode_rows, format_line, format_modes, summary
-from flowleap.envs.rollout import record_episode, rollout
+from flowleap.envs.rollout import Episode, Rollout, record_episode, rollout
+from flowleap.envs.workers import default_count
 from flowleap.policy.core.errors import FlowleapError
-from flowleap.policy.core.files import write_results
+from flowleap.policy.core.files import remove, write_results
 from flowleap.policy.core.registry import check_options, parameters_of
 from flowleap.policy.core.spec import Spec
 from flowleap.policy.deploy.plan import Continuity
@@ -44,23 +47,29 @@ def main(cfg: DictConfig) -> dict[str, Any]:
     actor.spec.require_match(task.spec, f"checkpoint {cfg.checkpoint}", f"task {task.name}")
     continuity, spec, act = _late(cfg, actor)
     seeds = range(cfg.seed, cfg.seed + cfg.episodes)
-    n_envs = cfg.n_envs or os.cpu_count() or 1
-    with progress_bar(0, len(seeds), f"eval {task.name}", enabled=True) as advance:
-        done: list[bool] = []
-
-        def on_progress(episode: Any) -> None:
-            done.append(episode.success)
-            advance(len(done), f"success {sum(done)}/{len(done)}")
-
-        result = rollout(task, act, spec, seeds, n_envs, cfg.batched, on_progress, continuity)
-    report = summary(result, task)
+    n_envs = cfg.n_envs or default_count(cfg.cluster)
     late = f"_{continuity.continuity}_delay{continuity.delay}" if continuity else ""
     default = f"eval/{re.sub('[/:]', '-', task.name)}_nfe{actor.nfe}{late}.json"
     out = Path(cfg.out) if cfg.out else run_dir_of(actor.path) / default
+    finished: list[Episode] = []
+    with (
+        _kept(finished, len(seeds), out.with_name(f"{out.stem}_unfinished.json"), cfg),
+        progress_bar(0, len(seeds), f"eval {task.name}", enabled=True) as advance,
+    ):
+
+        def on_progress(episode: Episode) -> None:
+            finished.append(episode)
+            advance(len(finished), f"success {sum(e.success for e in finished)}/{len(finished)}")
+
+        work = {"worker_timeout": cfg.worker_timeout, "cluster": cfg.cluster}
+        result = rollout(task, act, spec, seeds, n_envs, cfg.batched, on_progress, continuity, **work)
+    report = summary(result, task)
     say(f"NFE {actor.nfe} | {format_line(report)}")
     if "modes" in report:
         say(format_modes(report["modes"]))
     say(f"seeds {seeds.start}..{seeds.stop - 1}: {task.seed_note}")
+    for restart in result.restarts:
+        say(f"seed {restart.seed} ran again, its worker was lost: {restart.reason}")
     results = {
         "nfe": actor.nfe,
         "summary": report,
@@ -69,6 +78,7 @@ def main(cfg: DictConfig) -> dict[str, Any]:
         "continuity": asdict(continuity) if continuity else None,
         "actor": {"path": str(cfg.checkpoint), **actor.describe},
         "config": plain(cfg),
+        "restarts": [asdict(restart) for restart in result.restarts],
         "rows": episode_rows(result),
     }
     say(f"results: {write_results(out, results)}")
@@ -82,6 +92,20 @@ def main(cfg: DictConfig) -> dict[str, Any]:
             break
         say(f"video: {path}")
     return results
+
+
+@contextmanager
+def _kept(finished: list[Episode], count: int, path: Path, cfg: DictConfig) -> Iterator[None]:
+    """Whatever ends an evaluation early, write down what is known of the episodes that are over."""
+    try:
+        yield
+    except (FlowleapError, KeyboardInterrupt, SystemExit):
+        if finished:
+            rows = episode_rows(Rollout(sorted(finished, key=lambda episode: episode.seed)))
+            write_results(path, {"unfinished": True, "config": plain(cfg), "rows": rows})
+            say(f"{len(finished)} of {count} episodes are over, and kept: {path}")
+        raise
+    remove(path)  # of an earlier attempt
 
 
 def _late(cfg: DictConfig, actor: LoadedActor) -> tuple[Continuity | None, Spec, Any]:

@@ -7,6 +7,7 @@
     flowleap speed what=images task=pusht/pixels encoder=cnn dataset=data/pusht.zarr batch_size=64
     flowleap speed what=serve checkpoint=runs/pusht/export_nfe1 client=../openpi/bin/python
     flowleap speed what=formats 'checkpoints=[runs/mlp,runs/unet]' episodes=100     the formats of `flowleap export`
+    flowleap speed what=evaluator episodes=40            `flowleap eval` over plain loops around the simulators
     flowleap speed what=latency                          a chunk at NFE 1 and of DDPM-100, for each backbone
     flowleap speed what=combinations                     does every network export in every format? (slow)
 
@@ -33,7 +34,7 @@ from flowleap.policy.core.files import write_results
 from flowleap.policy.core.spec import WINDOW, Spec
 from flowleap.scripts.cli.main import run_verb
 from flowleap.scripts.common import command, plain, say, show_table, timed
-from flowleap.scripts.studies import convert_speed, formats, image_speed, serving
+from flowleap.scripts.studies import convert_speed, evaluator_speed, formats, image_speed, serving
 
 BASELINE = "flow_matching"
 CASES: dict[str, dict[str, Any]] = {
@@ -58,6 +59,7 @@ def main(cfg: DictConfig) -> dict[str, Any]:
         "latency": formats.latency,
         "combinations": formats.combinations,
         "serve": serving.measure,
+        "evaluator": evaluator_speed.measure,
     }
     if cfg.what not in measures:
         raise UsageError(f"what={cfg.what} is none of {', '.join(measures)}")
