@@ -19,8 +19,8 @@ class Motion(NamedTuple):
         interior: the same where no new chunk is near.
         acceleration: root mean square of all second differences, unit / step^2.
         jerk: root mean square of all third differences, unit / step^3.
-        clipped: share of the actions that lay outside of the environment's bounds by more than a hundredth of the range,
-            before they were clipped to them.
+        clipped: share of the actions that lay outside of the environment's bounds, by more than a hundredth of the
+            range, before they were clipped to them.
     """
 
     jump: float

@@ -181,8 +181,8 @@ DP3_METAWORLD = Protocol(
     max_steps=200,
     metric="success",
     counts="the last two steps of any chunk",
-    starts="the seed draws a fresh object and goal placement from the task's whole range; success counts at the last two "
-    "steps of a chunk, and ends the episode.",
+    starts="the seed draws a fresh object and goal placement from the task's whole range; success counts at the last "
+    "two steps of a chunk, and ends the episode.",
     demonstrations="10 of the scripted expert, 200 steps each",
     published="arXiv 2403.03954; To=2, Ta=8, 3 training seeds; mean of the five best evaluations during training",
     differs="MetaWorld V3 for V2; seeded placements (the published runner draws without a seed); the published policy "

@@ -30,7 +30,7 @@ from typing import Any, NamedTuple
 
 from omegaconf import DictConfig
 
-from flowleap.envs.protocols import find_protocol, one_protocol
+from flowleap.envs.protocols import FLOWLEAP, find_protocol, one_protocol
 from flowleap.envs.registry import make_task
 from flowleap.policy.core.errors import FlowleapError
 from flowleap.policy.core.files import write_results
@@ -153,19 +153,20 @@ def _run(cfg: DictConfig, row: Row) -> list[dict[str, Any]]:
             seconds = run_flowleap("train", *row.train, f"run_dir={row.run_dir}")
         timing.write_text(json.dumps(seconds))
         say(f"trained {row.run_dir} in {seconds / 60:.1f} CPU minutes")
+    protocol = "" if cfg.protocol == FLOWLEAP.name else f"_{cfg.protocol}"
     evaluations = logged(row.run_dir, "eval/score")  # during training, with `trainer.eval_every`
     records = []
     for nfe in row.nfes:
         ta = "null" if cfg.n_action_steps is None else cfg.n_action_steps
-        name = f"nfe{nfe}_ta{cfg.n_action_steps or 'task'}_{cfg.eval_seed}x{cfg.episodes}_{cfg.protocol}.json"
-        words = (f"steps={nfe}", f"n_action_steps={ta}")
+        name = f"nfe{nfe}_ta{cfg.n_action_steps or 'task'}_{cfg.eval_seed}x{cfg.episodes}{protocol}.json"
+        words = (f"steps={nfe}", f"n_action_steps={ta}", f"protocol={cfg.protocol}")
         result = evaluate(cfg, row.run_dir, row.run_dir / "eval" / name, *words)
         record = {
             "objective": row.objective,
             "budget": row.budget,
             "nfe": nfe,
             "seed": row.seed,
-            "protocol": result["protocol"],
+            "protocol": result.get("protocol"),
             "train_steps": result["actor"]["training"]["step"],
             "train_minutes": round(json.loads(timing.read_text()) / 60, 2),
             "parameters": result["actor"]["parameters"],
@@ -181,7 +182,6 @@ def evaluate(cfg: DictConfig, run_dir: Path, out: Path, *words: str) -> dict[str
     """The results of `flowleap eval` for a run, from `out` if they are there already."""
     if not out.exists():
         episodes = (f"episodes={cfg.episodes}", f"seed={cfg.eval_seed}", "n_envs=1", "videos=0")
-        episodes = (f"protocol={cfg.protocol}", *episodes)
         run_flowleap("eval", f"checkpoint={run_dir}", *words, *episodes, f"out={out}")
     results: dict[str, Any] = json.loads(out.read_text())
     return results
