@@ -24,8 +24,8 @@ class ChunkEnv(gymnasium.Wrapper[Observation, np.ndarray, Observation, np.ndarra
     Observation: per key of `spec` the last To frames [To, *shape], the first frame repeated at the start.
     Action: Ta actions [Ta, A], each clipped to the environment's bounds. Execution stops where the episode
     ends, after `task.max_steps` actions at the latest; the info of that step is the episode's record:
-    `success` (any step), `max_reward`, `sum_reward`, `length`, `mode` (the last step's; -1: none), and the task's
-    further `outcomes` (any step). Later steps change nothing.
+    `success` (any step), `max_reward`, `sum_reward`, `length`, `mode` (the last step's; -1: none), the task's further
+    `outcomes` (any step), and `bounds` (low [A], high [A]) that actions were clipped to. Later steps change nothing.
 
     Images are rendered where the policy will see them, which are the last To frames of a chunk; in between, the
     observation repeats older ones.
@@ -131,7 +131,8 @@ class ChunkEnv(gymnasium.Wrapper[Observation, np.ndarray, Observation, np.ndarra
 
     def _record(self) -> dict[str, Any]:
         figures = {"max_reward": max(self._rewards), "sum_reward": sum(self._rewards)}
-        return {**self._flags, **figures, "length": len(self._rewards), "mode": self._mode}
+        bounds = self._bounds.low, self._bounds.high
+        return {**self._flags, **figures, "length": len(self._rewards), "mode": self._mode, "bounds": bounds}
 
 
 class ServedChunkEnv:

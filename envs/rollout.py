@@ -91,26 +91,25 @@ class _Slot:
 
     Attributes:
         plan: what comes next, where chunks arrive late.
+        rng: draws the noise of its chunks.
         sent: the actions [Ta, A] of each step of the environment.
     """
 
     position: int
     seed: int
     plan: Plan
+    rng: np.random.Generator
     sent: list[np.ndarray] = field(default_factory=list)
-
-    def __post_init__(self) -> None:
-        self._rng = episode_noise(self.seed)
 
     def noise(self, spec: Spec, candidates: int = 1) -> np.ndarray:
         """Noises of the next chunk, float32 [K, H, A]."""
-        return self._rng.standard_normal((candidates, spec.horizon, spec.action_dim), dtype=np.float32)
+        return self.rng.standard_normal((candidates, spec.horizon, spec.action_dim), dtype=np.float32)
 
-    def motion(self, length: int) -> Motion | None:
-        """How smooth the `length` actions of the episode were."""
+    def motion(self, length: int, low: np.ndarray, high: np.ndarray) -> Motion | None:
+        """How smooth the `length` actions of the episode were, which were clipped to bounds [A]."""
         each, delay = len(self.sent[0]), self.plan.settings.delay
         boundaries = range(each + delay, length, each)
-        return motion(np.concatenate(self.sent)[:length], boundaries)
+        return motion(np.concatenate(self.sent)[:length], boundaries, low, high)
 
 
 def rollout(
@@ -124,6 +123,7 @@ def rollout(
     continuity: Continuity | None = None,
     worker_timeout: float = TIMEOUT,
     cluster: str | None = None,
+    noise: Callable[[int], np.random.Generator] = episode_noise,
 ) -> Rollout:
     """Run one episode per seed and return their outcomes in the order of `seeds`.
 
@@ -140,6 +140,7 @@ def rollout(
         worker_timeout: seconds after which an environment that does not answer is replaced; its episode, like that of
             a process that dies, runs again from its seed.
         cluster: run the environments on a Ray cluster: `auto`, or its address. The actor stays here.
+        noise: seed -> what draws the noise of the episode's chunks.
 
     Raises:
         SpecMismatch: the policy does not fit the task.
@@ -160,7 +161,7 @@ def rollout(
         def begin(worker: int) -> None:
             if waiting:
                 position, seed = waiting.popleft()
-                slots[worker] = _Slot(position, seed, _plan(continuity, spec))
+                slots[worker] = _Slot(position, seed, _plan(continuity, spec), noise(seed))
                 workers.ask(worker, seed, "reset", seed)
 
         for worker in range(n_envs):
@@ -194,7 +195,12 @@ def rollout(
 
 
 def record_episode(
-    task: Task, actor: Actor | Chunker, spec: Spec, seed: int, continuity: Continuity | None = None
+    task: Task,
+    actor: Actor | Chunker,
+    spec: Spec,
+    seed: int,
+    continuity: Continuity | None = None,
+    noise: Callable[[int], np.random.Generator] = episode_noise,
 ) -> tuple[np.ndarray, Episode]:
     """Replay the episode of `seed` in this process with the renderer on.
 
@@ -205,7 +211,7 @@ def record_episode(
     """
     _check_request(task, spec, [seed], 1)
     frames: list[np.ndarray] = []
-    slot, result, ended = _Slot(0, seed, _plan(continuity, spec)), Rollout(), False
+    slot, result, ended = _Slot(0, seed, _plan(continuity, spec), noise(seed)), Rollout(), False
     with env_failures(task.name):
         env = ChunkEnv(
             task, spec, render_mode="rgb_array", on_frame=lambda: frames.append(np.asarray(env.render()))
@@ -283,7 +289,7 @@ def _episode(task: Task, slot: _Slot, info: dict[str, Any]) -> Episode:
         length=int(info["length"]),
         mode=int(info["mode"]) if info["mode"] >= 0 else None,
         outcomes={name: bool(info[name]) for name in task.scoring.outcomes} or None,
-        motion=slot.motion(int(info["length"])),
+        motion=slot.motion(int(info["length"]), *info["bounds"]),
     )
 
 

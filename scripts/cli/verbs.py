@@ -40,7 +40,7 @@ class Verb:
 
 
 _ORDER = (
-    "train eval export serve push collect convert inspect download view replay list doctor "
+    "train eval robustness export serve push collect convert inspect download view replay list doctor "
     "benchmark gradients delay toy speed lerobot demo"
 )
 _ELSEWHERE = {

@@ -31,6 +31,7 @@ from typing import Any, NamedTuple, TypeVar
 
 from omegaconf import DictConfig
 
+from flowleap.envs.protocols import FLOWLEAP, Protocol, find_protocol, one_protocol
 from flowleap.envs.registry import make_task
 from flowleap.policy.core.errors import FlowleapError
 from flowleap.policy.core.files import write_results
@@ -43,6 +44,7 @@ from flowleap.scripts.studies.suite import Suite, collected, show
 _T = TypeVar("_T")
 _R = TypeVar("_R")
 
+EPISODES = 100  # where the protocol leaves their number open
 TIMING = "train_seconds.json"
 STEP_COST = "step_seconds.json"
 COMMAND = (sys.executable, "-m", "flowleap.scripts.cli.main")
@@ -69,11 +71,13 @@ def main(cfg: DictConfig) -> dict[str, Any]:
         raise FlowleapError("benchmark needs task=NAME, parallel >= 1 and budget=[steps], [time] or both")
     if cfg.tasks:
         return _suite(cfg)
-    metric = make_task(cfg.task.name).scoring.metric
+    protocol = _decide_seeds(cfg)
+    metric = protocol.metric or make_task(cfg.task.name).scoring.metric
     records = [
         record for own in _in_threads(lambda row: _run(cfg, row), _rows(cfg), cfg.parallel) for record in own
     ]
     results: dict[str, Any] = {"command": command("benchmark"), "config": plain(cfg), "metric": metric}
+    results["protocol"] = {"name": one_protocol(records)}
     for budget in cfg.budget:
         own = [record for record in records if record["budget"] == budget]
         suffix = "" if budget == cfg.budget[0] else f"_equal_{budget}"
@@ -90,12 +94,21 @@ def main(cfg: DictConfig) -> dict[str, Any]:
     return results
 
 
+def _decide_seeds(cfg: DictConfig) -> Protocol:
+    """Fill in the evaluation seeds that `cfg` leaves to its protocol, which is returned."""
+    protocol = find_protocol(cfg.protocol, cfg.task.name)
+    seeds = protocol.seeds(cfg.eval_seed, cfg.episodes or (None if protocol.published else EPISODES))
+    cfg.eval_seed, cfg.episodes = seeds.start, len(seeds)
+    return protocol
+
+
 def _suite(cfg: DictConfig) -> dict[str, Any]:
     """Collect, train on and evaluate every task of a suite; write `<results>/<name>.json`, print and return it."""
     suite = Suite(cfg, Path(cfg.results) / f"{cfg.name}.json")
 
     def run(task: str) -> None:
         own = suite.task_config(task)
+        _decide_seeds(own)
         collected(own, run_flowleap)
         suite.add(task, [record for row in _rows(own) for record in _run(own, row)])
 
@@ -176,18 +189,20 @@ def _run(cfg: DictConfig, row: Row) -> list[dict[str, Any]]:
             seconds = run_flowleap("train", *row.train, f"run_dir={row.run_dir}")
         timing.write_text(json.dumps(seconds))
         say(f"trained {row.run_dir} in {seconds / 60:.1f} CPU minutes")
+    protocol = "" if cfg.protocol == FLOWLEAP.name else f"_{cfg.protocol}"
     evaluations = logged(row.run_dir, "eval/score")  # during training, with `trainer.eval_every`
     records = []
     for nfe in row.nfes:
         ta = "null" if cfg.n_action_steps is None else cfg.n_action_steps
-        name = f"nfe{nfe}_ta{cfg.n_action_steps or 'task'}_{cfg.eval_seed}x{cfg.episodes}.json"
-        words = (f"steps={nfe}", f"n_action_steps={ta}")
+        name = f"nfe{nfe}_ta{cfg.n_action_steps or 'task'}_{cfg.eval_seed}x{cfg.episodes}{protocol}.json"
+        words = (f"steps={nfe}", f"n_action_steps={ta}", f"protocol={cfg.protocol}")
         result = evaluate(cfg, row.run_dir, row.run_dir / "eval" / name, *words)
         record = {
             "objective": row.objective,
             "budget": row.budget,
             "nfe": nfe,
             "seed": row.seed,
+            "protocol": result.get("protocol"),
             "train_steps": result["actor"]["training"]["step"],
             "train_minutes": round(json.loads(timing.read_text()) / 60, 2),
             "parameters": result["actor"]["parameters"],

@@ -19,7 +19,6 @@ import numpy as np
 from omegaconf import DictConfig, OmegaConf
 
 from flowleap.datasets.dataset import open_dataset
-from flowleap.envs.registry import make_task
 from flowleap.envs.statistics import rate
 from flowleap.policy.core.errors import FlowleapError, suggest
 from flowleap.policy.core.files import write_results
@@ -39,6 +38,7 @@ CONDITIONS = [
     "episodes",
     "eval_seed",
     "n_action_steps",
+    "protocol",
 ]
 
 
@@ -80,10 +80,10 @@ class Suite:
 
     def add(self, task: str, records: Records) -> None:
         """Keep what was found of a task: its table, and each episode's outcome."""
-        metric = make_task(task).scoring.metric
+        metric = records[0]["summary"]["headline"]["metric"]
         entry = {
             "group": self.group_of[task],
-            "table": aggregate(records, self.cfg.episodes, metric),
+            "table": aggregate(records, len(records[0]["rows"]), metric),
             "outcomes": [
                 {
                     **{key: record[key] for key in ("objective", "nfe", "seed")},
