@@ -516,6 +516,23 @@ def late_cell(row: dict[str, Any]) -> str:
     return f"{row['score']['mean']:.3f} [{low:.3f}, {high:.3f}], {success}"
 
 
+def evaluator() -> str:
+    """Steps a second through the evaluator beside plain loops around the simulators."""
+    result = load("evaluator_speed")
+    config, body = result["config"], []
+    for task, own in result["measured"].items():
+        rates = (own[f"{name}_steps_per_s"] for name in ("serial", "processes", "evaluator"))
+        shares = (f"{100 * own[f'share_of_{name}']:.0f} %" for name in ("serial", "processes"))
+        body.append([task, *(f"{rate:,.0f}" for rate in rates), *shares, f"{own['driver_ms_per_chunk']:.2f}"])
+    n = config["n_envs"]
+    head = ["task", "one loop, steps/s", f"{n} loops at once", f"`n_envs={n}`", f"of {n} x one loop"]
+    return (
+        f"{table([*head, f'of {n} loops', 'evaluator, CPU ms a chunk'], body)}\n\n{config['episodes']} episodes of a policy "
+        f"that does nothing, medians of {config['repeats']} rounds; resets are in, starting the workers is not. Made by"
+        f"\n\n{_command(result)}"
+    )
+
+
 def gradients() -> str:
     """Gradient norms and scores of iSD and ESD, condition by condition."""
     result = load("gradient_norms")
@@ -570,6 +587,7 @@ def render(readme: str) -> str:
         results,
         lerobot,
         realtime,
+        evaluator,
         gradients,
     ):
         name = build.__name__
