@@ -3,6 +3,7 @@
 flowleap eval checkpoint=RUN_DIR
 flowleap eval checkpoint=RUN_DIR episodes=100 steps=1 videos=2
 flowleap eval checkpoint=EXPORTED_DIR              the exported policy, without torch
+flowleap eval checkpoint=RUN_DIR dataset=PATH      without a simulator: predicted against recorded actions
 flowleap eval checkpoint=hf://OWNER/NAME           a policy of the Hugging Face Hub; @REVISION pins it
 """
 
@@ -30,11 +31,14 @@ from flowleap.policy.deploy.plan import Continuity
 from flowleap.policy.training.metrics import progress_bar
 from flowleap.scripts.cli.main import run_verb
 from flowleap.scripts.common import plain, recorded_task, run_dir_of, say, task_of
+from flowleap.scripts.offline import evaluate_offline
 
 
 def main(cfg: DictConfig) -> dict[str, Any]:
     """Evaluate `cfg.checkpoint`; print one line, write the results JSON, and return its content."""
     actor = load_actor(cfg.checkpoint, cfg.steps, cfg.weights, cfg.device, cfg.threads, cfg.n_action_steps)
+    if cfg.dataset is not None:
+        return evaluate_offline(cfg, actor)
     task = task_of(cfg.get("task")) or recorded_task(actor.task)
     if task is None:
         raise FlowleapError(

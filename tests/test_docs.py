@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from flowleap.scripts.cli.main import override
+from flowleap.scripts.cli.main import overrides_of
 from flowleap.scripts.cli.run import compose
 from flowleap.scripts.cli.verbs import VERBS
 
@@ -72,7 +72,7 @@ def test_commands_compose() -> None:
     for file in PAGES:
         for verb, words in commands(file):
             try:
-                compose(verb, [override(verb, word) for word in words])
+                compose(verb, overrides_of(verb, words))
             except Exception as error:
                 pytest.fail(f"{name_of(file)}: flowleap {verb} {' '.join(words)}: {error}")
 

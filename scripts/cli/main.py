@@ -181,17 +181,23 @@ def _split(verb: str, argv: Sequence[str]) -> tuple[list[str], argparse.Namespac
             name = flag.lstrip("-").replace("-", "_")
             written = f"{name}={value or '...'} (`flowleap {verb} --help` lists them)"
             raise UsageError(f"unknown flag '{flag}': options are written {written}")
-    overrides = [override(verb, word) for word in words]
+    overrides = overrides_of(verb, words)
     key = VERBS[verb].word
     if key and sum(word.startswith(f"{key}=") for word in overrides) > 1:
         raise UsageError(f"flowleap {verb} takes one {key} at a time, got {' '.join(argv)}")
     return overrides, flags
 
 
-def override(verb: str, word: str) -> str:
-    """Return a word of the command line as hydra's `key=value`, where the verb takes bare words."""
+def overrides_of(verb: str, words: Sequence[str]) -> list[str]:
+    """Return the words of the command line as hydra's `key=value`, where the verb takes bare words."""
     key = VERBS[verb].word
-    return f"{key}={word}" if key and "=" not in word else word
+    bare = [word for word in words if "=" not in word] if key else []
+    given = [word for word in words if word not in bare]
+    if bare and VERBS[verb].many:
+        from flowleap.scripts.cli.paths import path_list
+
+        return [*given, f"{key}={path_list(bare)}"]
+    return [*given, *(f"{key}={word}" for word in bare)]
 
 
 if __name__ == "__main__":

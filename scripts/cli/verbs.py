@@ -16,10 +16,11 @@ class Verb:
         name: the verb.
         script: the module below `flowleap.scripts` whose `main` runs it.
         word: the option whose value may stand alone: `flowleap download pusht`.
+        many: that option is a list of paths, of which several may stand there: `flowleap report runs/a runs/b`.
     """
 
-    def __init__(self, name: str, script: str, word: str = "") -> None:
-        self.name, self.script, self.word = name, script, word
+    def __init__(self, name: str, script: str, word: str = "", many: bool = False) -> None:
+        self.name, self.script, self.word, self.many = name, script, word, many
 
     @cached_property
     def doc(self) -> str:
@@ -40,7 +41,7 @@ class Verb:
 
 
 _ORDER = (
-    "train eval export serve push collect convert inspect download view replay list doctor "
+    "train eval report export serve push collect convert inspect download view replay list doctor "
     "benchmark gradients delay toy speed lerobot demo"
 )
 _ELSEWHERE = {
@@ -50,7 +51,7 @@ _ELSEWHERE = {
     "lerobot": "studies.lerobot_check",
     **{study: f"studies.{study}" for study in ("benchmark", "gradients", "delay", "toy", "speed")},
 }
+_WORDS = {"download": ("name", False), "report": ("runs", True)}
 VERBS = {
-    verb: Verb(verb, _ELSEWHERE.get(verb, verb), "name" if verb == "download" else "")
-    for verb in _ORDER.split()
+    verb: Verb(verb, _ELSEWHERE.get(verb, verb), *_WORDS.get(verb, ("", False))) for verb in _ORDER.split()
 }

@@ -115,7 +115,7 @@ def test_every_verb_has_help_that_names_its_options(verb: str, capsys: pytest.Ca
 def test_every_example_composes(verb: str) -> None:
     command, *words = VERBS[verb].example.split()
     assert (command, words[0]) == ("flowleap", verb)
-    overrides = [cli.override(verb, word) for word in words[1:]]
+    overrides = cli.overrides_of(verb, words[1:])
     config = compose(verb, overrides)
     for word in overrides:
         assert word.partition("=")[0] in config

@@ -1,0 +1,188 @@
+"""The results JSON of one evaluation, checked, as the page reads it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+Number = dict[str, Any]
+"""A number with its 95 % `interval`: a rate {count, n, rate}, or a {mean}."""
+
+_PLAIN = {
+    "episodes",
+    "seed",
+    "checkpoint",
+    "steps",
+    "out",
+    "videos",
+    "n_envs",
+    "device",
+    "threads",
+    "task",
+    "weights",
+}
+_PLAIN |= {
+    "n_action_steps",
+    "continuity",
+    "delay",
+    "execute",
+    "best_of",
+    "batched",
+    "dataset",
+    "offline",
+    "protocol",
+}
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """One evaluation in simulation.
+
+    Attributes:
+        file: its results.
+        data: all of them.
+        task, protocol: what was evaluated, and the name of the conditions; "" for flowleap's own.
+        nfe: network function evaluations a chunk.
+        metric, value, interval: the headline score.
+        success: a rate with count, n and interval; None where the task reports none.
+        step: of training; None where nobody noted it.
+        conditions: what was not as it is by default, in words.
+    """
+
+    file: Path
+    data: Mapping[str, Any]
+    task: str
+    protocol: str
+    nfe: int
+    metric: str
+    value: float
+    interval: tuple[float, float]
+    success: Number | None
+    step: int | None
+    conditions: tuple[str, ...]
+
+    @classmethod
+    def of(cls, file: Path, data: Mapping[str, Any]) -> Evaluation:
+        """Check the content of a file; raise `LookupError`, `TypeError`, `ValueError` or `AttributeError`."""
+        summary, actor = data["summary"], data.get("actor") or {}
+        headline, training = summary["headline"], actor.get("training") or {}
+        low, high = map(float, headline["interval"])
+        success = _rate(summary["success"]) if summary.get("reports_success", True) else None
+        step = training.get("step")
+        latency = summary["latency_ms"]
+        finite = [float(latency[name]) for name in ("p50", "p95", "mean")] + [
+            float(headline["value"]),
+            low,
+            high,
+        ]
+        if not all(map(math.isfinite, finite)):
+            raise ValueError("its numbers are not finite")
+        for row in data.get("rows", ()):
+            int(row["seed"]), bool(row["success"]), float(row["max_reward"])
+        return cls(
+            file,
+            data,
+            str(summary["task"]),
+            _protocol(data.get("protocol")),
+            int(data["nfe"]),
+            str(headline["metric"]),
+            float(headline["value"]),
+            (low, high),
+            success,
+            step if isinstance(step, int) else None,
+            _conditions(data, actor),
+        )
+
+    @property
+    def episodes(self) -> int:
+        """How many there were."""
+        return int(self.data["summary"]["episodes"])
+
+    @property
+    def exported(self) -> bool:
+        """Whether an export acted, not the checkpoint."""
+        return (self.data.get("actor") or {}).get("kind") == "export"
+
+    @property
+    def latency(self) -> Mapping[str, Any]:
+        """Milliseconds of a call of the policy."""
+        return self.data["summary"]["latency_ms"]  # type: ignore[no-any-return]
+
+    @property
+    def measures(self) -> dict[str, Number]:
+        """How smooth the motion was, by name; what the file holds of it."""
+        motion = self.data["summary"].get("motion")
+        return {str(k): v for k, v in motion.items() if _is_mean(v)} if isinstance(motion, dict) else {}
+
+    @property
+    def histogram(self) -> tuple[list[float], list[int]] | None:
+        """Edges and counts of the latency; None in results of flowleap 0.1."""
+        found = self.latency.get("histogram")
+        if not isinstance(found, dict):
+            return None
+        edges, counts = [float(x) for x in found["edges"]], [int(x) for x in found["counts"]]
+        fits = len(edges) == len(counts) + 1 and all(
+            0 < a < b for a, b in pairwise(edges)
+        )
+        return (edges, counts) if fits else None
+
+    def precedence(self) -> tuple[Any, ...]:
+        """The order in which evaluations are quoted, the best first; see `RunFolder.headline`."""
+        return (
+            self.exported,
+            -(self.step or 0),
+            len(self.conditions),
+            -self.episodes,
+            self.nfe,
+            str(self.file),
+        )
+
+
+def _rate(part: Mapping[str, Any]) -> Number:
+    low, high = map(float, part["interval"])
+    return {
+        "count": int(part["count"]),
+        "n": int(part["n"]),
+        "rate": float(part["rate"]),
+        "interval": [low, high],
+    }
+
+
+def _is_mean(part: Any) -> bool:
+    return (
+        isinstance(part, dict)
+        and isinstance(part.get("mean"), int | float)
+        and isinstance(part.get("interval"), list)
+        and len(part["interval"]) == 2
+    )
+
+
+def _protocol(given: Any) -> str:
+    """The name of the conditions; results hold it alone or with its details."""
+    if isinstance(given, Mapping):
+        given = given.get("name")
+    return str(given) if given else ""
+
+
+def _conditions(data: Mapping[str, Any], actor: Mapping[str, Any]) -> tuple[str, ...]:
+    config, continuity = data.get("config") or {}, data.get("continuity")
+    found = []
+    if actor.get("kind") == "export":
+        found.append("exported")
+    if actor.get("weights", "ema") != "ema":
+        found.append(f"{actor['weights']} weights")
+    if config.get("n_action_steps"):
+        found.append(f"{config['n_action_steps']} actions executed")
+    if isinstance(continuity, dict):
+        found.append(f"{continuity.get('continuity')}, {continuity.get('delay')} steps late")
+    if config.get("batched"):
+        found.append("batched")
+    first = (data.get("seeds") or {}).get("first")
+    if first not in (None, 100000) and not data.get("protocol"):
+        found.append(f"seeds from {first}")
+    # Options of later versions, which may change what was measured.
+    found += [f"{key}={value}" for key, value in config.items() if key not in _PLAIN and value]
+    return tuple(found)

@@ -1,0 +1,94 @@
+"""Recorded data as a trained policy sees them: read as its training read them, in windows."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from flowleap.datasets.dataset import open_dataset
+from flowleap.datasets.selection import Selection, chosen_episodes
+from flowleap.datasets.windows import Windows
+from flowleap.envs.conventions import in_actions_of
+from flowleap.envs.task_data import load_columns
+from flowleap.policy.core.errors import FlowleapError
+from flowleap.policy.core.registry import parameters_of
+from flowleap.policy.core.spec import Spec
+from flowleap.scripts.common import asked_imports, plain, task_of
+from flowleap.scripts.resume import CONFIG
+
+_WHICH = ("keys", "episodes", "drop", "filter")
+
+
+def run_config(policy: Path) -> Mapping[str, Any]:
+    """The configuration of the run that a checkpoint or an exported folder lies in; empty where there is none."""
+    for folder in (policy.parent.parent, policy.parent, policy):
+        if (folder / CONFIG).is_file():
+            try:
+                read = plain(OmegaConf.load(folder / CONFIG))
+                return read if isinstance(read, dict) else {}
+            except Exception as error:  # yaml and OmegaConf have kinds of their own
+                raise FlowleapError(f"{folder / CONFIG}: not readable ({error})") from error
+    return {}
+
+
+def recorded_windows(
+    dataset: str, task: Any, spec: Spec, config: Mapping[str, Any], episodes: Any = None
+) -> tuple[Windows, list[str]]:
+    """The windows of a dataset, and what its episodes are called.
+
+    Args:
+        dataset: where it is.
+        task: that the policy names, `{"name", "kwargs"}`, or None.
+        spec: the policy's.
+        config: of its run, which says how columns are called there and which of them are the actions.
+        episodes: those to read, see `selection.Which`; None is all.
+
+    Raises:
+        FlowleapError: the dataset is damaged, or does not fit the policy; the message names the key.
+    """
+    # A file may not ask for imports; such tasks read a dataset's columns under their own names.
+    known = None if asked_imports(task) else task_of(task)
+    reading = {name: config.get(name) for name in parameters_of(Selection) if name not in _WHICH}
+    keys = None if known else list(spec.observations)
+    with open_dataset(dataset, keys=keys, episodes=episodes, **reading) as opened:
+        images = any(obs.image for obs in spec.observations.values())
+        data = load_columns(known and in_actions_of(known, opened.spec), opened, images=images)
+        labels = [opened.label(index) for index in range(opened.n_episodes)]
+    spec.require_match(data.spec, "the checkpoint", f"dataset {dataset}")
+    return data.windows(spec.n_obs_steps, spec.horizon, spec.n_action_steps), labels
+
+
+def held_out(dataset: str, training: Mapping[str, Any], config: Mapping[str, Any]) -> list[int] | None:
+    """The episodes of a dataset that a policy was not trained on; None where it is another than that of its training.
+
+    Args:
+        dataset: where it is.
+        training: what the checkpoint notes of its training; empty for exports.
+        config: of its run.
+    """
+    place = config.get("dataset") or training.get("dataset")
+    if not isinstance(place, str) or not _same(place, dataset):
+        return None
+    which = {name: config.get(name) for name in ("episodes", "drop", "filter")}
+    if all(value is None for value in which.values()):
+        return []
+    options = {"filter": which["filter"]} if which["filter"] is not None else {}
+    with open_dataset(dataset) as every, open_dataset(dataset, **options) as masked:
+        n = every.n_episodes
+        seen = set(getattr(masked, "chosen", range(n)))
+        if which["episodes"] is not None:
+            seen &= set(chosen_episodes(which["episodes"], n, "episodes", dataset))
+        if which["drop"] is not None:
+            seen -= set(chosen_episodes(which["drop"], n, "drop", dataset))
+    return [index for index in range(n) if index not in seen]
+
+
+def _same(one: str, other: str) -> bool:
+    """Whether two texts name the same place, of this machine or of the Hub."""
+    return one == other or os.path.realpath(os.path.expanduser(one)) == os.path.realpath(
+        os.path.expanduser(other)
+    )
