@@ -11,13 +11,14 @@ from numpy.typing import NDArray
 
 from flowleap.datasets.columns import ACTION, CACHE_BYTES, Columns, Episode
 from flowleap.datasets.interface import Dataset, NotFinite, quoted
+from flowleap.datasets.splits import SPLITS
 from flowleap.policy.core.errors import FlowleapError, suggest
 from flowleap.policy.core.registry import Option
 
 MASKS = "masks"  # attribute of a dataset: name of a filter -> indices of its episodes
 
 Which = int | str | Sequence[int | str] | None
-"""Episodes: how many from the first; a slice as text, `10:20`; or a list of numbers and slices."""
+"""Episodes: how many from the first; a slice as text, `10:20`; a list of numbers and slices; or the name of a split."""
 
 
 def chosen_episodes(which: Which, n: int, name: str, path: Any) -> list[int]:
@@ -26,6 +27,8 @@ def chosen_episodes(which: Which, n: int, name: str, path: Any) -> list[int]:
     Raises:
         FlowleapError: it names none, or one that is not there.
     """
+    if isinstance(which, str) and which in SPLITS:
+        return SPLITS[which](n)
     if isinstance(which, int) and not isinstance(which, bool):
         if which < 1:
             raise FlowleapError(
@@ -45,8 +48,10 @@ def chosen_episodes(which: Which, n: int, name: str, path: Any) -> list[int]:
             else:
                 raise ValueError
     except (TypeError, ValueError) as error:
+        split = suggest(which, SPLITS) if isinstance(which, str) else ""
         raise FlowleapError(
-            f"{name}={which!r} is no list of episodes: say {name}=[0,2,5] or {name}='10:20'"
+            f"{name}={which!r} is no list of episodes: say {name}=[0,2,5], {name}='10:20' or the name of a split "
+            f"({', '.join(SPLITS)}){split}"
         ) from error
     for index in found:
         if not 0 <= index < n:
@@ -89,7 +94,10 @@ class Selection:
         ),
     ] = None
     episodes: Annotated[
-        Sequence[int] | None, Option("those to read: 50 (the first ones), '10:20', [0,2,5]; null is all")
+        Sequence[int] | None,
+        Option(
+            "those to read: 50 (the first ones), '10:20', [0,2,5], or a split: diffusion_policy; null is all"
+        ),
     ] = None
     drop: Annotated[Sequence[int] | None, Option("episodes not to read, in the same way")] = None
     topics: Annotated[

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,6 +12,7 @@ import numpy as np
 from flowleap.envs.rollout import Actor, Chunker
 from flowleap.policy.core.errors import FlowleapError
 from flowleap.policy.core.hub import Address, policy_folder
+from flowleap.policy.core.inputs import Range
 from flowleap.policy.core.spec import Spec
 
 if TYPE_CHECKING:
@@ -31,6 +32,7 @@ class LoadedActor:
         prefix: how many actions may be given to it.
         spec: what it needs.
         nfe: function evaluations a chunk.
+        range_of: the normalisation (scale, offset) of a low-dim key, each [*shape]; None where there is none.
         path, describe, task: where it lies, what to write beside its scores, what it was trained for.
     """
 
@@ -40,6 +42,7 @@ class LoadedActor:
     prefix: int
     spec: Spec
     nfe: int
+    range_of: Callable[[str], Range | None]
     path: Path
     describe: dict[str, Any]
     task: dict[str, Any] | None
@@ -117,6 +120,7 @@ def load_actor(
         policy.prefix,
         policy.spec,
         nfe,
+        policy.normalizer.range_of,
         policy.checkpoint or path,
         describe,
         task,
@@ -149,6 +153,7 @@ def _exported(path: Path, steps: int | None, threads: int, n_action_steps: int |
         policy.prefix,
         policy.spec,
         policy.steps,
+        policy.inputs.range_of,
         path,
         describe,
         policy.task,

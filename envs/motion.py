@@ -1,4 +1,4 @@
-"""How smoothly a policy moves: what its actions do where one chunk goes over into the next."""
+"""How smoothly a policy moves: what its actions do, above all where one chunk goes over into the next."""
 
 from __future__ import annotations
 
@@ -9,33 +9,52 @@ import numpy as np
 
 
 class Motion(NamedTuple):
-    """Mean second differences |a_i - 2 a_{i-1} + a_{i-2}| of an episode's actions, in their own unit.
+    """How an episode's executed actions change from step to step, in their own unit.
 
     Attributes:
-        jump: where a new chunk takes over: how far its first action is from going straight on.
-        interior: where no new chunk is near.
+        jump: mean second difference |a_i - 2 a_{i-1} + a_{i-2}| where a new chunk takes over: how far its first action
+            is from going straight on.
+        interior: the same where no new chunk is near.
+        acceleration: root mean square of all second differences, unit / step^2.
+        jerk: root mean square of all third differences, unit / step^3.
+        clipped: share of the actions that lay outside of the environment's bounds before they were clipped to them.
     """
 
     jump: float
     interior: float
+    acceleration: float
+    jerk: float
+    clipped: float
 
 
-def motion(actions: np.ndarray, boundaries: Sequence[int]) -> Motion | None:
+def motion(
+    actions: np.ndarray, boundaries: Sequence[int], low: np.ndarray | float, high: np.ndarray | float
+) -> Motion | None:
     """How smooth the actions [T, A] of an episode are.
 
     Args:
-        actions: in the order of their execution.
+        actions: as the policy chose them, in the order of their execution.
         boundaries: the indices at which a new chunk takes over.
+        low, high: the bounds that actions were clipped to, [A].
 
     Returns:
         None where an episode has no boundary, or nothing between.
     """
-    if len(actions) < 3:
+    if len(actions) < 4:
         return None
-    bends = np.linalg.norm(np.diff(actions.astype(np.float64), n=2, axis=0), axis=1)  # of index i + 2
+    chosen = actions.astype(np.float64)
+    executed = np.clip(chosen, low, high)
+    bends = np.linalg.norm(np.diff(executed, n=2, axis=0), axis=1)  # of index i + 2
+    jerks = np.linalg.norm(np.diff(executed, n=3, axis=0), axis=1)
     at = np.asarray([b for b in boundaries if 2 <= b < len(actions)], np.int64)
     near = np.concatenate([at, at + 1]) - 2
     inside = np.delete(bends, near[near < len(bends)])
     if not len(at) or not len(inside):
         return None
-    return Motion(float(bends[at - 2].mean()), float(inside.mean()))
+    return Motion(
+        jump=float(bends[at - 2].mean()),
+        interior=float(inside.mean()),
+        acceleration=float(np.sqrt(np.mean(bends**2))),
+        jerk=float(np.sqrt(np.mean(jerks**2))),
+        clipped=float((executed != chosen).any(axis=1).mean()),
+    )

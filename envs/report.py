@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -20,7 +20,7 @@ def summary(rollout: Rollout, task: Task) -> dict[str, Any]:
     Returns:
         `task`, `seed_note`, `episodes`; `success` {count, n, rate, interval}; `max_reward` and `sum_reward`
         {mean, interval}; `reports_success`; `outcomes` {name: {count, n, rate, interval}} where the task has some;
-        `motion` {jump, interior}, each {mean, interval}, see `motion.motion`;
+        `motion`, see `motion_summary`;
         `headline` {metric, value, interval}; `mean_length`; `latency_ms` {p50, p95, mean, histogram} per actor call;
         `seconds` {policy, env, wall}; `n_envs`, `batched`; for a task with modes, `modes`: `mode_coverage`.
     """
@@ -52,7 +52,7 @@ def summary(rollout: Rollout, task: Task) -> dict[str, Any]:
         "batched": rollout.batched,
     }
     if moved := [e.motion for e in episodes if e.motion]:
-        report["motion"] = {name: mean([getattr(each, name) for each in moved]) for name in Motion._fields}
+        report["motion"] = motion_summary(moved)
     if task.scoring.outcomes:
         flags = {
             name: [bool(e.outcomes and e.outcomes[name]) for e in episodes] for name in task.scoring.outcomes
@@ -61,6 +61,13 @@ def summary(rollout: Rollout, task: Task) -> dict[str, Any]:
     if task.scoring.modes:
         report["modes"] = mode_coverage(episodes, task.scoring.modes)
     return report
+
+
+def motion_summary(moved: Sequence[Motion]) -> dict[str, Any]:
+    """Each figure as {mean, interval} over n >= 1 episodes; `ratio`: mean jump over mean interior, None if it is 0."""
+    report: dict[str, Any] = {name: mean([getattr(each, name) for each in moved]) for name in Motion._fields}
+    interior = report["interior"]["mean"]
+    return report | {"ratio": report["jump"]["mean"] / interior if interior else None}
 
 
 def episode_rows(rollout: Rollout) -> list[dict[str, Any]]:
@@ -103,6 +110,18 @@ def format_modes(modes: Mapping[str, Any]) -> str:
     if modes["entropy_share"] is not None:
         share = f"{_with_interval(modes['entropy_share'], modes)} of the expert's"
     return f"modes of the successes: {counts} | {bits}, {share} | {modes['open']} episodes completed no mode"
+
+
+def format_motion(report: Mapping[str, Any]) -> str:
+    """One line for people out of `motion_summary`'s numbers."""
+    ratio = report["ratio"]
+    times = "" if ratio is None else f" ({ratio:.2g} times as much)"
+    value = {name: report[name]["mean"] for name in Motion._fields}
+    return (
+        f"motion: {value['jump']:.3g} where chunks meet, {value['interior']:.3g} within{times} | RMS acceleration "
+        f"{value['acceleration']:.3g} per step², jerk {value['jerk']:.3g} per step³ | "
+        f"{100 * value['clipped']:.1f} % of the actions clipped"
+    )
 
 
 def format_rate(part: Mapping[str, Any]) -> str:

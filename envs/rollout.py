@@ -89,27 +89,26 @@ class _Slot:
 
     Attributes:
         plan: what comes next, where chunks arrive late.
+        rng: draws the noise of its chunks.
         sent: the actions [Ta, A] of each step of the environment.
     """
 
     position: int
     seed: int
     plan: Plan
+    rng: np.random.Generator
     started: bool = False
     sent: list[np.ndarray] = field(default_factory=list)
 
-    def __post_init__(self) -> None:
-        self._rng = episode_noise(self.seed)
-
     def noise(self, spec: Spec, candidates: int = 1) -> np.ndarray:
         """Noises of the next chunk, float32 [K, H, A]."""
-        return self._rng.standard_normal((candidates, spec.horizon, spec.action_dim), dtype=np.float32)
+        return self.rng.standard_normal((candidates, spec.horizon, spec.action_dim), dtype=np.float32)
 
-    def motion(self, length: int) -> Motion | None:
-        """How smooth the `length` actions of the episode were."""
+    def motion(self, length: int, bounds: Any) -> Motion | None:
+        """How smooth the `length` actions of the episode were; `bounds` is the Box [Ta, A] they were clipped to."""
         each, delay = len(self.sent[0]), self.plan.settings.delay
         boundaries = range(each + delay, length, each)
-        return motion(np.concatenate(self.sent)[:length], boundaries)
+        return motion(np.concatenate(self.sent)[:length], boundaries, bounds.low[0], bounds.high[0])
 
 
 def rollout(
@@ -121,6 +120,7 @@ def rollout(
     batched: bool = False,
     on_progress: Callable[[Episode], None] | None = None,
     continuity: Continuity | None = None,
+    noise: Callable[[int], np.random.Generator] = episode_noise,
 ) -> Rollout:
     """Run one episode per seed and return their outcomes in the order of `seeds`.
 
@@ -134,6 +134,7 @@ def rollout(
         on_progress: called with every finished episode, in order of completion.
         continuity: let chunks arrive late, and go over into each other so; `spec` has its `execute` as Ta. The actor is
             called for one environment at a time then.
+        noise: seed -> what draws the noise of the episode's chunks.
 
     Raises:
         SpecMismatch: the policy does not fit the task.
@@ -145,7 +146,9 @@ def rollout(
     n_envs = min(n_envs, len(seeds))
     result = Rollout(n_envs=n_envs, batched=batched)
     records: dict[int, Episode] = {}  # position in `seeds` -> outcome
-    waiting = deque(_Slot(i, int(seed), _plan(continuity, spec)) for i, seed in enumerate(seeds))
+    waiting = deque(
+        _Slot(i, int(seed), _plan(continuity, spec), noise(int(seed))) for i, seed in enumerate(seeds)
+    )
     slots: dict[int, _Slot] = {}  # environment -> its episode
     chunks = np.zeros((n_envs, spec.n_action_steps, spec.action_dim), np.float32)
     obs: Observation = {}
@@ -164,7 +167,8 @@ def rollout(
                 obs, _, ended, _, info = envs.step(chunks)
             for index in [index for index in slots if ended[index]]:
                 slot = slots.pop(index)
-                record = _episode(task, slot, {key: value[index] for key, value in info.items()})
+                outcome = {key: value[index] for key, value in info.items()}
+                record = _episode(task, slot, outcome, envs.single_action_space)
                 records[slot.position] = record
                 if on_progress:
                     on_progress(record)
@@ -174,7 +178,12 @@ def rollout(
 
 
 def record_episode(
-    task: Task, actor: Actor | Chunker, spec: Spec, seed: int, continuity: Continuity | None = None
+    task: Task,
+    actor: Actor | Chunker,
+    spec: Spec,
+    seed: int,
+    continuity: Continuity | None = None,
+    noise: Callable[[int], np.random.Generator] = episode_noise,
 ) -> tuple[np.ndarray, Episode]:
     """Replay the episode of `seed` in this process with the renderer on.
 
@@ -185,7 +194,7 @@ def record_episode(
     """
     _check_request(task, spec, [seed], 1)
     frames: list[np.ndarray] = []
-    slot, result, ended = _Slot(0, seed, _plan(continuity, spec)), Rollout(), False
+    slot, result, ended = _Slot(0, seed, _plan(continuity, spec), noise(seed)), Rollout(), False
     with env_failures(task.name):
         env = ChunkEnv(
             task, spec, render_mode="rgb_array", on_frame=lambda: frames.append(np.asarray(env.render()))
@@ -198,7 +207,7 @@ def record_episode(
             chunk = _choose(actor, batch, [slot], spec, result)[0]
             with env_failures(task.name):
                 obs, _, ended, _, info = env.step(chunk)
-    return np.stack(frames), _episode(task, slot, info)
+    return np.stack(frames), _episode(task, slot, info, env.action_space)
 
 
 def _plan(continuity: Continuity | None, spec: Spec) -> Plan:
@@ -264,7 +273,7 @@ def _call(
     return chunk
 
 
-def _episode(task: Task, slot: _Slot, info: dict[str, Any]) -> Episode:
+def _episode(task: Task, slot: _Slot, info: dict[str, Any], bounds: Any) -> Episode:
     return Episode(
         seed=slot.seed,
         success=bool(info["success"]),
@@ -273,7 +282,7 @@ def _episode(task: Task, slot: _Slot, info: dict[str, Any]) -> Episode:
         length=int(info["length"]),
         mode=int(info["mode"]) if info["mode"] >= 0 else None,
         outcomes={name: bool(info[name]) for name in task.scoring.outcomes} or None,
-        motion=slot.motion(int(info["length"])),
+        motion=slot.motion(int(info["length"]), bounds),
     )
 
 

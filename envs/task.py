@@ -98,6 +98,9 @@ class Task:
         recording: how recordings are read and replayed; by default, those of `flowleap collect`.
         mirror: the task's mirror symmetry, or None: maps columns of its own observation keys and `action`, each
             [N, ...] in real units, to those of the mirrored world, where the same physics and goal hold exactly.
+        shift_start: `(env, rng, strength) -> observation` moves the initial state of an environment that was just
+            reset by normal numbers times `strength`, in units of half the range that it is drawn from; None: it cannot
+            be moved.
     """
 
     name: str
@@ -109,3 +112,4 @@ class Task:
     scoring: Scoring = Scoring()
     recording: Recording = field(default_factory=Recording)
     mirror: Callable[[Mapping[str, np.ndarray]], Observation] | None = None
+    shift_start: Callable[[Any, np.random.Generator, float], Observation] | None = None

@@ -1,4 +1,4 @@
-"""List what there is to choose from: tasks, objectives, backbones, encoders, dataset formats and downloads.
+"""List what there is to choose from: tasks, protocols, objectives, backbones, encoders, formats and downloads.
 
     flowleap list what=tasks filter=door
 
@@ -17,6 +17,7 @@ from omegaconf import DictConfig
 
 from flowleap.datasets.dataset import describe_formats
 from flowleap.datasets.public_files import PUBLIC
+from flowleap.envs.protocols import PROTOCOLS
 from flowleap.envs.registry import list_tasks, make_task, open_families
 from flowleap.policy.core.errors import UsageError, suggest
 from flowleap.scripts.cli.compose import choices
@@ -27,6 +28,7 @@ def main(cfg: DictConfig) -> None:
     """Print the chosen kinds, each as `name  description` lines."""
     kinds: dict[str, Callable[[], dict[str, str]]] = {
         "tasks": lambda: {name: describe_task(name) for name in list_tasks()} | open_families(),
+        "protocols": lambda: {f"{p.name} ({p.tasks})": p.about for p in PROTOCOLS},
         **{f"{group}s": partial(describe_group, group) for group in ("objective", "backbone", "encoder")},
         "formats": describe_formats,
         "downloads": lambda: {name: public.about for name, public in PUBLIC.items()},

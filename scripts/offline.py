@@ -9,13 +9,14 @@ from typing import Any
 from omegaconf import DictConfig
 
 from flowleap.datasets.offline import follow, predict_at, spread_frames, summarise
-from flowleap.envs.actors import LoadedActor
-from flowleap.policy.core.errors import require_int
+from flowleap.envs.actors import load_actor
+from flowleap.policy.core.errors import UsageError, require_int
 from flowleap.policy.core.files import write_results
 from flowleap.policy.training.metrics import progress_bar
 from flowleap.scripts.common import command, plain, run_dir_of, say, show_table
 from flowleap.scripts.recorded import held_out, recorded_windows, run_config
 from flowleap.scripts.studies.plots import predicted_and_recorded
+from flowleap.scripts.sweeps import cases_of
 
 CAUTION = (
     "a low error does not mean success: what the policy sees next follows from what it did, and small errors add up; "
@@ -23,8 +24,11 @@ CAUTION = (
 )
 
 
-def evaluate_offline(cfg: DictConfig, actor: LoadedActor) -> dict[str, Any]:
+def evaluate_offline(cfg: DictConfig) -> dict[str, Any]:
     """Compare the policy's chunks with those recorded in `cfg.dataset`; print, write and return the results."""
+    if cases_of(cfg) is not None:
+        raise UsageError("dataset=... compares one policy at one NFE at a time: no lists of values")
+    actor = load_actor(cfg.checkpoint, cfg.steps, cfg.weights, cfg.device, cfg.threads, cfg.n_action_steps)
     options = cfg.offline
     noises = require_int("offline.noises", options.noises, 1, 256)
     count = require_int("offline.frames", options.frames, 1, 100_000)
@@ -42,12 +46,12 @@ def evaluate_offline(cfg: DictConfig, actor: LoadedActor) -> dict[str, Any]:
             done.append(number)
             advance(sum(done), "")
 
-        found = predict_at(actor.chunk, windows, frames, noises, cfg.seed, on_progress)
+        found = predict_at(actor.chunk, windows, frames, noises, cfg.noise_seed, on_progress)
     report = summarise(found, windows, actor.spec.limits, labels)
     report["data"] = _provenance(unseen, labels)
     drawn = {"median": report["median_episode"], "worst": report["worst_episodes"][0]}
     report["drawn"] = {
-        name: {**part, **follow(actor.chunk, windows, part["index"], cfg.seed)}
+        name: {**part, **follow(actor.chunk, windows, part["index"], cfg.noise_seed)}
         for name, part in drawn.items()
     }
     dataset = Path(cfg.dataset).stem

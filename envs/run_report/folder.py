@@ -150,7 +150,7 @@ def _read_results(run: RunFolder) -> bool:
             if "offline" in data:
                 run.offline.append(offline_of(file.relative_to(run.path), data))
             else:
-                run.evaluations.append(Evaluation.of(file, data))
+                run.evaluations += [Evaluation.of(file, part) for part in data.get("evaluations", [data])]
         except json.JSONDecodeError as error:
             text = f"{file} is damaged: {_short(error)}"
             run.problems.append(Problem(text, "remove it, or evaluate again"))

@@ -8,33 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 Number = dict[str, Any]
 """A number with its 95 % `interval`: a rate {count, n, rate}, or a {mean}."""
 
-_PLAIN = {
-    "episodes",
-    "seed",
-    "checkpoint",
-    "steps",
-    "out",
-    "videos",
-    "n_envs",
-    "device",
-    "threads",
-    "task",
-    "weights",
-}
-_PLAIN |= {
-    "n_action_steps",
-    "continuity",
-    "delay",
-    "execute",
-    "best_of",
-    "batched",
-    "dataset",
-    "offline",
-    "protocol",
-}
+OWN = "flowleap"  # the protocol of results that name none
+_SEED = 100000  # of the first episode, unless said otherwise
 
 
 @dataclass(frozen=True)
@@ -44,7 +24,7 @@ class Evaluation:
     Attributes:
         file: its results.
         data: all of them.
-        task, protocol: what was evaluated, and the name of the conditions; "" for flowleap's own.
+        task, protocol: what was evaluated, and the name of the conditions.
         nfe: network function evaluations a chunk.
         metric, value, interval: the headline score.
         success: a rate with count, n and interval; None where the task reports none.
@@ -81,19 +61,22 @@ class Evaluation:
         if not all(map(math.isfinite, finite)):
             raise ValueError("its numbers are not finite")
         for row in data.get("rows", ()):
-            int(row["seed"]), bool(row["success"]), float(row["max_reward"])
+            if not isinstance(row["seed"], int) or not isinstance(row["success"], bool):
+                raise ValueError("its rows are no episodes")
+            float(row["max_reward"])
+        protocol = _protocol(data.get("protocol"))
         return cls(
             file,
             data,
             str(summary["task"]),
-            _protocol(data.get("protocol")),
+            protocol,
             int(data["nfe"]),
             str(headline["metric"]),
             float(headline["value"]),
             (low, high),
             success,
             step if isinstance(step, int) else None,
-            _conditions(data, actor),
+            _conditions(data, actor, protocol),
         )
 
     @property
@@ -124,9 +107,7 @@ class Evaluation:
         if not isinstance(found, dict):
             return None
         edges, counts = [float(x) for x in found["edges"]], [int(x) for x in found["counts"]]
-        fits = len(edges) == len(counts) + 1 and all(
-            0 < a < b for a, b in pairwise(edges)
-        )
+        fits = len(edges) == len(counts) + 1 and all(0 < a < b for a, b in pairwise(edges))
         return (edges, counts) if fits else None
 
     def precedence(self) -> tuple[Any, ...]:
@@ -164,10 +145,10 @@ def _protocol(given: Any) -> str:
     """The name of the conditions; results hold it alone or with its details."""
     if isinstance(given, Mapping):
         given = given.get("name")
-    return str(given) if given else ""
+    return str(given) if given else OWN
 
 
-def _conditions(data: Mapping[str, Any], actor: Mapping[str, Any]) -> tuple[str, ...]:
+def _conditions(data: Mapping[str, Any], actor: Mapping[str, Any], protocol: str) -> tuple[str, ...]:
     config, continuity = data.get("config") or {}, data.get("continuity")
     found = []
     if actor.get("kind") == "export":
@@ -180,9 +161,57 @@ def _conditions(data: Mapping[str, Any], actor: Mapping[str, Any]) -> tuple[str,
         found.append(f"{continuity.get('continuity')}, {continuity.get('delay')} steps late")
     if config.get("batched"):
         found.append("batched")
-    first = (data.get("seeds") or {}).get("first")
-    if first not in (None, 100000) and not data.get("protocol"):
+    if data.get("noise_seed"):
+        found.append(f"noise seed {data['noise_seed']}")
+    first = (data.get("seeds") or {}).get("first", _SEED)
+    if first != _SEED and protocol == OWN:
         found.append(f"seeds from {first}")
-    # Options of later versions, which may change what was measured.
-    found += [f"{key}={value}" for key, value in config.items() if key not in _PLAIN and value]
+    found += [f"{kind} {value}" for kind, value in (data.get("perturbation") or {}).items()]
     return tuple(found)
+
+
+def offline_of(file: Path, data: Mapping[str, Any]) -> dict[str, Any]:
+    """The comparison with recorded actions in a results file, checked as far as the page reads it.
+
+    Raises `LookupError`, `TypeError`, `ValueError` or `AttributeError`.
+    """
+    found, baselines = data["offline"], ("policy", "repeat_last", "mean_action")
+    error = found["error"]
+    horizon = {name: list(map(float, error["horizon"][name])) for name in baselines}
+    dimensions = [
+        {
+            "numbers": [float(part["policy"][name]) for name in ("mean", "median", "p95")]
+            + [float(part[name]["mean"]) for name in baselines[1:]]
+            + [float(part["spread"])],
+            "outside": float(part["outside"]),
+            "range": float(width),
+            "levels": part["levels"],
+        }
+        for part, width in zip(found["dimensions"], found["range"], strict=True)
+    ]
+    drawn = {
+        str(name): {
+            "episode": str(part["episode"]),
+            "error": float(part["error"]),
+            **{key: np.asarray(part[key], np.float64) for key in ("recorded", "predicted")},
+        }
+        for name, part in found["drawn"].items()
+    }
+    if any(p["recorded"].ndim != 2 or p["recorded"].shape != p["predicted"].shape for p in drawn.values()):
+        raise ValueError("the episodes that it draws do not fit")
+    return {
+        "file": str(file),
+        **{key: str(found[key]) for key in ("dataset", "data", "caution")},
+        **{key: int(found[key]) for key in ("nfe", "frames", "noises", "episodes")},
+        "error": {name: float(error[name]) for name in (*baselines, "executed")},
+        "horizon": horizon,
+        "dimensions": dimensions,
+        "best_of": {int(k): float(value) for k, value in found["best_of"].items()},
+        "spread": float(found["spread"]),
+        "two_ways": None if found["two_ways"] is None else float(found["two_ways"]),
+        "worst_episodes": [(str(p["episode"]), float(p["error"])) for p in found["worst_episodes"]],
+        "worst_frames": [
+            (str(p["episode"]), int(p["frame"]), float(p["error"])) for p in found["worst_frames"]
+        ],
+        "drawn": drawn,
+    }

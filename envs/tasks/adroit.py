@@ -26,6 +26,8 @@ MAX_STEPS = (
 )
 SUCCESS_ANGLE = 1.35  # rad, the environment's own threshold
 OPEN_ANGLE = 1.0  # rad
+WIDE_ANGLE = 1.4  # rad, beyond which hand_dapg's own environment counts the door as open
+_DOOR_HALF_RANGE = 0.05  # m, of what the door's position is drawn from
 ANGLE = "hinge_rad"
 OPEN = f"hinge_above_{OPEN_ANGLE:g}_rad"
 _SEED_NOTE = (
@@ -70,6 +72,18 @@ class AdroitDoorEnv(SimEnv):
         return _observation(obs), float(reward), False, False, info
 
 
+def wide_open(info: Mapping[str, Any]) -> bool:
+    """Whether the door is open beyond 1.4 rad."""
+    return bool(info[ANGLE] > WIDE_ANGLE)
+
+
+def shift_start(env: AdroitDoorEnv, rng: np.random.Generator, strength: float) -> Observation:
+    """Move the door at random."""
+    state = env.sim.get_env_state()
+    position = state["door_body_pos"] + strength * _DOOR_HALF_RANGE * rng.standard_normal(3)
+    return env.reset_to_state(state["qpos"], state["qvel"], position)
+
+
 def make(name: str, max_steps: int = MAX_STEPS, camera: str = "fixed", image_size: int = 320) -> Task:
     """Build `adroit/<name>`; `camera` and `image_size` (px) concern rendering only."""
     return Task(
@@ -92,6 +106,7 @@ def make(name: str, max_steps: int = MAX_STEPS, camera: str = "fixed", image_siz
             state_keys=(("init_qpos", "init_qvel", "init_door_body_pos"),),
             outcome=_recorded_outcome,
         ),
+        shift_start=shift_start,
     )
 
 

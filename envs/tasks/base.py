@@ -46,6 +46,10 @@ class SimEnv(gymnasium.Env[Observation, np.ndarray]):
         self.observation_space = cast(Space[Observation], Dict(spaces))
         self.action_space = Box(low, high, (action_dim,), dtype=np.float32)
 
+    def physics(self) -> Any:
+        """The simulator's MuJoCo model; None where it is another simulator."""
+        return getattr(self.sim, "model", None)
+
     def film(self, camera: str, size: int) -> None:
         """Choose what `render` draws: a camera of the simulator's MuJoCo model, `size` x `size` px."""
         self._camera = camera

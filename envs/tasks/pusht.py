@@ -43,9 +43,14 @@ CORNERS = np.array(
 # (x, y) -> (512 - y, 512 - x) maps board, goal and T to themselves; the T's corners change places pairwise.
 MIRRORED_CORNERS = [1, 0, 3, 2, 5, 4, 7, 6]
 
+# Of what initial states are drawn from: finger 50 to 450, block 100 to 400 (px), any angle (rad).
+_MIDDLE = 250.0
+_HALF_RANGES = np.array([200.0, 200.0, 150.0, 150.0, math.pi])
+
 _SEED_NOTE = (
     "gym-pusht's own seeding: the seed draws finger, block position and block angle; the goal is fixed. "
-    "Published Push-T tables seed a different generator, so equal seed numbers are other initial states."
+    "Published Push-T tables seed a different generator, so equal seed numbers are other initial states, which "
+    "protocol=diffusion_policy draws."
 )
 
 
@@ -183,10 +188,10 @@ class PushTEnv(SimEnv):
         return np.array([*agent.position, *block.position, block.angle])
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> Start:
-        """Draw an initial state as gym-pusht does."""
+        """Draw an initial state as gym-pusht does; `options` are its own."""
         super().reset(seed=seed)
         self.sim._last_action = None  # else the first frame shows the last target of the episode before
-        self.sim.reset(seed=seed)
+        self.sim.reset(seed=seed, options=options)
         return self._observe(), {"success": False}
 
     def step(self, action: np.ndarray) -> Step:
@@ -217,6 +222,23 @@ class PushTEnv(SimEnv):
         return self._observe()
 
 
+def legacy_start(seed: int) -> dict[str, Any]:
+    """Options of `reset` for the initial state that Diffusion Policy's environment (arXiv 2303.04137) draws of a seed.
+
+    gym-pusht sets the position before the angle, as that environment does for its published scores.
+    """
+    rng = np.random.RandomState(seed)
+    drawn = [rng.randint(50, 450), rng.randint(50, 450), rng.randint(100, 400), rng.randint(100, 400)]
+    return {"reset_to_state": np.array([*drawn, rng.randn() * 2 * np.pi - np.pi])}
+
+
+def shift_start(env: PushTEnv, rng: np.random.Generator, strength: float) -> Observation:
+    """Move finger and block at random, inside of the places that gym-pusht draws from."""
+    state = env.state() + strength * _HALF_RANGES * rng.standard_normal(5)
+    state[:4] = np.clip(state[:4], _MIDDLE - _HALF_RANGES[:4], _MIDDLE + _HALF_RANGES[:4])
+    return env.reset_to_state(state)
+
+
 def make(name: str) -> Task:
     """Build `pusht/<name>`."""
     keys, images = _KEYS[name], IMAGE in _KEYS[name]
@@ -241,6 +263,7 @@ def make(name: str) -> Task:
             outcome=_recorded_outcome,
         ),
         mirror=mirror,
+        shift_start=shift_start,
     )
 
 

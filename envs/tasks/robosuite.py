@@ -219,6 +219,10 @@ class RobosuiteEnv(SimEnv):
             self._rendered = model
         return self._film.render(self.sim.sim.data._data, self._camera)
 
+    def physics(self) -> Any:
+        """The MuJoCo model, which a reset compiles anew."""
+        return self.sim.sim.model._model
+
     def close(self) -> None:
         """Release the renderer."""
         if self._film is not None:

@@ -109,6 +109,13 @@ class SlalomEnv(SimEnv):
         self._trail = [self.data.qpos.copy()]
         return self._observe(), self._info()
 
+    def shift_start(self, rng: np.random.Generator, strength: float) -> Observation:
+        """Move start and goal at random; return the observation."""
+        self.data.qpos[:] += strength * JITTER * rng.standard_normal(2)
+        self.goal = self.goal + strength * JITTER * rng.standard_normal(2)
+        self._trail = [self.data.qpos.copy()]
+        return self._observe()
+
     def step(self, action: np.ndarray) -> Step:
         """Draw the effector towards `action` [2] (m, absolute) for 0.1 s."""
         self.data.ctrl[:] = np.clip(action, -self._bounds, self._bounds)
@@ -132,6 +139,10 @@ class SlalomEnv(SimEnv):
             _disc(image, point, 0.004, (160, 190, 235))
         _disc(image, self._trail[-1], EFFECTOR_RADIUS, (200, 50, 40) if self._touched else (40, 90, 200))
         return image.round().astype(np.uint8)
+
+    def physics(self) -> Any:
+        """The MuJoCo model."""
+        return self.model
 
     def close(self) -> None:
         """Nothing is open."""
@@ -202,6 +213,7 @@ def make(name: str) -> Task:
         seed_note=_SEED_NOTE,
         expert=slalom_expert,
         scoring=Scoring(modes=ROUTES),
+        shift_start=SlalomEnv.shift_start,
     )
 
 

@@ -11,12 +11,13 @@ from numpy.typing import NDArray
 _NOISE_STREAM = 0xF10  # keeps chunk noise apart from any other generator seeded with the episode's seed
 
 
-def episode_noise(seed: int) -> np.random.Generator:
+def episode_noise(seed: int, noise_seed: int = 0) -> np.random.Generator:
     """The generator that an episode draws the noise of its chunks from, one after the other.
 
-    Evaluation and `flowleap serve` draw from the same one, so that the same seed means the same noise.
+    Evaluation and `flowleap serve` draw from the same one, so that the same seed means the same noise. Another
+    `noise_seed` is another noise.
     """
-    return np.random.default_rng([seed, _NOISE_STREAM])
+    return np.random.default_rng([seed, _NOISE_STREAM, *([noise_seed] if noise_seed else [])])
 
 
 def ancestral_noise(noise: NDArray[Any], draws: int) -> NDArray[np.float32]:

@@ -76,6 +76,10 @@ def choices(part: str) -> dict[str, Choice]:
         from flowleap.policy.deploy.plan import Continuity
 
         return {"": Choice(_about(Continuity), parameters_of(Continuity))}
+    if part == "perturbation":
+        from flowleap.envs.perturb import KINDS, Perturbation
+
+        return {"": Choice(_about(Perturbation), KINDS)}
     if part == "policy":
         from flowleap.policy.normalizer import Normalizer
         from flowleap.policy.policy import SINGLE

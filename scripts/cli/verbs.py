@@ -41,7 +41,7 @@ class Verb:
 
 
 _ORDER = (
-    "train eval report export serve push collect convert inspect download view replay list doctor "
+    "train eval robustness report export serve push collect convert inspect download view replay list doctor "
     "benchmark gradients delay toy speed lerobot demo"
 )
 _ELSEWHERE = {

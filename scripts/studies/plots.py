@@ -171,6 +171,27 @@ def delay_curves(rows: Rows, title: str, out: Path) -> Path:
     return _save(figure, out)
 
 
+def robustness_curves(curves: Mapping[str, Rows], metric: str, title: str, out: Path) -> Path:
+    """Draw the score against the strength of each kind of perturbation, a panel each, with 95 % intervals."""
+    columns = min(3, len(curves))
+    height = -(-len(curves) // columns)
+    figure, axes = _figure(height, columns, 3.2 * columns, 2.6 * height)
+    for axis in axes.flat[len(curves) :]:
+        axis.set_visible(False)
+    for axis, (kind, points) in zip(axes.flat, curves.items(), strict=False):
+        strengths, scores = [p["strength"] for p in points], [p["score"] for p in points]
+        errors = np.abs(np.array([p["interval"] for p in points]).T - scores)
+        axis.errorbar(strengths, scores, errors, fmt="o-", ms=4, lw=1.2, elinewidth=0.7)
+        axis.set(xlabel=kind.replace("_", " "), ylabel=metric.replace("_", " "))
+        if kind in ("friction", "mass"):  # factors
+            axis.set_xscale("log", base=2)
+            axis.set_xlabel(f"{kind}, factor")
+        if metric != "sum_reward":
+            axis.set_ylim(-0.03, 1.03)
+    figure.suptitle(title)
+    return _save(figure, out)
+
+
 def predicted_and_recorded(drawn: Mapping[str, Any], title: str, out: Path, dims: int = 8) -> Path:
     """Draw the actions that were recorded and those of chunks along them, a column an episode, a row a dimension.
 

@@ -1,0 +1,118 @@
+"""Sweeps of `flowleap eval`: every combination of the options that are lists, as one table."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
+
+from flowleap.envs.perturb import KINDS
+from flowleap.policy.core.errors import FlowleapError
+from flowleap.policy.core.registry import parameters_of
+from flowleap.policy.deploy.plan import Continuity
+from flowleap.scripts.common import plain, say, show_table
+
+Case = Mapping[str, Any]  # option -> its value in one evaluation
+Rows = Sequence[Mapping[str, Any]]  # results of evaluations, each with its `options`
+
+SWEPT = (
+    "checkpoint_steps",
+    "weights",
+    "steps",
+    "n_action_steps",
+    "noise_seed",
+    *parameters_of(Continuity),
+    *KINDS,
+)
+
+
+def cases_of(cfg: DictConfig) -> list[Case] | None:
+    """Every combination of the options that `cfg` gives lists of; None where it gives none.
+
+    Raises:
+        FlowleapError: a list is empty, or `checkpoint_steps=all` finds no checkpoints.
+    """
+    if cfg.checkpoint_steps == "all":
+        cfg.checkpoint_steps = sorted(_checkpoints(cfg.checkpoint))
+    lists = {name: plain(cfg[name]) for name in SWEPT if isinstance(cfg[name], ListConfig)}
+    for name, values in lists.items():
+        if not values:
+            raise FlowleapError(f"{name}=[] leaves nothing to evaluate")
+    if not lists:
+        return None
+    return [dict(zip(lists, values, strict=True)) for values in product(*lists.values())]
+
+
+def checkpoint_at(run: str, step: int | None) -> str:
+    """The checkpoint of a run directory after `step` gradient steps; `run` itself where that is None.
+
+    Raises:
+        FlowleapError: there is none; the message names those that are there.
+    """
+    if step is None:
+        return run
+    known = _checkpoints(run)
+    if step not in known:
+        have = f"it has those of {', '.join(map(str, sorted(known)))}"
+        raise FlowleapError(
+            f"{run} has no checkpoint of step {step}; {have} (trainer.keep_checkpoints keeps more)"
+        )
+    return str(known[step])
+
+
+def _checkpoints(run: str) -> dict[int, Path]:
+    """Gradient steps -> checkpoint, of a run directory."""
+    found = (Path(run).expanduser() / "checkpoints").glob("step_*")
+    known = {int(path.name.removeprefix("step_")): path for path in found if path.name[5:].isdigit()}
+    if not known:
+        raise FlowleapError(
+            f"checkpoint_steps chooses among the checkpoints of a run, and {run} is no run directory"
+        )
+    return known
+
+
+def sweep(
+    cfg: DictConfig, cases: Sequence[Case], evaluate: Callable[[DictConfig], dict[str, Any]]
+) -> list[dict[str, Any]]:
+    """The results of `evaluate` for `cfg` with each case's options, which they hold as `options`."""
+    rows = []
+    for number, case in enumerate(cases, 1):
+        say(f"{number}/{len(cases)}: {' '.join(f'{name}={value}' for name, value in case.items())}")
+        one = OmegaConf.create(cfg)
+        with open_dict(one):
+            one.update(case)
+        results = evaluate(one)
+        del results["config"]  # that of the sweep stands beside all of them
+        rows.append({"options": dict(case), **results})
+    return rows
+
+
+def show_sweep(rows: Rows) -> None:
+    """Print a line an evaluation: its options, score, motion, diversity and latency."""
+    lines = [_line(row) for row in rows]
+    head = list(dict.fromkeys(column for line in lines for column in line))
+    summary = rows[0]["summary"]
+    title = f"{summary['task']}, {summary['episodes']} episodes each, protocol {rows[0]['protocol']['name']}"
+    show_table(head, [[line.get(column, "") for column in head] for line in lines], title)
+
+
+def _line(row: Mapping[str, Any]) -> dict[str, str]:
+    summary = row["summary"]
+    headline, success = summary["headline"], summary["success"]
+    score = "{value:.3f} [{low:.3f}, {high:.3f}]".format(
+        value=headline["value"], low=headline["interval"][0], high=headline["interval"][1]
+    )
+    line = {name: str(value) for name, value in row["options"].items() if name != "steps"}
+    line |= {"NFE": str(row["nfe"]), f"{headline['metric']} [95 %]": score}
+    if headline["metric"] != "success" and summary["reports_success"]:
+        line["success"] = f"{success['count']}/{success['n']}"
+    if "modes" in summary:
+        share = summary["modes"]["entropy_share"]
+        line["entropy share"] = "-" if share is None else f"{share:.2f}"
+    if "motion" in summary:
+        ratio = summary["motion"]["ratio"]
+        line["jump / interior"] = "-" if ratio is None else f"{ratio:.2f}"
+    return line | {"ms a chunk": f"{summary['latency_ms']['p50']:.2f}"}
