@@ -92,7 +92,7 @@ def _show(report: Mapping[str, Any]) -> None:
         f"NFE {report['nfe']} | {report['frames']} frames of {report['episodes']} episodes of {report['dataset']}"
     )
     say(f"  {report['data']}")
-    head = ("dim", "mean error", "median", "p95", "last action", "mean action", "spread", "outside", "range")
+    head = ("dim", "mean", "median", "p95", "last action", "mean action", "spread", "outside", "range")
     rows = []
     for index, part in enumerate(report["dimensions"]):
         numbers = [part["policy"][name] for name in ("mean", "median", "p95")]

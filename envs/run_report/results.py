@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -201,6 +202,7 @@ def offline_of(file: Path, data: Mapping[str, Any]) -> dict[str, Any]:
         raise ValueError("the episodes that it draws do not fit")
     return {
         "file": str(file),
+        "command": str(data.get("command") or ""),
         **{key: str(found[key]) for key in ("dataset", "data", "caution")},
         **{key: int(found[key]) for key in ("nfe", "frames", "noises", "episodes")},
         "error": {name: float(error[name]) for name in (*baselines, "executed")},
