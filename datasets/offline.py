@@ -6,7 +6,7 @@ up. A high error does not mean failure: where there are several ways, the demons
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from math import comb
@@ -20,7 +20,7 @@ from flowleap.datasets.windows import Windows
 from flowleap.policy.core.errors import FlowleapError
 from flowleap.policy.core.limits import ActionLimits
 
-Predict = Callable[[Mapping[str, NDArray], NDArray], NDArray]
+Predict = Callable[[dict[str, NDArray], NDArray], NDArray]
 """`obs` {key: [B, To, *shape]} and noise [B, K, H, A] (or [B, H, A]) -> chunks [B, K, N, A] ([B, N, A]), real units."""
 
 LEVELS = 4  # values that a gripper's command takes, at most
@@ -90,7 +90,7 @@ def predict_at(
     return Predictions(frames, np.concatenate(chunks), np.concatenate(recorded), valid, actions)
 
 
-def _ask(predict: Predict, obs: Mapping[str, NDArray], noise: NDArray) -> NDArray:
+def _ask(predict: Predict, obs: dict[str, NDArray], noise: NDArray) -> NDArray:
     """Chunks [B, K, N, A], also of policies that take one noise at a time."""
     many, chunks = noise.shape[1], None
     if many > 1:

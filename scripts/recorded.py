@@ -52,7 +52,9 @@ def recorded_windows(
     """
     # A file may not ask for imports; such tasks read a dataset's columns under their own names.
     known = None if asked_imports(task) else task_of(task)
-    reading = {name: config.get(name) for name in parameters_of(Selection) if name not in _WHICH}
+    reading: dict[str, Any] = {
+        name: config.get(name) for name in parameters_of(Selection) if name not in _WHICH
+    }
     keys = None if known else list(spec.observations)
     with open_dataset(dataset, keys=keys, episodes=episodes, **reading) as opened:
         images = any(obs.image for obs in spec.observations.values())

@@ -27,7 +27,7 @@ Record = Callable[[int], tuple[np.ndarray, Episode]]
 
 @dataclass(frozen=True)
 class Film:
-    """One episode: its film strip `still`, and its `video` with a `poster`, both empty where there is none; data URIs."""
+    """One episode: its film strip `still`, and its `video` with a `poster`, empty where there is none; data URIs."""
 
     caption: str
     alt: str

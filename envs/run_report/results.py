@@ -93,7 +93,8 @@ class Evaluation:
     @property
     def latency(self) -> Mapping[str, Any]:
         """Milliseconds of a call of the policy."""
-        return self.data["summary"]["latency_ms"]  # type: ignore[no-any-return]
+        latency: Mapping[str, Any] = self.data["summary"]["latency_ms"]
+        return latency
 
     @property
     def measures(self) -> dict[str, Number]:
@@ -190,7 +191,7 @@ def offline_of(file: Path, data: Mapping[str, Any]) -> dict[str, Any]:
         }
         for part, width in zip(found["dimensions"], found["range"], strict=True)
     ]
-    drawn = {
+    drawn: dict[str, dict[str, Any]] = {
         str(name): {
             "episode": str(part["episode"]),
             "error": float(part["error"]),
