@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Sequence
 from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -32,11 +31,6 @@ def as_it_stands(word: str, multirun: bool = False) -> str:
         return word
     pieces = [piece.strip() for piece in _PIECE.findall(value)] if multirun else [value]
     return f"{key}={','.join(_protected(os.path.expanduser(_unquoted(piece))) for piece in pieces)}"
-
-
-def path_list(words: Sequence[str]) -> str:
-    """Paths as they stand on the command line, as a list for hydra."""
-    return f"[{','.join(_protected(os.path.expanduser(word)) for word in words)}]"
 
 
 def quoted(text: str) -> str:

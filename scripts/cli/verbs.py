@@ -16,11 +16,11 @@ class Verb:
         name: the verb.
         script: the module below `flowleap.scripts` whose `main` runs it.
         word: the option whose value may stand alone: `flowleap download pusht`.
-        many: that option is a list of paths, of which several may stand there: `flowleap report runs/a runs/b`.
+        words: the option that is a list of all words that name no option: `flowleap report runs/a runs/b`.
     """
 
-    def __init__(self, name: str, script: str, word: str = "", many: bool = False) -> None:
-        self.name, self.script, self.word, self.many = name, script, word, many
+    def __init__(self, name: str, script: str, word: str = "", words: str = "") -> None:
+        self.name, self.script, self.word, self.words = name, script, word, words
 
     @cached_property
     def doc(self) -> str:
@@ -51,7 +51,5 @@ _ELSEWHERE = {
     "lerobot": "studies.lerobot_check",
     **{study: f"studies.{study}" for study in ("benchmark", "gradients", "delay", "toy", "speed")},
 }
-_WORDS = {"download": ("name", False), "report": ("runs", True)}
-VERBS = {
-    verb: Verb(verb, _ELSEWHERE.get(verb, verb), *_WORDS.get(verb, ("", False))) for verb in _ORDER.split()
-}
+_BARE = {"download": {"word": "name"}, "report": {"words": "runs"}}
+VERBS = {verb: Verb(verb, _ELSEWHERE.get(verb, verb), **_BARE.get(verb, {})) for verb in _ORDER.split()}
