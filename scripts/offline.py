@@ -8,7 +8,8 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from flowleap.datasets.offline import follow, predict_at, spread_frames, summarise
+from flowleap.datasets.offline import follow, predict_at, spread_frames
+from flowleap.datasets.offline_summary import summarise
 from flowleap.envs.actors import load_actor
 from flowleap.policy.core.errors import UsageError, require_int
 from flowleap.policy.core.files import write_results

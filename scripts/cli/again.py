@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
 from typing import Any
 
 from omegaconf import OmegaConf
@@ -30,7 +30,7 @@ def command_of(verb: str, config: Mapping[str, Any]) -> str:
         groups, base = [], compose(verb)
     defaults = dict(_leaves(OmegaConf.to_container(base, resolve=False)))
     words = list(groups)
-    for key, value in _leaves(config):
+    for key, value in _leaves(config, known=defaults):
         if key.endswith(".name") or (key in defaults and defaults[key] == value):
             continue
         parent = key.rpartition(".")[0]
@@ -40,10 +40,11 @@ def command_of(verb: str, config: Mapping[str, Any]) -> str:
     return shlex.join(["flowleap", verb, *words])
 
 
-def _leaves(tree: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+def _leaves(tree: Any, prefix: str = "", known: Container[str] = ()) -> Iterator[tuple[str, Any]]:
+    """Dotted key -> value; a mapping that is the value of a `known` option stays whole."""
     for key, value in tree.items():
-        if isinstance(value, dict) and value:
-            yield from _leaves(value, f"{prefix}{key}.")
+        if isinstance(value, dict) and value and f"{prefix}{key}" not in known:
+            yield from _leaves(value, f"{prefix}{key}.", known)
         else:
             yield f"{prefix}{key}", value
 

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from flowleap.datasets.dataset import Dataset
-from flowleap.datasets.offline import best_of, follow, predict_at, spread_frames, summarise
+from flowleap.datasets.offline import follow, predict_at, spread_frames
+from flowleap.datasets.offline_summary import best_of, summarise
 from flowleap.policy.core.errors import FlowleapError
 from flowleap.policy.core.limits import ActionLimits
 from flowleap.policy.core.spec import ObsKey, Spec

@@ -11,7 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from flowleap.datasets.offline import follow, predict_at, spread_frames, summarise
+from flowleap.datasets.offline import follow, predict_at, spread_frames
+from flowleap.datasets.offline_summary import summarise
 from flowleap.datasets.quality import charts
 from flowleap.envs.registry import make_task
 from flowleap.envs.report import episode_rows, summary
