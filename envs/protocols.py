@@ -181,6 +181,8 @@ DP3_METAWORLD = Protocol(
     max_steps=200,
     metric="success",
     counts="the last two steps of any chunk",
+    starts="the seed draws a fresh object and goal placement from the task's whole range; success counts at the last "
+    "two steps of a chunk, and ends the episode.",
     demonstrations="10 of the scripted expert, 200 steps each",
     published="arXiv 2403.03954; To=2, Ta=8, 3 training seeds; mean of the five best evaluations during training",
     differs="MetaWorld V3 for V2; seeded placements (the published runner draws without a seed); the published policy "
@@ -192,6 +194,8 @@ DP3_ADROIT = replace(
     about="the Adroit door as in DP3's tables: open beyond 1.4 rad at the end of 300 steps",
     max_steps=300,
     counts="the last step of the episode",
+    starts="the seed draws the door's position within 10 cm along each axis; the hand starts at rest. Success is the "
+    "hinge beyond 1.4 rad at the last step.",
     succeeds=adroit.wide_open,
     demonstrations="10 of a trained expert",
     differs="gymnasium-robotics' environment; seeded door positions; the last step counts (published: mean of the last "

@@ -80,7 +80,9 @@ def sweep(
     """The results of `evaluate` for `cfg` with each case's options, which they hold as `options`."""
     rows = []
     for number, case in enumerate(cases, 1):
-        say(f"{number}/{len(cases)}: {' '.join(f'{name}={value}' for name, value in case.items())}")
+        say(
+            f"{number}/{len(cases)}: {' '.join(f'{name}={value}' for name, value in case.items()) or 'nothing changed'}"
+        )
         one = OmegaConf.create(cfg)
         with open_dict(one):
             one.update(case)
@@ -91,22 +93,28 @@ def sweep(
 
 
 def show_sweep(rows: Rows) -> None:
-    """Print a line an evaluation: its options, score, motion, diversity and latency."""
-    lines = [_line(row) for row in rows]
-    head = list(dict.fromkeys(column for line in lines for column in line))
+    """Print a line an evaluation: its options, score, diversity, motion and latency."""
+    each = [{name: str(value) for name, value in row["options"].items()} for row in rows]
+    if any(
+        set(options) != set(each[0]) for options in each
+    ):  # one kind after the other, see `flowleap robustness`
+        texts = [" ".join(f"{name}={value}" for name, value in options.items()) for options in each]
+        each = [{"changed": text or "nothing"} for text in texts]
+    lines = [options | _line(row) for options, row in zip(each, rows, strict=True)]
+    head = list(dict.fromkeys(column for line in lines for column in line if column != "steps"))
     summary = rows[0]["summary"]
     title = f"{summary['task']}, {summary['episodes']} episodes each, protocol {rows[0]['protocol']['name']}"
     show_table(head, [[line.get(column, "") for column in head] for line in lines], title)
 
 
 def _line(row: Mapping[str, Any]) -> dict[str, str]:
+    """What came of an evaluation, by column."""
     summary = row["summary"]
     headline, success = summary["headline"], summary["success"]
     score = "{value:.3f} [{low:.3f}, {high:.3f}]".format(
         value=headline["value"], low=headline["interval"][0], high=headline["interval"][1]
     )
-    line = {name: str(value) for name, value in row["options"].items() if name != "steps"}
-    line |= {"NFE": str(row["nfe"]), f"{headline['metric']} [95 %]": score}
+    line = {"NFE": str(row["nfe"]), f"{headline['metric']} [95 %]": score}
     if headline["metric"] != "success" and summary["reports_success"]:
         line["success"] = f"{success['count']}/{success['n']}"
     if "modes" in summary:

@@ -30,6 +30,7 @@ from typing import Any, NamedTuple
 
 from omegaconf import DictConfig
 
+from flowleap.envs.protocols import FLOWLEAP, find_protocol, one_protocol
 from flowleap.envs.registry import make_task
 from flowleap.policy.core.errors import FlowleapError
 from flowleap.policy.core.files import write_results
@@ -38,6 +39,7 @@ from flowleap.scripts.common import command, logged, plain, say
 from flowleap.scripts.studies.benchmark_tables import aggregate, differences, markdown, print_tables
 from flowleap.scripts.studies.plots import score_curves
 
+EPISODES = 100  # where the protocol leaves their number open
 TIMING = "train_seconds.json"
 STEP_COST = "step_seconds.json"
 COMMAND = (sys.executable, "-m", "flowleap.scripts.cli.main")
@@ -62,7 +64,10 @@ def main(cfg: DictConfig) -> dict[str, Any]:
     """Run all rows, write `<results>/<name>.{json,md}` (`.png`: of more than one point), print and return them."""
     if cfg.get("task") is None or cfg.parallel < 1 or not set(cfg.budget) <= {"steps", "time"}:
         raise FlowleapError("benchmark needs task=NAME, parallel >= 1 and budget=[steps], [time] or both")
-    metric = make_task(cfg.task.name).scoring.metric
+    protocol = find_protocol(cfg.protocol, cfg.task.name)
+    metric = protocol.metric or make_task(cfg.task.name).scoring.metric
+    seeds = protocol.seeds(cfg.eval_seed, cfg.episodes or (None if protocol.published else EPISODES))
+    cfg.eval_seed, cfg.episodes = seeds.start, len(seeds)
     rows = _rows(cfg)
     _stopping.clear()
     with ThreadPoolExecutor(cfg.parallel) as pool:
@@ -76,6 +81,7 @@ def main(cfg: DictConfig) -> dict[str, Any]:
                 process.terminate()
             raise
     results: dict[str, Any] = {"command": command("benchmark"), "config": plain(cfg), "metric": metric}
+    results["protocol"] = {"name": one_protocol(records)}
     for budget in cfg.budget:
         own = [record for record in records if record["budget"] == budget]
         suffix = "" if budget == cfg.budget[0] else f"_equal_{budget}"
@@ -147,18 +153,20 @@ def _run(cfg: DictConfig, row: Row) -> list[dict[str, Any]]:
             seconds = run_flowleap("train", *row.train, f"run_dir={row.run_dir}")
         timing.write_text(json.dumps(seconds))
         say(f"trained {row.run_dir} in {seconds / 60:.1f} CPU minutes")
+    protocol = "" if cfg.protocol == FLOWLEAP.name else f"_{cfg.protocol}"
     evaluations = logged(row.run_dir, "eval/score")  # during training, with `trainer.eval_every`
     records = []
     for nfe in row.nfes:
         ta = "null" if cfg.n_action_steps is None else cfg.n_action_steps
-        name = f"nfe{nfe}_ta{cfg.n_action_steps or 'task'}_{cfg.eval_seed}x{cfg.episodes}.json"
-        words = (f"steps={nfe}", f"n_action_steps={ta}")
+        name = f"nfe{nfe}_ta{cfg.n_action_steps or 'task'}_{cfg.eval_seed}x{cfg.episodes}{protocol}.json"
+        words = (f"steps={nfe}", f"n_action_steps={ta}", f"protocol={cfg.protocol}")
         result = evaluate(cfg, row.run_dir, row.run_dir / "eval" / name, *words)
         record = {
             "objective": row.objective,
             "budget": row.budget,
             "nfe": nfe,
             "seed": row.seed,
+            "protocol": result.get("protocol"),
             "train_steps": result["actor"]["training"]["step"],
             "train_minutes": round(json.loads(timing.read_text()) / 60, 2),
             "parameters": result["actor"]["parameters"],

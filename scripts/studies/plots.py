@@ -186,6 +186,8 @@ def robustness_curves(curves: Mapping[str, Rows], metric: str, title: str, out: 
         if kind in ("friction", "mass"):  # factors
             axis.set_xscale("log", base=2)
             axis.set_xlabel(f"{kind}, factor")
+            axis.set_xticks(strengths, [f"{strength:g}" for strength in strengths])
+            axis.minorticks_off()
         if metric != "sum_reward":
             axis.set_ylim(-0.03, 1.03)
     figure.suptitle(title)
