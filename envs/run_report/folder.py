@@ -14,7 +14,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from flowleap.envs.run_report.results import Evaluation, offline_of
+from flowleap.envs.run_report.results import Evaluation, offline_of, robustness_of
 from flowleap.policy.core.errors import FlowleapError, suggest
 
 CONFIG, METRICS = "config.yaml", "metrics.jsonl"
@@ -39,6 +39,7 @@ class RunFolder:
         metrics: rows of training metrics, each with `step`.
         evaluations: results of `flowleap eval` in simulation.
         offline: results of `flowleap eval dataset=...`.
+        robustness: curves of `flowleap robustness`.
         checkpoints: training step -> directory.
         problems: what is missing or damaged.
     """
@@ -48,6 +49,7 @@ class RunFolder:
     metrics: list[dict[str, float]] = field(default_factory=list)
     evaluations: list[Evaluation] = field(default_factory=list)
     offline: list[Mapping[str, Any]] = field(default_factory=list)
+    robustness: list[Mapping[str, Any]] = field(default_factory=list)
     checkpoints: dict[int, Path] = field(default_factory=dict)
     problems: list[Problem] = field(default_factory=list)
 
@@ -150,7 +152,11 @@ def _read_results(run: RunFolder) -> bool:
             if "offline" in data:
                 run.offline.append(offline_of(file.relative_to(run.path), data))
             else:
-                run.evaluations += [Evaluation.of(file, part) for part in data.get("evaluations", [data])]
+                told = {"command": data.get("command")}
+                parts = data.get("evaluations", [data])
+                run.evaluations += [Evaluation.of(file, told | part) for part in parts]
+            if "curves" in data:
+                run.robustness.append(robustness_of(data))
         except json.JSONDecodeError as error:
             text = f"{file} is damaged: {_short(error)}"
             run.problems.append(Problem(text, "remove it, or evaluate again"))

@@ -43,6 +43,7 @@ def render(runs: Sequence[RunFolder], galleries: Sequence[Gallery], commands: Se
         "problems": [problem for run in runs for problem in run.problems],
         "tables": list(_tables(runs, labels)),
         "progress": list(_progress(runs, labels)),
+        "robustness": list(_robustness(runs, labels)),
         "training": list(_training(runs)),
         "legend": list(enumerate(labels[: charts.COLOURS])) if len(runs) > 1 else [],
         "galleries": galleries,
@@ -162,6 +163,18 @@ def _progress(runs: Sequence[RunFolder], labels: Sequence[str]) -> Iterator[dict
         names = [label for label, points in during if len(points[0]) > 1]
         note = "few episodes, on seeds of their own: for the course, not to be quoted"
         yield {"title": "score during training", "note": note, "svg": safe(svg), "legend": names}
+
+
+def _robustness(runs: Sequence[RunFolder], labels: Sequence[str]) -> Iterator[dict[str, Any]]:
+    """Score against the strength of each kind of perturbation."""
+    for label, run in zip(labels, runs, strict=True):
+        for found in run.robustness:
+            title = f"{label}: {found['title']}"
+            drawn = [
+                (kind, safe(charts.curves([charts.Curve(*points)], kind, f"{title}, against {kind}")))
+                for kind, points in found["curves"].items()
+            ]
+            yield {"title": title, "charts": drawn}
 
 
 def _training(runs: Sequence[RunFolder]) -> Iterator[tuple[str, Any]]:

@@ -172,6 +172,22 @@ def _conditions(data: Mapping[str, Any], actor: Mapping[str, Any], protocol: str
     return tuple(found)
 
 
+def robustness_of(data: Mapping[str, Any]) -> dict[str, Any]:
+    """Scores against the strength of perturbations: `title`, and `curves`, kind -> (strengths, scores, intervals).
+
+    Raises `LookupError`, `TypeError`, `ValueError` or `AttributeError`.
+    """
+    first, curves = Evaluation.of(Path(), data["evaluations"][0]), {}
+    for kind, points in data["curves"].items():
+        numbers = np.array([[p["strength"], p["score"], *p["interval"]] for p in points], np.float64)
+        curves[str(kind)] = (numbers[:, 0], numbers[:, 1], numbers[:, 2:4])
+    metric = first.metric.replace("_", " ")
+    return {
+        "title": f"{first.task}, {metric} at NFE {first.nfe}, protocol {first.protocol}",
+        "curves": curves,
+    }
+
+
 def offline_of(file: Path, data: Mapping[str, Any]) -> dict[str, Any]:
     """The comparison with recorded actions in a results file, checked as far as the page reads it.
 

@@ -153,6 +153,27 @@ def test_a_sweep_and_an_export_are_read_too(tmp_path):
     assert run.headline.conditions == ()
 
 
+def test_robustness_is_drawn(tmp_path):
+    path = run_at(tmp_path / "mine")
+    parts = [
+        json.loads(results(tmp_path / "one.json", perturbation=p).read_text()) for p in (None, {EVIL: 0.1})
+    ]
+    points = [{"strength": s, "score": 0.3, "interval": [0.1, 0.6]} for s in (0.0, 0.1)]
+    data = {"command": "flowleap robustness x", "evaluations": parts, "curves": {EVIL: points}}
+    write_results(path / "eval/robustness.json", data)
+    run = read_run(path)
+    assert run.problems == []
+    assert len(run.evaluations) == 2
+    assert {e.data["command"] for e in run.evaluations} == {"flowleap robustness x"}
+    assert run.headline.conditions == ()
+    parsed = page(run)
+    labels = [attrs.get("aria-label") or "" for tag, attrs in parsed.tags if tag == "svg"]
+    assert sum(f", against {EVIL}" in label for label in labels) == 1
+    del points[1]["score"]
+    write_results(path / "eval/robustness.json", data)
+    assert "robustness.json" in read_run(path).problems[0].text
+
+
 def test_what_is_missing_or_damaged_is_named_and_the_rest_is_shown(tmp_path):
     path = run_at(tmp_path / "mine")
     assert remedies(read_run(path)) == [
