@@ -119,7 +119,7 @@ def dataset_observations(dataset: str | None, policy: Policy) -> dict[str, np.nd
         if not isinstance(dataset, str) or not Path(dataset).exists():
             return None
     config = run_config(policy.checkpoint) if policy.checkpoint else {}
-    windows, _ = recorded_windows(dataset, info.get("task"), spec, config)
+    windows = recorded_windows(dataset, info.get("task"), spec, config).windows
     index = np.linspace(0, len(windows) - 1, min(PARITY_WINDOWS, len(windows))).astype(np.int64)
     parts: dict[str, list[np.ndarray]] = {key: [] for key in spec.observations}
     for rows in np.array_split(index, -(-len(index) // _AT_ONCE)):  # cameras may take large images

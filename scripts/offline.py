@@ -38,7 +38,7 @@ def evaluate_offline(cfg: DictConfig) -> dict[str, Any]:
     episodes = plain(options.episodes)
     if episodes is None and unseen:
         episodes = unseen
-    windows, labels = recorded_windows(cfg.dataset, actor.task, actor.spec, config, episodes)
+    windows, labels, numbers = recorded_windows(cfg.dataset, actor.task, actor.spec, config, episodes)
     frames = spread_frames(windows.episode_ends, count)
     with progress_bar(0, len(frames), "eval offline", enabled=True) as advance:
         done: list[int] = []
@@ -49,7 +49,7 @@ def evaluate_offline(cfg: DictConfig) -> dict[str, Any]:
 
         found = predict_at(actor.chunk, windows, frames, noises, cfg.noise_seed, on_progress)
     report = summarise(found, windows, actor.spec.limits, labels)
-    report["data"] = _provenance(unseen, labels)
+    report["data"] = _provenance(unseen, numbers)
     drawn = {"median": report["median_episode"], "worst": report["worst_episodes"][0]}
     report["drawn"] = {
         name: {**part, **follow(actor.chunk, windows, part["index"], cfg.noise_seed)}
@@ -72,15 +72,15 @@ def evaluate_offline(cfg: DictConfig) -> dict[str, Any]:
     return results
 
 
-def _provenance(unseen: list[int] | None, labels: list[str]) -> str:
+def _provenance(unseen: list[int] | None, numbers: list[int]) -> str:
     """Whether the policy was trained on what it is compared with, in words."""
     if unseen is None:
-        return "not the dataset that the policy was trained on"
-    held = len({f"episode {index}" for index in unseen} & set(labels))
-    if held == len(labels):
+        return "another dataset than the policy was trained on, or it was trained on a filter of this one"
+    held = len(set(unseen) & set(numbers))
+    if held == len(numbers):
         return "episodes of its dataset that the policy was not trained on"
     if held:
-        return f"its dataset; it was trained on {len(labels) - held} of these {len(labels)} episodes"
+        return f"its dataset; it was trained on {len(numbers) - held} of these {len(numbers)} episodes"
     return (
         "the very episodes that the policy was trained on, which says little: train with drop='90:' (for instance), "
         "and the episodes left out are compared"

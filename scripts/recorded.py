@@ -5,12 +5,12 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from omegaconf import OmegaConf
 
 from flowleap.datasets.dataset import open_dataset
-from flowleap.datasets.selection import Selection, chosen_episodes
+from flowleap.datasets.selection import Selected, Selection, chosen_episodes
 from flowleap.datasets.windows import Windows
 from flowleap.envs.conventions import in_actions_of
 from flowleap.envs.task_data import load_columns
@@ -23,9 +23,17 @@ from flowleap.scripts.resume import CONFIG
 _WHICH = ("keys", "episodes", "drop", "filter")
 
 
+class Recorded(NamedTuple):
+    """Windows of some episodes, what these are called, and their numbers in the dataset."""
+
+    windows: Windows
+    labels: list[str]
+    numbers: list[int]
+
+
 def run_config(policy: Path) -> Mapping[str, Any]:
     """The configuration of the run that a checkpoint or an exported folder lies in; empty where there is none."""
-    for folder in (policy.parent.parent, policy.parent, policy):
+    for folder in (policy, policy.parent, policy.parent.parent):
         if (folder / CONFIG).is_file():
             try:
                 read = plain(OmegaConf.load(folder / CONFIG))
@@ -37,8 +45,8 @@ def run_config(policy: Path) -> Mapping[str, Any]:
 
 def recorded_windows(
     dataset: str, task: Any, spec: Spec, config: Mapping[str, Any], episodes: Any = None
-) -> tuple[Windows, list[str]]:
-    """The windows of a dataset, and what its episodes are called.
+) -> Recorded:
+    """The windows of a dataset.
 
     Args:
         dataset: where it is.
@@ -60,12 +68,14 @@ def recorded_windows(
         images = any(obs.image for obs in spec.observations.values())
         data = load_columns(known and in_actions_of(known, opened.spec), opened, images=images)
         labels = [opened.label(index) for index in range(opened.n_episodes)]
+        numbers = list(opened.chosen if isinstance(opened, Selected) else range(opened.n_episodes))
     spec.require_match(data.spec, "the checkpoint", f"dataset {dataset}")
-    return data.windows(spec.n_obs_steps, spec.horizon, spec.n_action_steps), labels
+    windows = data.windows(spec.n_obs_steps, spec.horizon, spec.n_action_steps)
+    return Recorded(windows, labels, numbers)
 
 
 def held_out(dataset: str, training: Mapping[str, Any], config: Mapping[str, Any]) -> list[int] | None:
-    """The episodes of a dataset that a policy was not trained on; None where it is another than that of its training.
+    """The episodes of a dataset that a policy was not trained on; None where it is another one, or nobody knows.
 
     Args:
         dataset: where it is.
@@ -75,17 +85,13 @@ def held_out(dataset: str, training: Mapping[str, Any], config: Mapping[str, Any
     place = config.get("dataset") or training.get("dataset")
     if not isinstance(place, str) or not _same(place, dataset):
         return None
-    which = {name: config.get(name) for name in ("episodes", "drop", "filter")}
-    if all(value is None for value in which.values()):
-        return []
-    options = {"filter": which["filter"]} if which["filter"] is not None else {}
-    with open_dataset(dataset) as every, open_dataset(dataset, **options) as masked:
+    if config.get("filter") is not None:  # some formats number the episodes of a filter anew
+        return None
+    with open_dataset(dataset) as every:
         n = every.n_episodes
-        seen = set(getattr(masked, "chosen", range(n)))
-        if which["episodes"] is not None:
-            seen &= set(chosen_episodes(which["episodes"], n, "episodes", dataset))
-        if which["drop"] is not None:
-            seen -= set(chosen_episodes(which["drop"], n, "drop", dataset))
+    chosen, dropped = config.get("episodes"), config.get("drop")
+    seen = set(range(n) if chosen is None else chosen_episodes(chosen, n, "episodes", dataset))
+    seen -= set() if dropped is None else set(chosen_episodes(dropped, n, "drop", dataset))
     return [index for index in range(n) if index not in seen]
 
 
