@@ -114,7 +114,8 @@ def _unit(key: str, obs: ObsKey, range_of: Callable[[str], Any]) -> NDArray[np.f
     known = range_of(key)
     if known is None:
         raise FlowleapError(
-            f"obs_noise: the policy knows no range of '{key}' (it was trained with normalizer.obs=identity)"
+            f"obs_noise: the policy knows no range of '{key}' (it was trained with normalizer.obs=identity, or is an "
+            "export of flowleap 0.1: export it again)"
         )
     scale = np.asarray(known[0], np.float64)
     return np.where(scale == 1.0, 0.0, 1.0 / scale)

@@ -41,5 +41,5 @@ def test_by_the_masks_of_the_published_code() -> None:
 
 
 def test_an_unknown_split_is_named() -> None:
-    with pytest.raises(FlowleapError, match="no list of episodes.*did you mean 'diffusion_policy'"):
+    with pytest.raises(FlowleapError, match=r"no list of episodes.*did you mean 'diffusion_policy'"):
         chosen_episodes("diffusion-policy", 10, "episodes", "data")

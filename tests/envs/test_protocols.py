@@ -128,7 +128,7 @@ class Clock(gymnasium.Env):
         (replace(DP3_ADROIT, max_steps=11, succeeds=None), (10,), False, 11),
         (replace(DP3_ADROIT, max_steps=11, succeeds=None), (11,), True, 11),
         (replace(DP3_ADROIT, max_steps=15), (), True, 15),  # 1.5 rad at the end
-        (replace(DP3_ADROIT, max_steps=14), (3,), False, 14),  # 1.4 rad: not beyond
+        (replace(DP3_ADROIT, max_steps=13), (3, 13), False, 13),  # 1.3 rad: not beyond 1.4
         (FLOWLEAP, (2,), True, 2),
     ],
 )
