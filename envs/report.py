@@ -10,7 +10,7 @@ import numpy as np
 
 from flowleap.envs.motion import Motion
 from flowleap.envs.rollout import Rollout
-from flowleap.envs.statistics import mean, mode_coverage, rate
+from flowleap.envs.statistics import histogram, mean, mode_coverage, rate
 from flowleap.envs.task import Task
 
 
@@ -21,7 +21,7 @@ def summary(rollout: Rollout, task: Task) -> dict[str, Any]:
         `task`, `seed_note`, `episodes`; `success` {count, n, rate, interval}; `max_reward` and `sum_reward`
         {mean, interval}; `reports_success`; `outcomes` {name: {count, n, rate, interval}} where the task has some;
         `motion`, see `motion_summary`;
-        `headline` {metric, value, interval}; `mean_length`; `latency_ms` {p50, p95, mean} per actor call;
+        `headline` {metric, value, interval}; `mean_length`; `latency_ms` {p50, p95, mean, histogram} per actor call;
         `seconds` {policy, env, wall}; `n_envs`, `batched`; for a task with modes, `modes`: `mode_coverage`.
     """
     episodes = rollout.episodes
@@ -41,7 +41,12 @@ def summary(rollout: Rollout, task: Task) -> dict[str, Any]:
         "reports_success": task.scoring.reports_success,
         "headline": {"metric": metric, "value": value, "interval": headline["interval"]},
         "mean_length": float(np.mean([e.length for e in episodes])),
-        "latency_ms": {"p50": float(p50), "p95": float(p95), "mean": float(latency.mean())},
+        "latency_ms": {
+            "p50": float(p50),
+            "p95": float(p95),
+            "mean": float(latency.mean()),
+            "histogram": histogram(latency),
+        },
         "seconds": {"policy": policy, "env": rollout.env_seconds, "wall": rollout.wall_seconds},
         "n_envs": rollout.n_envs,
         "batched": rollout.batched,

@@ -12,6 +12,9 @@ from flowleap.envs.rollout import Episode
 from flowleap.policy.core.errors import FlowleapError
 
 _BOOTSTRAP_DRAWS = 10_000
+_BINS = 24
+_NARROW = 1.01  # ratio of the ends of a histogram, at least
+_SMALLEST = 1e-6  # that a logarithmic axis shows
 
 
 def wilson(successes: int, n: int, z: float = 1.96) -> tuple[float, float]:
@@ -41,6 +44,15 @@ def bootstrap_mean(values: Sequence[float] | np.ndarray, seed: int = 0) -> tuple
 def mean(values: Sequence[float] | np.ndarray) -> dict[str, Any]:
     """Describe n >= 1 numbers: their `mean` and its 95 % bootstrap `interval`."""
     return {"mean": float(np.mean(values)), "interval": list(bootstrap_mean(values))}
+
+
+def histogram(values: Sequence[float] | np.ndarray) -> dict[str, list[Any]]:
+    """Counts of n >= 1 numbers >= 0 in bins of equal ratio, and the `edges` of these, one more; none is left out."""
+    data = np.maximum(np.asarray(values, np.float64), _SMALLEST)
+    low, high = float(data.min()), float(data.max())
+    edges = np.geomspace(low, max(high, low * _NARROW), _BINS + 1)
+    edges[[0, -1]] = low, max(high, low * _NARROW)  # rounding must not push the extremes out
+    return {"edges": edges.tolist(), "counts": np.histogram(data, edges)[0].tolist()}
 
 
 def entropy(counts: Sequence[int] | np.ndarray) -> np.ndarray:

@@ -3,7 +3,7 @@
     python examples/act_on_a_robot.py record data/robot.zarr            30 demonstrations
     flowleap train dataset=data/robot.zarr prefix=2 trainer.steps=600 run_dir=runs/robot
     flowleap export checkpoint=runs/robot
-    python examples/act_on_a_robot.py look runs/robot/export_nfe1 data/robot.zarr
+    flowleap eval checkpoint=runs/robot/export_nfe1 dataset=data/robot.zarr
     python examples/act_on_a_robot.py run runs/robot/export_nfe1
 
 Acting needs numpy and onnxruntime, no torch. Without a word, an untrained policy is exported (with torch) and run.
@@ -93,24 +93,6 @@ def record(path, episodes=30, steps=60):
     print(f"{path}: {episodes} episodes")
 
 
-def look(folder, dataset):
-    """Before anything moves: how far the policy's actions are from those that were recorded."""
-    from flowleap.datasets.dataset import open_dataset
-
-    policy, errors = ExportedPolicy.load(folder), []
-    with open_dataset(dataset) as source:
-        for index in range(source.n_episodes):
-            episode = source.episode(index)
-            for now in range(policy.spec.n_obs_steps - 1, len(episode["action"]) - policy.spec.horizon, 10):
-                frames = slice(now - policy.spec.n_obs_steps + 1, now + 1)
-                chunk = policy.act({key: episode[key][frames][None] for key in policy.spec.observations})[0]
-                errors.append(np.abs(chunk - episode["action"][now:][: len(chunk)]))
-        span = np.ptp(source.columns(["action"])["action"], axis=0)
-    print(
-        f"actions differ from the recorded ones by {100 * (np.mean(errors, (0, 1)) / span).mean():.1f} % of their range"
-    )
-
-
 def run(folder, episodes=5, steps=80):
     """Let the policy drive; whatever goes wrong, the robot holds still."""
     policy = ExportedPolicy.load(folder, seed=0)
@@ -155,4 +137,4 @@ if __name__ == "__main__":
         with tempfile.TemporaryDirectory() as scratch:
             run(untrained(scratch), episodes=1)
     else:
-        {"record": record, "look": look, "run": run}[word](*rest)
+        {"record": record, "run": run}[word](*rest)

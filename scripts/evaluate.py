@@ -6,6 +6,7 @@ flowleap eval checkpoint=RUN_DIR protocol=diffusion_policy    under the conditio
 flowleap eval checkpoint=RUN_DIR steps=[1,2,4] n_action_steps=[4,8] noise_seed=[0,1] checkpoint_steps=all   a sweep
 flowleap eval checkpoint=RUN_DIR drop=0.2          perturbed; `flowleap robustness` draws the curves
 flowleap eval checkpoint=EXPORTED_DIR              the exported policy, without torch
+flowleap eval checkpoint=RUN_DIR dataset=PATH      without a simulator: predicted against recorded actions
 flowleap eval checkpoint=hf://OWNER/NAME           a policy of the Hugging Face Hub; @REVISION pins it
 flowleap eval checkpoint=RUN_DIR cluster=auto      the environments on the CPUs of a Ray cluster
 
@@ -43,6 +44,7 @@ from flowleap.policy.deploy.plan import Continuity
 from flowleap.policy.training.metrics import progress_bar
 from flowleap.scripts.cli.main import run_verb
 from flowleap.scripts.common import command, plain, recorded_task, run_dir_of, say, task_of
+from flowleap.scripts.offline import evaluate_offline
 from flowleap.scripts.sweeps import cases_of, checkpoint_at, show_sweep, sweep
 
 
@@ -82,6 +84,8 @@ class Evaluation(NamedTuple):
 
 def main(cfg: DictConfig) -> dict[str, Any]:
     """Evaluate `cfg.checkpoint`; print what came of it, write the results JSON, and return its content."""
+    if cfg.dataset is not None:
+        return evaluate_offline(cfg)
     cases = cases_of(cfg)
     if cases is not None:
         rows = sweep(cfg, cases, lambda one: run(prepare(one), one))

@@ -21,17 +21,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from omegaconf import DictConfig
 
-from flowleap.datasets.dataset import open_dataset
 from flowleap.envs.actors import policy_actor
 from flowleap.envs.chunk_env import action_bounds
-from flowleap.envs.conventions import in_actions_of
 from flowleap.envs.rollout import rollout
 from flowleap.envs.statistics import mean, paired_difference, rate
-from flowleap.envs.task_data import load_columns
 from flowleap.lerobot.folder import names_of, write_files
 from flowleap.policy.core.errors import FlowleapError
 from flowleap.policy.core.files import write_results
-from flowleap.policy.core.spec import Spec
 from flowleap.scripts.cli.main import run_verb
 from flowleap.scripts.common import (
     asked_imports,
@@ -43,6 +39,7 @@ from flowleap.scripts.common import (
     show_table,
     task_of,
 )
+from flowleap.scripts.recorded import recorded_windows, run_config
 
 if TYPE_CHECKING:
     from flowleap.policy.deploy.runtime import ExportedPolicy
@@ -63,7 +60,7 @@ def main(cfg: DictConfig) -> Path:
     name = f"export_nfe{steps}{cfg.format.removeprefix('onnx').replace('openvino', '-openvino')}"
     out = Path(cfg.out) if cfg.out else run_dir_of(policy.checkpoint or Path(cfg.checkpoint)) / name
     simulate = _simulation(policy, steps, cfg.episodes, cfg.seed, cfg.n_envs) if cfg.episodes else None
-    observations = dataset_observations(cfg.dataset, policy.info, policy.spec)
+    observations = dataset_observations(cfg.dataset, policy)
     if observations is None:
         where = policy.info.get("dataset") or "unknown"
         say(f"training dataset ({where}) not found: comparing on synthetic observations")
@@ -114,20 +111,15 @@ def _simulation(policy: Policy, steps: int, episodes: int, seed: int, n_envs: in
     return simulate
 
 
-def dataset_observations(
-    dataset: str | None, info: Mapping[str, Any], spec: Spec
-) -> dict[str, np.ndarray] | None:
+def dataset_observations(dataset: str | None, policy: Policy) -> dict[str, np.ndarray] | None:
     """Windows spread over the dataset, {key: [N, To, *shape]}; None if the training dataset is not here."""
+    spec, info = policy.spec, policy.info
     if dataset is None:
         dataset = info.get("dataset")
         if not isinstance(dataset, str) or not Path(dataset).exists():
             return None
-    # A file may not ask for imports; such tasks read a dataset's columns under their own names.
-    task = None if asked_imports(info.get("task")) else task_of(info.get("task"))
-    with open_dataset(dataset, keys=None if task else list(spec.observations)) as opened:
-        data = load_columns(task and in_actions_of(task, opened.spec), opened)
-    spec.require_match(data.spec, "the checkpoint", f"dataset {dataset}")
-    windows = data.windows(spec.n_obs_steps, spec.horizon, spec.n_action_steps)
+    config = run_config(policy.checkpoint) if policy.checkpoint else {}
+    windows = recorded_windows(dataset, info.get("task"), spec, config).windows
     index = np.linspace(0, len(windows) - 1, min(PARITY_WINDOWS, len(windows))).astype(np.int64)
     parts: dict[str, list[np.ndarray]] = {key: [] for key in spec.observations}
     for rows in np.array_split(index, -(-len(index) // _AT_ONCE)):  # cameras may take large images

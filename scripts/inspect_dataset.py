@@ -20,16 +20,17 @@ from rich.console import Console
 
 from flowleap.datasets.dataset import detect, open_dataset
 from flowleap.datasets.quality.checks import Checks
-from flowleap.datasets.quality.page import check_name, write_page
+from flowleap.datasets.quality.page import render
 from flowleap.datasets.quality.profile import Profile
 from flowleap.datasets.quality.text import print_report
+from flowleap.datasets.quality.web_page import check_name, write_page
 from flowleap.scripts.cli.main import run_verb
 from flowleap.scripts.common import selected
 
 
 def main(cfg: DictConfig) -> None:
     """Print the description of `cfg.dataset`, and write it as a page if asked."""
-    page = check_name(cfg.html) if cfg.html else None
+    page = check_name("html", cfg.html) if cfg.html else None
     name = detect(cfg.dataset)
     console = Console(soft_wrap=True, highlight=False)
     console.width = max(console.width, 110)
@@ -39,7 +40,7 @@ def main(cfg: DictConfig) -> None:
         profile = Profile(source, checks, window, cfg.image_episodes)
         print_report(console, name, source, checks, profile)
         if page is not None:
-            write_page(page, name, source, checks, profile)
+            write_page("html", page, render(name, source, checks, profile))
             console.print(f"\nwritten: {page}", markup=False)
 
 

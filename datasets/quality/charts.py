@@ -9,12 +9,14 @@ import io
 import math
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 from html import escape
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+_FEW = 12  # points of a curve that are marked
 COLOURS = 6  # variables c0 .. c5 of the style sheet
 _STAND_INS = {
     name: f"#{0xABC000 + i:06x}"
@@ -98,6 +100,50 @@ def lines(
     low, high = y_range
     margin = (high - low) * 0.05 if high > low else 1.0
     chart.axes.set_ylim(low - margin, high + margin)
+    return chart.svg()
+
+
+@dataclass(frozen=True)
+class Curve:
+    """A line through points of its own.
+
+    Attributes:
+        x, y: [T]; what is not finite leaves a gap.
+        interval: ends [T, 2] of a bar at each point.
+    """
+
+    x: Sequence[float]
+    y: Sequence[float]
+    interval: Sequence[Sequence[float]] | None = None
+
+
+def curves(drawn: Sequence[Curve], unit: str, label: str, log: bool = False) -> str:
+    """Lines over points that they do not share; a vertical axis that is logarithmic where `log` and all are positive.
+
+    Points are marked where there are few.
+    """
+    chart = Chart(unit, label)
+    positive = True
+    for i, curve in enumerate(drawn):
+        x, y = np.asarray(curve.x, np.float64), np.asarray(curve.y, np.float64)
+        y = np.where(np.isfinite(y), y, np.nan)
+        positive &= bool((y[~np.isnan(y)] > 0).all())
+        colour = _STAND_INS[f"c{i % COLOURS}"]
+        chart.axes.plot(x, y, color=colour, linewidth=1.2, marker="." if len(x) <= _FEW else "")
+        if curve.interval is not None:
+            low, high = np.asarray(curve.interval, np.float64).T
+            chart.axes.vlines(x, low, high, color=colour, linewidth=0.8)
+    if log and positive:
+        chart.axes.set_yscale("log")
+    return chart.svg()
+
+
+def bins(counts: NDArray, edges: NDArray, unit: str, label: str) -> str:
+    """A histogram with bins [n] between `edges` [n + 1] > 0, on a logarithmic axis."""
+    chart = Chart(unit, label)
+    chart.axes.set_xscale("log")
+    chart.axes.stairs(counts, edges, fill=True, color=_STAND_INS["bar"])
+    chart.axes.xaxis.set_major_formatter("{x:g}")
     return chart.svg()
 
 

@@ -1,16 +1,8 @@
-"""What `flowleap inspect html=...` writes: one page with its plots and images inside, and no script.
-
-Every text of the dataset passes the template's autoescaping, and the page's content security policy lets it load
-nothing and run nothing.
-"""
+"""What `flowleap inspect html=...` writes: a page about a dataset, with its plots and images inside."""
 
 from __future__ import annotations
 
-import base64
-import io
 import json
-import os
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +14,9 @@ from flowleap.datasets.interface import Dataset
 from flowleap.datasets.quality import charts
 from flowleap.datasets.quality.checks import Checks, grouped
 from flowleap.datasets.quality.profile import Profile, Statistics
-from flowleap.policy.core.errors import FlowleapError
-from flowleap.policy.core.files import complete_file
+from flowleap.datasets.quality.web_page import fill, jpeg, safe
 
-TEMPLATE = "page.html"
+TEMPLATE = Path(__file__).with_name("page.html")
 _ROWS = 32  # dimensions of a key in its table
 _POINTS = 240  # points of a line
 _PLOTTED_KEYS = 24  # keys with plots of several episodes; of more, one each
@@ -34,33 +25,12 @@ _STRIP = 6  # images of an episode
 _IMAGE_SIDE = 160  # px
 
 
-def check_name(path: str | os.PathLike[str]) -> Path:
-    """Return where a page can be written; raise before the dataset is read if it cannot."""
-    page = Path(path).expanduser()
-    if page.suffix.lower() not in (".html", ".htm"):
-        raise FlowleapError(f"html={page}: the name of a page ends in .html, for instance html=report.html")
-    if page.is_dir():
-        raise FlowleapError(f"html={page} is a folder: give the page another name")
-    return page
-
-
-def write_page(path: Path, format_name: str, source: Dataset, checks: Checks, profile: Profile) -> None:
-    """Write the page; it replaces an older one only when it is complete."""
-    with complete_file(path, "html") as temporary:
-        temporary.write_text(render(format_name, source, checks, profile), encoding="utf-8")
-
-
 def render(format_name: str, source: Dataset, checks: Checks, profile: Profile) -> str:
     """Return the page as text."""
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
-    options: dict[str, Any] = {"undefined": StrictUndefined, "trim_blocks": True, "lstrip_blocks": True}
-    environment = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=True, **options)
     findings = [*checks.findings, *profile.findings]
     lengths, hz = checks.lengths, source.spec.control_hz or checks.measured_hz
     cameras = [key for key, s in profile.columns.items() if s.column.image]
     context = {
-        "version": version("flowleap"),
         "name": source.path.name,
         "path": str(source.path),
         "format": format_name,
@@ -84,7 +54,7 @@ def render(format_name: str, source: Dataset, checks: Checks, profile: Profile) 
         "cameras": [{"key": key, "strips": _strips(source, profile, key)} for key in cameras],
         "images_read": (len(profile.image_episodes), source.n_episodes),
     }
-    return environment.get_template(TEMPLATE).render(context)
+    return fill(TEMPLATE, context)
 
 
 def _tiles(source: Dataset, lengths: NDArray, hz: float) -> list[tuple[str, str]]:
@@ -121,7 +91,7 @@ def _lengths(lengths: NDArray) -> Any:
     bins = int(min(32, max(high - low, 1)))
     end = max(high, low + 1)
     counts, _ = np.histogram(lengths, bins=bins, range=(low, end))
-    return _safe(charts.histogram(counts, low, end, "frames an episode", "episode lengths"))
+    return safe(charts.histogram(counts, low, end, "frames an episode", "episode lengths"))
 
 
 def _network(source: Dataset, profile: Profile) -> list[dict[str, Any]]:
@@ -142,7 +112,7 @@ def _network(source: Dataset, profile: Profile) -> list[dict[str, Any]]:
         else:
             svg = charts.dots(list(values), (-1, 1), "dimension", f"{key}, as the network gets it")
             legend = [f"{-i} frame{'s' if i < -1 else ''} back" if i < 0 else "current frame" for i in x]
-        part = {"key": key, "shape": [len(values), *profile.columns[key].column.shape], "svg": _safe(svg)}
+        part = {"key": key, "shape": [len(values), *profile.columns[key].column.shape], "svg": safe(svg)}
         part["legend"] = legend if len(legend) <= charts.COLOURS else []
         parts.append(part | {"mean": span(mean), "std": span(std)})
     return parts
@@ -156,7 +126,7 @@ def _column(source: Dataset, profile: Profile, key: str, hz: float) -> dict[str,
             "dim": i,
             "numbers": [charts.number(v) for v in (s.low[i], s.mean[i], s.high[i], s.std[i])],
             "constant": bool(s.low[i] == s.high[i]),
-            "spark": _safe(charts.sparkline(s.histogram[i])) if i < len(s.histogram) else "",
+            "spark": safe(charts.sparkline(s.histogram[i])) if i < len(s.histogram) else "",
         }
         for i in range(min(len(s.low), _ROWS))
         if np.isfinite(s.low[i])
@@ -206,7 +176,7 @@ def _episode(
         y_range = (float(s.low[drawn].min()), float(s.high[drawn].max()))
     label = f"{key} in {source.label(index)}"
     svg = charts.lines(frames / (hz or 1.0), list(curves.T), y_range, "seconds" if hz else "frames", label)
-    return {"title": source.label(index), "frames": len(values), "svg": _safe(svg)}
+    return {"title": source.label(index), "frames": len(values), "svg": safe(svg)}
 
 
 def span(values: NDArray) -> str:
@@ -226,20 +196,12 @@ def _strips(source: Dataset, profile: Profile, key: str) -> list[dict[str, Any]]
     for index in profile.shown[:3]:
         shown = zip(profile.places(index, _STRIP), profile.frames(index, key, _STRIP), strict=False)
         reach = source.fields[key].range
-        images = [{"frame": int(frame), "data": _image(to_pixels(image, reach))} for frame, image in shown]
+        images = [
+            {"frame": int(frame), "data": jpeg(to_pixels(image, reach), _IMAGE_SIDE, _IMAGE_SIDE)}
+            for frame, image in shown
+        ]
         strips.append({"title": source.label(index), "images": images})
     return strips
-
-
-def _image(image: NDArray) -> str:
-    """Pixels [H, W, 3] or [H, W] as a data URI, at most `_IMAGE_SIDE` wide and high."""
-    from PIL import Image
-
-    picture = Image.fromarray(image)
-    picture.thumbnail((_IMAGE_SIDE, _IMAGE_SIDE))
-    buffer = io.BytesIO()
-    picture.save(buffer, "JPEG", quality=88)
-    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
 def to_pixels(image: NDArray, reach: tuple[float, float] | None) -> NDArray[np.uint8]:
@@ -248,10 +210,3 @@ def to_pixels(image: NDArray, reach: tuple[float, float] | None) -> NDArray[np.u
         return image
     share = (image[..., 0] - reach[0]) / (reach[1] - reach[0])
     return (share * 255).clip(0, 255).astype(np.uint8)
-
-
-def _safe(svg: str) -> Any:
-    """Mark a chart as HTML: `charts` has escaped the texts in it."""
-    from markupsafe import Markup
-
-    return Markup(svg)

@@ -56,7 +56,7 @@ def measure(cfg: DictConfig) -> dict[str, Any]:
     policies: dict[str, Any] = {}
     for place in plain(cfg.checkpoints):
         policy = Policy.load(place)
-        observations = dataset_observations(cfg.dataset, policy.info, policy.spec)
+        observations = dataset_observations(cfg.dataset, policy)
         with tempfile.TemporaryDirectory() as folder:
             exports = export_all(policy, Path(folder), observations)
             report = _formats(cfg, policy, exports)

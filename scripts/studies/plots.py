@@ -192,3 +192,24 @@ def robustness_curves(curves: Mapping[str, Rows], metric: str, title: str, out: 
             axis.set_ylim(-0.03, 1.03)
     figure.suptitle(title)
     return _save(figure, out)
+
+
+def predicted_and_recorded(drawn: Mapping[str, Any], title: str, out: Path, dims: int = 8) -> Path:
+    """Draw the actions that were recorded and those of chunks along them, a column an episode, a row a dimension.
+
+    `drawn`: name -> `episode`, and `recorded` and `predicted` [T, A].
+    """
+    size = min(dims, len(next(iter(drawn.values()))["recorded"][0]))
+    figure, axes = _figure(size, len(drawn), 5 * len(drawn), 1.5 * size + 0.8)
+    for column, (name, part) in zip(axes.T, drawn.items(), strict=True):
+        recorded, predicted = np.array(part["recorded"]), np.array(part["predicted"])
+        for dim, axis in enumerate(column):
+            axis.plot(predicted[:, dim], color="tab:blue", lw=1.0, label="predicted")
+            axis.plot(recorded[:, dim], color="black", ls="--", lw=1.0, label="recorded")
+        column[0].set_title(f"{name}: {part['episode']}", fontsize=9)
+        column[-1].set_xlabel("frame")
+    for dim, axis in enumerate(axes[:, 0]):
+        axis.set_ylabel(f"action {dim}")
+    axes[0, 0].legend(frameon=False, fontsize=7)
+    figure.suptitle(title, fontsize=9)
+    return _save(figure, out)

@@ -14,6 +14,7 @@ from flowleap.envs.statistics import (
     bootstrap_mean,
     entropy,
     expected_uniform_entropy,
+    histogram,
     mode_coverage,
     paired_difference,
     wilson,
@@ -52,6 +53,16 @@ def test_bootstrap_is_seeded_and_has_the_right_width():
     assert (low, high) == bootstrap_mean(values)
     assert (high - low) / 2 == pytest.approx(1.96 * values.std() / 20, rel=0.1)
     assert low < values.mean() < high
+
+
+@pytest.mark.parametrize("values", [[2.5], [0.0, 3.0], [1e-3, 1.0, 1.0, 7e4], np.geomspace(0.3, 9, 500)])
+def test_a_histogram_leaves_nothing_out(values):
+    found = histogram(values)
+    edges, counts = np.array(found["edges"]), found["counts"]
+    assert len(edges) == len(counts) + 1
+    assert (np.diff(np.log(edges)) > 0).all()
+    assert sum(counts) == len(values)
+    json.dumps(found, allow_nan=False)
 
 
 @pytest.mark.parametrize(("task", "value"), [("pusht/state", 0.75), ("metaworld/door-open-v3", 0.5)])

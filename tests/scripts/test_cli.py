@@ -28,6 +28,7 @@ from flowleap.scripts.cli import completion, options
 from flowleap.scripts.cli import main as cli
 from flowleap.scripts.cli.run import compose
 from flowleap.scripts.cli.verbs import VERBS
+from flowleap.scripts.cli.words import overrides
 
 
 @pytest.fixture(autouse=True)
@@ -115,9 +116,9 @@ def test_every_verb_has_help_that_names_its_options(verb: str, capsys: pytest.Ca
 def test_every_example_composes(verb: str) -> None:
     command, *words = VERBS[verb].example.split()
     assert (command, words[0]) == ("flowleap", verb)
-    overrides = [cli.override(verb, word) for word in words[1:]]
-    config = compose(verb, overrides)
-    for word in overrides:
+    given = overrides(verb, words[1:])
+    config = compose(verb, given)
+    for word in given:
         assert word.partition("=")[0] in config
 
 

@@ -1,0 +1,1 @@
+"""One page about training runs: what they scored, how they fail, how they were made."""
