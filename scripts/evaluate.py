@@ -19,6 +19,7 @@ from omegaconf import DictConfig
 
 from flowleap.envs.actors import LoadedActor, load_actor
 from flowleap.envs.conventions import in_actions_of
+from flowleap.envs.power import format_power
 from flowleap.envs.rendering import save_video
 from flowleap.envs.report import episode_rows, format_line, format_modes, summary
 from flowleap.envs.rollout import record_episode, rollout
@@ -45,6 +46,7 @@ def main(cfg: DictConfig) -> dict[str, Any]:
     continuity, spec, act = _late(cfg, actor)
     seeds = range(cfg.seed, cfg.seed + cfg.episodes)
     n_envs = cfg.n_envs or os.cpu_count() or 1
+    say(format_power(len(seeds)))
     with progress_bar(0, len(seeds), f"eval {task.name}", enabled=True) as advance:
         done: list[bool] = []
 

@@ -24,9 +24,10 @@ from omegaconf import DictConfig
 from flowleap.datasets.dataset import open_dataset
 from flowleap.envs.actors import policy_actor
 from flowleap.envs.chunk_env import action_bounds
+from flowleap.envs.comparison import paired_difference
 from flowleap.envs.conventions import in_actions_of
 from flowleap.envs.rollout import rollout
-from flowleap.envs.statistics import mean, paired_difference, rate
+from flowleap.envs.statistics import mean, rate
 from flowleap.envs.task_data import load_columns
 from flowleap.lerobot.folder import names_of, write_files
 from flowleap.policy.core.errors import FlowleapError
@@ -108,7 +109,8 @@ def _simulation(policy: Policy, steps: int, episodes: int, seed: int, n_envs: in
                 "successes": [e.success for e in outcomes[name]],
             }
         for metric, field in (("score", "max_reward"), ("success", "success")):
-            report[f"{metric}_difference"] = paired_difference(outcomes["exported"], outcomes["eager"], field)
+            ours, theirs = ([float(getattr(e, field)) for e in outcomes[k]] for k in ("exported", "eager"))
+            report[f"{metric}_difference"] = paired_difference([ours], [theirs])
         return report
 
     return simulate

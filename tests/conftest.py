@@ -13,8 +13,8 @@ import pytest
 os.environ["OMP_NUM_THREADS"] = os.environ["MKL_NUM_THREADS"] = "1"
 
 ROOT = Path(__file__).resolve().parent.parent
-# For `gaussian`, `browser` and `layouts`.
-sys.path += [str(ROOT / "tests" / folder) for folder in ("policy", "scripts", "datasets")]
+# For `gaussian`, `browser`, `layouts` and `results`.
+sys.path += [str(ROOT / "tests" / folder) for folder in ("policy", "scripts", "datasets", "envs")]
 
 
 @pytest.fixture(scope="session")

@@ -13,9 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from flowleap.scripts.cli.main import override
 from flowleap.scripts.cli.run import compose
 from flowleap.scripts.cli.verbs import VERBS
+from flowleap.scripts.cli.words import overrides
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = sorted((ROOT / "docs" / "results").glob("*.json"))
@@ -72,7 +72,7 @@ def test_commands_compose() -> None:
     for file in PAGES:
         for verb, words in commands(file):
             try:
-                compose(verb, [override(verb, word) for word in words])
+                compose(verb, overrides(verb, words))
             except Exception as error:
                 pytest.fail(f"{name_of(file)}: flowleap {verb} {' '.join(words)}: {error}")
 

@@ -20,6 +20,7 @@ from typing import NoReturn
 
 from flowleap.policy.core.errors import FlowleapError, FlowleapWarning, UsageError, suggest
 from flowleap.scripts.cli.verbs import VERBS
+from flowleap.scripts.cli.words import overrides
 
 _COMPLETION_FLAGS = ("-sc", "--shell-completion")
 _OVERVIEW = '''flowleap: one-step robot policies, trained from scratch by self-distillation.
@@ -142,15 +143,15 @@ def _dispatch(verb: str, argv: list[str]) -> None:
         if "=" in verb or verb.startswith("-"):
             raise UsageError(f"the verb comes first: flowleap VERB {verb} {known}")
         raise UsageError(f"unknown verb '{verb}'{suggest(verb, VERBS)} {known}")
-    overrides, flags = _split(verb, argv)
+    words, flags = _split(verb, argv)
     if flags.help:
         from flowleap.scripts.cli.options import help_text
 
-        print(help_text(verb, overrides))
+        print(help_text(verb, words))
     else:
         from flowleap.scripts.cli import run
 
-        run.run(verb, overrides, flags)
+        run.run(verb, words, flags)
 
 
 class _Parser(argparse.ArgumentParser):
@@ -181,17 +182,7 @@ def _split(verb: str, argv: Sequence[str]) -> tuple[list[str], argparse.Namespac
             name = flag.lstrip("-").replace("-", "_")
             written = f"{name}={value or '...'} (`flowleap {verb} --help` lists them)"
             raise UsageError(f"unknown flag '{flag}': options are written {written}")
-    overrides = [override(verb, word) for word in words]
-    key = VERBS[verb].word
-    if key and sum(word.startswith(f"{key}=") for word in overrides) > 1:
-        raise UsageError(f"flowleap {verb} takes one {key} at a time, got {' '.join(argv)}")
-    return overrides, flags
-
-
-def override(verb: str, word: str) -> str:
-    """Return a word of the command line as hydra's `key=value`, where the verb takes bare words."""
-    key = VERBS[verb].word
-    return f"{key}={word}" if key and "=" not in word else word
+    return overrides(verb, words), flags
 
 
 if __name__ == "__main__":

@@ -16,10 +16,11 @@ class Verb:
         name: the verb.
         script: the module below `flowleap.scripts` whose `main` runs it.
         word: the option whose value may stand alone: `flowleap download pusht`.
+        words: the option that is a list of all words that name no option: `flowleap compare runs/a runs/b`.
     """
 
-    def __init__(self, name: str, script: str, word: str = "") -> None:
-        self.name, self.script, self.word = name, script, word
+    def __init__(self, name: str, script: str, word: str = "", words: str = "") -> None:
+        self.name, self.script, self.word, self.words = name, script, word, words
 
     @cached_property
     def doc(self) -> str:
@@ -40,7 +41,7 @@ class Verb:
 
 
 _ORDER = (
-    "train eval export serve push collect convert inspect download view replay list doctor "
+    "train eval compare export serve push collect convert inspect download view replay list doctor "
     "benchmark gradients delay toy speed lerobot demo"
 )
 _ELSEWHERE = {
@@ -50,7 +51,5 @@ _ELSEWHERE = {
     "lerobot": "studies.lerobot_check",
     **{study: f"studies.{study}" for study in ("benchmark", "gradients", "delay", "toy", "speed")},
 }
-VERBS = {
-    verb: Verb(verb, _ELSEWHERE.get(verb, verb), "name" if verb == "download" else "")
-    for verb in _ORDER.split()
-}
+_BARE = {"download": {"word": "name"}, "compare": {"words": "policies"}}
+VERBS = {verb: Verb(verb, _ELSEWHERE.get(verb, verb), **_BARE.get(verb, {})) for verb in _ORDER.split()}
