@@ -117,7 +117,8 @@ def interval_of_mean(runs: Runs, seed: int = 0) -> list[float]:
 
 def _weights(rng: np.random.Generator, draws: int, n: int, size: int) -> np.ndarray:
     """Shares [draws, n] of `n` things in `size` of them drawn with replacement."""
-    return rng.multinomial(size, np.full(n, 1 / n), size=draws) / size
+    chosen = rng.integers(n, size=(draws, size)) + n * np.arange(draws)[:, None]
+    return np.bincount(chosen.ravel(), minlength=draws * n).reshape(draws, n) / size
 
 
 def _means(

@@ -57,6 +57,21 @@ def _describe(policy: Policy, metric: str) -> dict[str, Any]:
     return row | {"interval": interval_of_mean(runs)}
 
 
+def format_pair(metric: str, pair: dict[str, Any], alpha: float) -> str:
+    """One line for people about a pair of `rank`."""
+    low, high = pair["interval"]
+    kind = "paired" if pair["paired"] else "unpaired"
+    episodes = " and ".join(map(str, dict.fromkeys(pair["episodes"])))
+    alone = "; won alone on {} and {} seeds".format(*pair["discordant"]) if "discordant" in pair else ""
+    corrected = f", by Holm {pair['p_holm']:.2g}" if pair["p_holm"] != pair["p_value"] else ""
+    told = "different" if pair["different"] else "not told apart"
+    return (
+        f"{pair['a']} - {pair['b']}: {metric} {pair['difference']:+.3f} [{low:+.3f}, {high:+.3f}] "
+        f"({pair['interval_method']}), {pair['test']} on {episodes} {kind} episodes{alone}: "
+        f"p = {pair['p_value']:.2g}{corrected}, {told} at alpha {alpha:g}"
+    )
+
+
 def holm(p_values: Sequence[float]) -> list[float]:
     """Adjust p-values of several tests: p <= alpha then errs in any of them with probability <= alpha (Holm 1979)."""
     order = np.argsort(p_values, kind="stable")

@@ -138,6 +138,20 @@ class Evidence:
         """Whether one may stop: also where going on would be futile, which cannot cause a false alarm."""
         return self.stopped_after is not None or self.futile_after is not None
 
+    def verdict(self, first: str, second: str) -> str:
+        """What it says of two policies with these names, in a line."""
+        stopped, futile = self.stopped_after, self.futile_after
+        if stopped is not None and (futile is None or stopped <= futile):
+            turned = self.backward[stopped - 1] > self.forward[stopped - 1]
+            better, worse = (second, first) if turned else (first, second)
+            found = f"{better} is better than {worse}, decided after {stopped} episodes"
+        elif futile is not None:
+            found = f"{first} is not shown to be better: the evidence is for {second}, stopped after {futile} episodes"
+        else:
+            found = f"undecided after {len(self.forward)} episodes"
+        wrong = f"wrong with probability <= {self.alpha:g}, whenever one looks"
+        return f"{found} (E = {capital(self.forward[-1]):.3g}; to decide at {1 / self.alpha:g} is {wrong})"
+
 
 def collect_evidence(
     first: np.ndarray,
@@ -156,6 +170,11 @@ def collect_evidence(
     return Evidence(
         evidence(first, second, alternative), evidence(second, first, "greater"), alpha, alternative
     )
+
+
+def capital(log_evidence: np.ndarray) -> np.ndarray:
+    """E of log E, at most e^700, so that it is a finite number."""
+    return np.asarray(np.exp(np.minimum(log_evidence, 700.0)))
 
 
 def stopping_time(log_evidence: np.ndarray, alpha: float) -> int | None:

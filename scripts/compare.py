@@ -24,15 +24,14 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from omegaconf import DictConfig
 
 from flowleap.envs.actors import load_actor
 from flowleap.envs.conventions import in_actions_of
 from flowleap.envs.evaluations import Policy, aligned, differing, read_policy, require_comparable
 from flowleap.envs.power import power_of_pair
-from flowleap.envs.ranking import rank
-from flowleap.envs.sequential import Evidence, collect_evidence
+from flowleap.envs.ranking import format_pair, rank
+from flowleap.envs.sequential import Evidence, capital, collect_evidence
 from flowleap.envs.side_by_side import Duel, side_by_side
 from flowleap.policy.core.errors import FlowleapError, UsageError, require_int, require_number
 from flowleap.policy.core.files import write_results
@@ -115,18 +114,7 @@ def _print_table(table: dict[str, Any], alpha: float) -> None:
         rows.append((row["label"], counted, value, row["letters"]))
     show_table(("policy", "episodes", f"{table['metric']} [95 %]", "letters"), rows)
     for pair in table["pairs"]:
-        low, high = pair["interval"]
-        kind = "paired" if pair["paired"] else "unpaired"
-        episodes = " and ".join(map(str, dict.fromkeys(pair["episodes"])))
-        p = f"p = {pair['p_value']:.2g}"
-        if len(table["pairs"]) > 1:
-            p += f", Holm {pair['p_holm']:.2g}"
-        alone = "; won alone on {} and {} seeds".format(*pair["discordant"]) if "discordant" in pair else ""
-        say(
-            f"{pair['a']} - {pair['b']}: {table['metric']} {pair['difference']:+.3f} [{low:+.3f}, {high:+.3f}] "
-            f"({pair['interval_method']}), {pair['test']} on {episodes} {kind} episodes{alone}: {p}, "
-            f"{'different' if pair['different'] else 'not told apart'} at alpha {alpha:g}"
-        )
+        say(format_pair(table["metric"], pair, alpha))
 
 
 def _power(policies: list[Policy], table: dict[str, Any]) -> dict[str, Any]:
@@ -178,7 +166,7 @@ def _live(cfg: DictConfig, labels: dict[str, list[str]]) -> dict[str, Any]:
     with progress_bar(0, len(seeds), f"{task.name}, both", enabled=True) as advance:
 
         def on_block(done: int, found: Evidence) -> None:
-            advance(done, f"E = {np.exp(found.forward[-1]):.2g} of {1 / cfg.alpha:g}")
+            advance(done, f"E = {capital(found.forward[-1]):.2g} of {1 / cfg.alpha:g}")
 
         duel = side_by_side(task, actors, seeds, cfg.block, cfg.n_envs, evidence, on_block)
     if not duel.first:
@@ -213,30 +201,18 @@ def _bounds(cfg: DictConfig) -> tuple[float, float]:
 
 def _verdict(evidence: Evidence, labels: list[str], metric: str) -> dict[str, Any]:
     """Print and return what a sequential test found."""
-    first, second = labels
-    e, reverse, n = np.exp(evidence.forward), np.exp(evidence.backward), len(evidence.forward)
-    stopped, futile = evidence.stopped_after, evidence.futile_after
-    error = f"probability of error at most {evidence.alpha:g}, whenever one looks"
-    if futile is not None and (stopped is None or futile < stopped):
-        verdict = f"{first} is not shown to be better: the evidence is for {second} (stopped after {futile} episodes)"
-    elif stopped is None:
-        verdict = f"undecided after {n} episodes"
-    elif evidence.alternative == "greater":
-        verdict = f"{first} is better than {second}, decided after {stopped} episodes"
-    else:
-        better = second if reverse[stopped - 1] > e[stopped - 1] else first
-        verdict = f"{better} is better, decided after {stopped} episodes"
-    say(f"sequential, {metric}, {evidence.alternative}: {verdict}; E = {e[-1]:.3g}, {error}")
+    verdict = evidence.verdict(*labels)
+    say(f"sequential, {metric}, {evidence.alternative}: {verdict}")
     return {
         "metric": metric,
         "alternative": evidence.alternative,
         "alpha": evidence.alpha,
-        "episodes": n,
-        "stopped_after": stopped,
-        "futile_after": futile,
+        "episodes": len(evidence.forward),
+        "stopped_after": evidence.stopped_after,
+        "futile_after": evidence.futile_after,
         "verdict": verdict,
-        "evidence": [float(x) for x in e],
-        "evidence_for_the_second": [float(x) for x in reverse],
+        "evidence": capital(evidence.forward).tolist(),
+        "evidence_for_the_second": capital(evidence.backward).tolist(),
     }
 
 

@@ -42,7 +42,7 @@ def measure(cfg: DictConfig) -> dict[str, Any]:
         "decisions": decisions(rng, n, alpha),
         "decisions_scores": decisions_scores(rng, n, alpha),
         "type_one": type_one(alpha),
-        "coverage": [*coverage_rates(rng, n), *coverage_bootstrap(rng, max(20, n // 10))],
+        "coverage": [*coverage_rates(rng, n), *coverage_bootstrap(rng, max(20, n // 20))],
     }
     for name in ("false_alarms", "false_alarms_scores", "type_one"):
         worst = max(results[name], key=lambda row: float(row["rate"]))

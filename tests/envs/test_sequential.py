@@ -15,6 +15,7 @@ from flowleap.envs.sequential import (
     PRIOR,
     beta_binomial,
     betting,
+    capital,
     collect_evidence,
     score_evidence,
     stopping_time,
@@ -145,6 +146,9 @@ def test_hundreds_of_losses_are_no_error() -> None:
     assert log_e[0] < -100
     assert log_e[1] > 1000
     assert not np.isnan(log_e).any()
+    assert np.isfinite(capital(log_e)).all()
+    found = collect_evidence(np.ones(3000), np.zeros(3000), None, 0.05, "two-sided")
+    assert found.verdict("a", "b").startswith("a is better than b, decided after")
 
 
 def test_without_scipy_the_remedy_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -212,9 +212,8 @@ def test_ctrl_c_keeps_the_blocks_that_both_finished() -> None:
     calls = []
 
     def interrupted(obs: dict[str, np.ndarray], noise: np.ndarray) -> np.ndarray:
-        if obs["position"][0, -1, 1] < -0.38:
-            calls.append(1)
-        if len(calls) > 12:
+        calls.append(1)
+        if len(calls) > 30:
             raise KeyboardInterrupt
         return around(obs, noise)
 
@@ -237,7 +236,7 @@ def test_live_from_the_command_line(capsys: pytest.CaptureFixture[str]) -> None:
         policy.save(Path(name), info={"task": {"name": TASK, "kwargs": {}}})
     result = compared("one=a", "other=b", "live=true", "max_episodes=5", "block=2")
     assert result["sequential"]["episodes"] == 5
-    assert result["sequential"]["verdict"] == "undecided after 5 episodes"
+    assert result["sequential"]["verdict"].startswith("undecided after 5 episodes")
     assert [row["seed"] for row in result["policies"]["other"]["rows"]] == list(range(100000, 100005))
     assert "undecided after 5 episodes" in capsys.readouterr().out
     assert "max_episodes" in fails(capsys, "one=a", "other=b", "live=true", "max_episodes=0")
