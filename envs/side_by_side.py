@@ -29,17 +29,17 @@ class Duel:
 
 
 def side_by_side(
-    task: Task,
-    actors: Sequence[LoadedActor],
+    contestants: Sequence[tuple[Task, LoadedActor]],
     seeds: Sequence[int],
     block: int,
     n_envs: int,
     evidence: Callable[[Duel], Evidence],
     on_block: Callable[[int, Evidence], None],
 ) -> Duel:
-    """Run two policies on the next `block` seeds until `evidence` says that it is decided, or the seeds are used up.
+    """Run two policies, each with its task, on `block` seeds at a time until `evidence` says that it is decided.
 
-    After a Ctrl-C the blocks that both have finished count: a test that one may stop at any time can be stopped so.
+    Or until the seeds are used up. After a Ctrl-C the blocks that both have finished count: a test that one may stop at
+    any time can be stopped so.
 
     Raises:
         FlowleapError: what `rollout` raises.
@@ -48,7 +48,9 @@ def side_by_side(
     try:
         for start in range(0, len(seeds), block):
             ours = seeds[start : start + block]
-            first, second = (rollout(task, a.act, a.spec, ours, n_envs).episodes for a in actors)
+            first, second = (
+                rollout(task, actor.act, actor.spec, ours, n_envs).episodes for task, actor in contestants
+            )
             duel.first += first
             duel.second += second
             found = evidence(duel)

@@ -26,13 +26,14 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from flowleap.envs.actors import load_actor
+from flowleap.envs.actors import LoadedActor, load_actor
 from flowleap.envs.conventions import in_actions_of
-from flowleap.envs.evaluations import Policy, aligned, differing, read_policy, require_comparable
+from flowleap.envs.evaluations import SCORES, Policy, aligned, differing, read_policy, require_comparable
 from flowleap.envs.power import power_of_pair
 from flowleap.envs.ranking import format_pair, rank
 from flowleap.envs.sequential import Evidence, capital, collect_evidence
 from flowleap.envs.side_by_side import Duel, side_by_side
+from flowleap.envs.task import Task
 from flowleap.policy.core.errors import FlowleapError, UsageError, require_int, require_number
 from flowleap.policy.core.files import write_results
 from flowleap.policy.training.metrics import progress_bar
@@ -93,7 +94,7 @@ def _finished(cfg: DictConfig, labels: dict[str, list[str]]) -> dict[str, Any]:
     }
     if all(len(p.evaluations) == 1 for p in policies):
         say("one training run each: this compares these checkpoints, not the methods that trained them")
-        results["power"] = _power(policies, tables[0]) if one.rates >= {metrics[0]} else None
+        results["power"] = _power(policies, tables[0]) if metrics[0] in one.rates else None
     else:
         counts = ", ".join(f"{len(p.evaluations)} of {p.label}" for p in policies)
         say(
@@ -129,7 +130,7 @@ def _power(policies: list[Policy], table: dict[str, Any]) -> dict[str, Any]:
 
 def _hindsight(cfg: DictConfig, policies: list[Policy], metric: str) -> dict[str, Any]:
     """After which episode of two finished evaluations one could have stopped, in the order of the seeds."""
-    first, second, paired = aligned(*policies, metric)
+    first, second, paired = aligned(policies[0], policies[1], metric)
     if not paired or len(first) > 1 or len(second) > 1:
         raise FlowleapError("the sequential test needs one training run of each policy, on the same seeds")
     bounds = None if policies[0].is_rate(metric) else _bounds(cfg)
@@ -144,35 +145,32 @@ def _live(cfg: DictConfig, labels: dict[str, list[str]]) -> dict[str, Any]:
     paths = [path for words in labels.values() for path in words]
     if len(paths) > 2:
         raise UsageError("live=true compares one policy with another: give one folder each")
-    options = (cfg.steps, cfg.weights, cfg.device, cfg.threads, cfg.n_action_steps)
-    actors = [load_actor(path, *options) for path in paths]
-    tasks = [task_of(cfg.get("task")) or recorded_task(actor.task) for actor in actors]
-    if tasks[0] is None or tasks[1] is None or tasks[0].name != tasks[1].name:
-        names = [task.name if task else "none" for task in tasks]
-        raise FlowleapError(
-            f"not comparable: the policies name the tasks {' and '.join(names)}: add task=NAME"
-        )
-    task = in_actions_of(tasks[0], actors[0].spec)
-    for actor, path in zip(actors, paths, strict=True):
-        actor.spec.require_match(task.spec, f"policy {path}", f"task {task.name}")
+    contestants = [_contestant(cfg, path) for path in paths]
+    (task, _), (other, _) = contestants
+    if task.name != other.name:
+        raise FlowleapError(f"not comparable: the tasks of the policies are {task.name} and {other.name}")
     metric = cfg.metric or task.scoring.metric
-    rate = metric == "success" or metric in task.scoring.outcomes
-    bounds = None if rate else _bounds(cfg)
+    rates = ("success", *task.scoring.outcomes)
+    if metric not in (*rates, *SCORES):
+        raise UsageError(f"metric={metric} is none of {', '.join((*rates, *SCORES))}")
+    bounds = None if metric in rates else _bounds(cfg)
 
     def evidence(duel: Duel) -> Evidence:
         return collect_evidence(*duel.values(metric), bounds, cfg.alpha, cfg.alternative)
 
+    evidence(Duel())  # what is missing for it is missed now, not after the first block
     seeds = range(cfg.seed, cfg.seed + cfg.max_episodes)
     with progress_bar(0, len(seeds), f"{task.name}, both", enabled=True) as advance:
 
         def on_block(done: int, found: Evidence) -> None:
             advance(done, f"E = {capital(found.forward[-1]):.2g} of {1 / cfg.alpha:g}")
 
-        duel = side_by_side(task, actors, seeds, cfg.block, cfg.n_envs, evidence, on_block)
+        duel = side_by_side(contestants, seeds, cfg.block, cfg.n_envs, evidence, on_block)
     if not duel.first:
         raise KeyboardInterrupt
     values, names = duel.values(metric), list(labels)
     say(f"{task.name}, seeds {seeds[0]}..{seeds[len(duel.first) - 1]}: {task.seed_note}")
+    actors = [actor for _, actor in contestants]
     for label, own, actor in zip(names, values, actors, strict=True):
         say(f"  {label}: NFE {actor.nfe}, {metric} {own.mean():.3f} over {len(own)} episodes")
     return {
@@ -190,6 +188,17 @@ def _live(cfg: DictConfig, labels: dict[str, list[str]]) -> dict[str, Any]:
             )
         },
     }
+
+
+def _contestant(cfg: DictConfig, path: str) -> tuple[Task, LoadedActor]:
+    """A policy that is ready to act, and its task in its actions."""
+    actor = load_actor(path, cfg.steps, cfg.weights, cfg.device, cfg.threads, cfg.n_action_steps)
+    task = task_of(cfg.get("task")) or recorded_task(actor.task)
+    if task is None:
+        raise FlowleapError(f"{path} was trained without a task: add task=NAME (`flowleap list what=tasks`)")
+    task = in_actions_of(task, actor.spec)
+    actor.spec.require_match(task.spec, f"policy {path}", f"task {task.name}")
+    return task, actor
 
 
 def _bounds(cfg: DictConfig) -> tuple[float, float]:

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from itertools import product
 from typing import Any
 
@@ -33,7 +34,7 @@ def measure(cfg: DictConfig) -> dict[str, Any]:
     """Simulate everything, print the worst of each kind; return the rows."""
     n, alpha = require_int("simulations", cfg.simulations, 100, 1_000_000), cfg.alpha
     rng = np.random.default_rng(0)
-    results = {
+    results: dict[str, Any] = {
         "looks": LOOKS,
         "score_looks": SCORE_LOOKS,
         "prior": list(PRIOR),
@@ -213,17 +214,17 @@ def coverage_rates(rng: np.random.Generator, n: int) -> list[Row]:
     for episodes, p in product((20, 50, 200), (0.05, 0.5, 0.7, 0.95)):
         bounds = np.array([wilson(k, episodes) for k in range(episodes + 1)])
         found = bounds[rng.binomial(episodes, p, n)]
-        row = {"interval": "Wilson", "episodes": episodes, "success": p}
+        row: Row = {"interval": "Wilson", "episodes": episodes, "success": p}
         rows.append({**row, "coverage": _covered(found, p)})
     for episodes, (p, q) in product((20, 50, 200), ((0.7, 0.7), (0.85, 0.7), (0.95, 0.9))):
         seen = np.stack([rng.binomial(episodes, p, n), rng.binomial(episodes, q, n)], axis=1)
-        found = _of_each(lambda a, b, m=episodes: newcombe(a, m, b, m), seen)
+        found = _of_each(_newcombe(episodes), seen)
         row = {"interval": "Newcombe", "episodes": episodes, "first": p, "second": q}
         rows.append({**row, "coverage": _covered(found, p - q)})
         for correlation in (0.0, 0.5):
             first, second = pairs(rng, p, q, correlation, (n, episodes))
             seen = np.stack([(first & ~second).sum(1), (second & ~first).sum(1)], axis=1)
-            found = _of_each(lambda b, c, m=episodes: tango(m, b, c), seen)
+            found = _of_each(partial(tango, episodes), seen)
             row = {"interval": "Tango", "episodes": episodes, "first": p, "second": q}
             rows.append({**row, "correlation": correlation, "coverage": _covered(found, p - q)})
     return rows
@@ -236,7 +237,7 @@ def coverage_bootstrap(rng: np.random.Generator, n: int) -> list[Row]:
     truth = 0.7 + 0.3 * 0.5
     for episodes in (20, 50, 100):
         means = [bootstrap_mean(draw(rng, (1, episodes))[0], draws=_DRAWS) for _ in range(n)]
-        row = {"interval": "bootstrap of a mean", "episodes": episodes}
+        row: Row = {"interval": "bootstrap of a mean", "episodes": episodes}
         rows.append({**row, "coverage": _covered(np.array(means), truth)})
         found = []
         for _ in range(n):
@@ -246,18 +247,21 @@ def coverage_bootstrap(rng: np.random.Generator, n: int) -> list[Row]:
         row = {"interval": "bootstrap of a paired difference", "episodes": episodes}
         rows.append({**row, "coverage": _covered(np.array(found), 0.0)})
     for (runs, spread), crossed in product(product((2, 3, 5, 10), (0.0, 0.05, 0.15)), (True, False)):
-        found = []
+        intervals = []
         for _ in range(n):
             sides = [
                 rng.random((runs, 50)) < np.clip(rng.normal(0.75, spread, (runs, 1)), 0, 1) for _ in "ab"
             ]
-            first, second = (side.astype(np.float64) for side in sides)
-            values = (first, second) if crossed else (list(first), list(second))
-            found.append(compare_scores(*values, crossed, draws=_DRAWS)["interval"])
+            a, b = (side * 1.0 if crossed else list(side * 1.0) for side in sides)
+            intervals.append(compare_scores(a, b, crossed, draws=_DRAWS)["interval"])
         seeds = "shared" if crossed else "own"
         row = {"interval": "two-level bootstrap", "training_runs": runs, "sd_of_runs": spread, "seeds": seeds}
-        rows.append({**row, "episodes": 50, "coverage": _covered(np.array(found), 0.0)})
+        rows.append({**row, "episodes": 50, "coverage": _covered(intervals, 0.0)})
     return rows
+
+
+def _newcombe(episodes: int) -> Callable[[int, int], tuple[float, float]]:
+    return lambda a, b: newcombe(a, episodes, b, episodes)
 
 
 def _of_each(interval: Callable[[int, int], tuple[float, float]], seen: np.ndarray) -> np.ndarray:

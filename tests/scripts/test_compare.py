@@ -198,7 +198,12 @@ def test_side_by_side_stops_once_it_is_decided(turned: bool) -> None:
     seen = []
     task = make_task(TASK)
     duel = side_by_side(
-        task, actors, range(50, 150), 3, 1, evidence, lambda done, found: seen.append((done, found.decided))
+        [(task, actor) for actor in actors],
+        range(50, 150),
+        3,
+        1,
+        evidence,
+        lambda done, found: seen.append((done, found.decided)),
     )
     found = evidence(duel)
     assert seen == [(3, False), (6, False), (9, True)]
@@ -217,8 +222,8 @@ def test_ctrl_c_keeps_the_blocks_that_both_finished() -> None:
             raise KeyboardInterrupt
         return around(obs, noise)
 
-    actors = [as_loaded(idle), as_loaded(interrupted)]
-    duel = side_by_side(make_task(TASK), actors, range(50, 90), 2, 1, evidence, lambda done, found: None)
+    both = [(make_task(TASK), as_loaded(act)) for act in (idle, interrupted)]
+    duel = side_by_side(both, range(50, 90), 2, 1, evidence, lambda done, found: None)
     assert duel.interrupted
     assert len(duel.first) == len(duel.second) > 0
 
@@ -239,6 +244,7 @@ def test_live_from_the_command_line(capsys: pytest.CaptureFixture[str]) -> None:
     assert result["sequential"]["verdict"].startswith("undecided after 5 episodes")
     assert [row["seed"] for row in result["policies"]["other"]["rows"]] == list(range(100000, 100005))
     assert "undecided after 5 episodes" in capsys.readouterr().out
+    assert "metric=coverage" in fails(capsys, "one=a", "other=b", "live=true", "metric=coverage", code=2)
     assert "max_episodes" in fails(capsys, "one=a", "other=b", "live=true", "max_episodes=0")
     assert "seed" in fails(capsys, "one=a", "other=b", "live=true", "seed=-3")
 
