@@ -527,8 +527,8 @@ def evaluator() -> str:
     n = config["n_envs"]
     head = ["task", "one loop, steps/s", f"{n} loops at once", f"`n_envs={n}`", f"of {n} x one loop"]
     return (
-        f"{table([*head, f'of {n} loops', 'evaluator, CPU ms a chunk'], body)}\n\n{config['episodes']} episodes of a policy "
-        f"that does nothing, medians of {config['repeats']} rounds; resets are in, starting the workers is not. Made by"
+        f"{table([*head, f'of {n} loops', 'evaluator, CPU ms a chunk'], body)}\n\n{config['episodes']} episodes of a "
+        f"policy that does nothing, medians of {config['repeats']} rounds; resets are in, starting the workers is not. Made by"
         f"\n\n{_command(result)}"
     )
 
@@ -564,9 +564,55 @@ def gradients() -> str:
     )
 
 
+def calibration() -> str:
+    """What the tests and intervals of `flowleap compare` promise, and what they hold in simulation."""
+    result = load("compare_calibration")
+
+    def most(rows: list[dict[str, Any]], **wanted: str) -> str:
+        own = [row["rate"] for row in rows if all(row[k] == v for k, v in wanted.items())]
+        return f"{100 * max(own):.1f} % ({len(own)} cases)"
+
+    alarms, scores = result["false_alarms"], result["false_alarms_scores"]
+    rows = [
+        ["sequential, success", *(most(alarms, alternative=a) for a in ("greater", "two-sided"))],
+        ["sequential, scores", *(most(scores, alternative=a) for a in ("greater", "two-sided"))],
+        *([test, "", most(result["type_one"], test=test)] for test in ("exact McNemar", "Boschloo")),
+    ]
+    first = table(["false alarms at most, alpha 5 %", "greater", "two-sided"], rows)
+    cases: dict[tuple[Any, ...], dict[str, dict[str, Any]]] = {}
+    for row in result["decisions"]:
+        if row["prior"] == result["prior"]:
+            key = (row["first"], row["second"], row["correlation"])
+            cases.setdefault(key, {})[row["alternative"]] = row
+    rows = [
+        [
+            f"{p:.2f} and {q:.2f}",
+            f"{c:.1f}",
+            *(f"{own[a]['mean']:.0f} ({100 * own[a]['decided']:.0f} %)" for a in own),
+        ]
+        for (p, q, c), own in cases.items()
+    ]
+    head = ["success rates", "correlation", "episodes, greater (decided)", "two-sided"]
+    second = table(head, rows)
+    spans: dict[str, list[float]] = {}
+    for row in result["coverage"]:
+        runs = f", {row['training_runs']} training runs" if "training_runs" in row else ""
+        spans.setdefault(f"{row['interval']}{runs}", []).append(100 * row["coverage"])
+    rows = [[name, f"{min(own):.1f} to {max(own):.1f} %"] for name, own in spans.items()]
+    third = table(["95 % interval", "covers"], rows)
+    simulations = result["config"]["simulations"]
+    return (
+        f"{first}\n\nThe sequential tests were looked at after each of {result['looks']} episodes (scores: "
+        f"{result['score_looks']}), {simulations:,} times a case.\n\n{second}\n\nMean episodes until the decision, "
+        f"{result['looks']} where there is none.\n\n{third}\n\nOver several rates and numbers of episodes. Made by\n\n"
+        f"{_command(result)}"
+    )
+
+
 def render(readme: str) -> str:
     """Replace what stands between `<!-- NAME -->` and `<!-- /NAME -->` by the table of that name."""
     for build in (
+        calibration,
         pusht,
         pusht_others,
         mirror,

@@ -1,4 +1,4 @@
-"""Intervals, entropies and paired differences: what a score may claim."""
+"""Intervals of rates, of means and of their differences, and entropies: what a score may claim."""
 
 from __future__ import annotations
 
@@ -33,11 +33,51 @@ def wilson(successes: int, n: int, z: float = 1.96) -> tuple[float, float]:
     return max(0.0, (centre - half) / scale), min(1.0, (centre + half) / scale)
 
 
-def bootstrap_mean(values: Sequence[float] | np.ndarray, seed: int = 0) -> tuple[float, float]:
-    """95 % percentile-bootstrap interval of the mean of `values` (10,000 draws, seeded)."""
+def newcombe(a: int, n: int, b: int, m: int, z: float = 1.96) -> tuple[float, float]:
+    """Interval of the difference of two independent rates, a of n less b of m.
+
+    Newcombe, Statistics in Medicine 17, 873 (1998), method 10: the Wilson intervals of both, squared and added.
+    """
+    (low_a, high_a), (low_b, high_b) = wilson(a, n, z), wilson(b, m, z)
+    p, q = a / n, b / m
+    return p - q - math.hypot(p - low_a, high_b - q), p - q + math.hypot(high_a - p, q - low_b)
+
+
+def tango(n: int, b: int, c: int, z: float = 1.96) -> tuple[float, float]:
+    """Score interval of the difference of two rates on the same n >= 1 seeds, (b - c) / n.
+
+    Only the first policy succeeded on `b` seeds, only the second on `c`. Tango, Statistics in Medicine 17, 891
+    (1998): all differences that a score test does not reject, which nuisance parameters at their constrained maximum
+    of likelihood make good also where few pairs are discordant.
+    """
+
+    def score(d: float) -> float:
+        slope, constant = (2 * n - b + c) * d - b - c, -c * d * (1 - d)
+        only_second = (math.sqrt(max(0.0, slope**2 - 8 * n * constant)) - slope) / (4 * n)
+        variance = n * (2 * only_second + d * (1 - d))
+        return (
+            (b - c - n * d) / math.sqrt(variance) if variance > 0 else math.copysign(math.inf, b - c - n * d)
+        )
+
+    def bound(low: float, high: float, level: float) -> float:
+        for _ in range(50):  # the score falls with d
+            middle = (low + high) / 2
+            low, high = (middle, high) if score(middle) > level else (low, middle)
+        return (low + high) / 2
+
+    estimate = (b - c) / n
+    low = -1.0 if c == n else bound(-1.0, estimate, z)
+    high = 1.0 if b == n else bound(estimate, 1.0, -z)
+    return low, high
+
+
+def bootstrap_mean(
+    values: Sequence[float] | np.ndarray, seed: int = 0, draws: int = _BOOTSTRAP_DRAWS
+) -> tuple[float, float]:
+    """95 % percentile-bootstrap interval of the mean of `values` (seeded)."""
     data = np.asarray(values, np.float64)
-    draws = np.random.default_rng(seed).integers(0, len(data), size=(_BOOTSTRAP_DRAWS, len(data)))
-    low, high = np.quantile(data[draws].mean(axis=1), [0.025, 0.975])
+    chosen = np.random.default_rng(seed).integers(0, len(data), size=(draws, len(data)))
+    low, high = np.quantile(data[chosen].mean(axis=1), [0.025, 0.975])
     return float(low), float(high)
 
 
@@ -65,11 +105,22 @@ def entropy(counts: Sequence[int] | np.ndarray) -> np.ndarray:
 
 def expected_uniform_entropy(k: int, n: int) -> float:
     """Expected plug-in entropy, bits, of `n` >= 1 uniform draws from `k` >= 2 values; exact."""
-    log_factorial = np.concatenate([[0.0], np.cumsum(np.log(np.arange(1, n + 1)))])
-    m = np.arange(1, n + 1)  # how often one value is drawn: Binomial(n, 1/k), alike for all k of them
-    log_p = log_factorial[n] - log_factorial[m] - log_factorial[n - m] - m * math.log(k)
-    p = np.exp(log_p + (n - m) * math.log1p(-1 / k))
-    return math.log2(n) - k / n * float(np.sum(p * m * np.log2(m)))
+    m = np.arange(1, n + 1)  # how often one value is drawn, alike for all k of them
+    return math.log2(n) - k / n * float(np.sum(binomial(n, 1 / k)[1:] * m * np.log2(m)))
+
+
+def binomial(n: int, p: float) -> np.ndarray:
+    """Probabilities [n + 1] of 0 to n successes in n trials."""
+    if p in (0.0, 1.0):
+        return np.eye(n + 1)[round(n * p)]
+    m, log_factorial = np.arange(n + 1), log_factorials(n)
+    ways = log_factorial[n] - log_factorial[m] - log_factorial[n - m]
+    return np.exp(ways + m * math.log(p) + (n - m) * math.log1p(-p))
+
+
+def log_factorials(n: int) -> np.ndarray:
+    """Log k! for k = 0 to n."""
+    return np.concatenate([[0.0], np.cumsum(np.log(np.arange(1, n + 1)))])
 
 
 def mode_coverage(episodes: Sequence[Episode], modes: Sequence[str], seed: int = 0) -> dict[str, Any]:
@@ -106,21 +157,6 @@ def mode_coverage(episodes: Sequence[Episode], modes: Sequence[str], seed: int =
         "entropy_share": share,
         "interval": interval,
     }
-
-
-def paired_difference(
-    a: Sequence[Episode], b: Sequence[Episode], metric: str = "max_reward"
-) -> dict[str, Any]:
-    """Mean per-seed difference `a - b` of an `Episode` field, with its 95 % bootstrap interval.
-
-    Raises:
-        FlowleapError: the two were not evaluated on the same seeds.
-    """
-    if [e.seed for e in a] != [e.seed for e in b]:
-        raise FlowleapError("paired_difference: the two results were evaluated on different seeds")
-    first, second = (np.array([getattr(e, metric) for e in episodes], np.float64) for episodes in (a, b))
-    difference = first - second
-    return {"metric": metric, "n": len(difference), **mean(difference)}
 
 
 def rate(values: Sequence[bool]) -> dict[str, Any]:

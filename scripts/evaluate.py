@@ -29,6 +29,7 @@ from omegaconf import DictConfig
 from flowleap.envs.actors import LoadedActor, load_actor
 from flowleap.envs.conventions import in_actions_of
 from flowleap.envs.perturb import KINDS, Perturbation, perturbed_signals, perturbed_world
+from flowleap.envs.power import format_power
 from flowleap.envs.protocols import Protocol, find_protocol
 from flowleap.envs.rendering import save_video
 from flowleap.envs.report import episode_rows, format_line, format_modes, format_motion, summary
@@ -100,6 +101,7 @@ def main(cfg: DictConfig) -> dict[str, Any]:
         say(f"results: {write_results(out, results)}")
         return results
     evaluation = prepare(cfg)
+    say(format_power(len(evaluation.seeds)))
     results = run(evaluation, cfg)
     report, seeds = results["summary"], evaluation.seeds
     say(f"NFE {evaluation.actor.nfe} | {format_line(report)}")

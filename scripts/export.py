@@ -23,8 +23,9 @@ from omegaconf import DictConfig
 
 from flowleap.envs.actors import policy_actor
 from flowleap.envs.chunk_env import action_bounds
+from flowleap.envs.comparison import paired_difference
 from flowleap.envs.rollout import rollout
-from flowleap.envs.statistics import mean, paired_difference, rate
+from flowleap.envs.statistics import mean, rate
 from flowleap.lerobot.folder import names_of, write_files
 from flowleap.policy.core.errors import FlowleapError
 from flowleap.policy.core.files import write_results
@@ -105,7 +106,8 @@ def _simulation(policy: Policy, steps: int, episodes: int, seed: int, n_envs: in
                 "successes": [e.success for e in outcomes[name]],
             }
         for metric, field in (("score", "max_reward"), ("success", "success")):
-            report[f"{metric}_difference"] = paired_difference(outcomes["exported"], outcomes["eager"], field)
+            ours, theirs = ([float(getattr(e, field)) for e in outcomes[k]] for k in ("exported", "eager"))
+            report[f"{metric}_difference"] = paired_difference([ours], [theirs])
         return report
 
     return simulate

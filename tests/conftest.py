@@ -13,7 +13,7 @@ import pytest
 os.environ["OMP_NUM_THREADS"] = os.environ["MKL_NUM_THREADS"] = "1"
 
 ROOT = Path(__file__).resolve().parent.parent
-# For `gaussian`, `browser`, `layouts` and `worker_tasks`.
+# For `gaussian`, `browser`, `layouts`, `results` and `worker_tasks`.
 sys.path += [str(ROOT / "tests" / folder) for folder in ("policy", "scripts", "datasets", "envs")]
 
 

@@ -41,7 +41,7 @@ class Verb:
 
 
 _ORDER = (
-    "train eval robustness report export serve push collect convert inspect download view replay list doctor "
+    "train eval compare robustness report export serve push collect convert inspect download view replay list doctor "
     "benchmark gradients delay toy speed lerobot demo"
 )
 _ELSEWHERE = {
@@ -51,5 +51,9 @@ _ELSEWHERE = {
     "lerobot": "studies.lerobot_check",
     **{study: f"studies.{study}" for study in ("benchmark", "gradients", "delay", "toy", "speed")},
 }
-_BARE = {"download": {"word": "name"}, "report": {"words": "runs"}}
+_BARE = {
+    "download": {"word": "name"},
+    "report": {"words": "runs"},
+    "compare": {"words": "policies"},
+}
 VERBS = {verb: Verb(verb, _ELSEWHERE.get(verb, verb), **_BARE.get(verb, {})) for verb in _ORDER.split()}

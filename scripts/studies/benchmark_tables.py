@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from flowleap.envs.statistics import bootstrap_mean, mean, rate
+from flowleap.envs.comparison import paired_difference
+from flowleap.envs.statistics import bootstrap_mean, rate
 from flowleap.scripts.common import say, show_table
 
 Record = Mapping[str, Any]  # one evaluation: objective, nfe, seed, rows (one per episode), ...
@@ -52,14 +53,17 @@ def aggregate(records: Sequence[Record], episodes: int, metric: str) -> list[dic
 
 
 def differences(records: Sequence[Record], metric: str) -> list[dict[str, Any]]:
-    """The first objective at its first NFE against every other cell, paired by evaluation seed."""
+    """The first objective at its first NFE against every other cell, paired by evaluation seed.
+
+    Training seeds are resampled as well as evaluation seeds.
+    """
     groups = _groups(records)
     reference, *others = groups
-    base = _scores(groups[reference], metric).mean(0)
+    base = _scores(groups[reference], metric)
     rows = []
     for other in others:
-        difference = base - _scores(groups[other], metric).mean(0)
-        rows.append({"a": list(reference), "b": list(other), "metric": metric, **mean(difference)})
+        difference = paired_difference(base, _scores(groups[other], metric))
+        rows.append({"a": list(reference), "b": list(other), "metric": metric, **difference})
     return rows
 
 

@@ -20,9 +20,10 @@ import numpy as np
 from omegaconf import DictConfig
 
 from flowleap.envs.actors import policy_actor
+from flowleap.envs.comparison import paired_difference
 from flowleap.envs.registry import make_task
 from flowleap.envs.rollout import Episode, rollout
-from flowleap.envs.statistics import mean, paired_difference, rate
+from flowleap.envs.statistics import mean, rate
 from flowleap.policy.core.errors import UsageError
 from flowleap.policy.core.spec import WINDOW
 from flowleap.scripts.common import plain, recorded_task, say, show_table
@@ -119,8 +120,8 @@ def _formats(cfg: DictConfig, policy: Policy, exports: Mapping[str, ExportedPoli
         }
         if name != "eager":
             for metric, field in (("score", "max_reward"), ("success", "success")):
-                difference = paired_difference(outcomes[name], outcomes["eager"], field)
-                described[f"{metric}_difference"] = difference
+                ours, theirs = ([float(getattr(e, field)) for e in outcomes[k]] for k in (name, "eager"))
+                described[f"{metric}_difference"] = paired_difference([ours], [theirs])
     return report
 
 

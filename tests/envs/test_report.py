@@ -16,7 +16,6 @@ from flowleap.envs.statistics import (
     expected_uniform_entropy,
     histogram,
     mode_coverage,
-    paired_difference,
     wilson,
 )
 from flowleap.policy.core.errors import FlowleapError
@@ -124,16 +123,6 @@ def test_too_few_successes_have_no_share(episodes):
     json.dumps(modes, allow_nan=False)
     assert "entropy 0.00 of 1.00 bits" in format_modes(modes)
     assert "too few successes" in format_modes(modes)
-
-
-def test_paired_difference():
-    a, b = episodes([0.9, 0.8, 1.0, 0.7]), episodes([0.5, 0.6, 0.4, 0.5])
-    result = paired_difference(a, b)
-    assert result["mean"] == pytest.approx(0.35)
-    assert result["interval"][0] > 0.1
-    assert paired_difference(a, b, "success")["mean"] == 0.25
-    with pytest.raises(FlowleapError, match="different seeds"):
-        paired_difference(a, episodes([0.5, 0.6, 0.4, 0.5], first_seed=1))
 
 
 def test_results_file(tmp_path):
