@@ -528,8 +528,8 @@ def evaluator() -> str:
     head = ["task", "one loop, steps/s", f"{n} loops at once", f"`n_envs={n}`", f"of {n} x one loop"]
     return (
         f"{table([*head, f'of {n} loops', 'evaluator, CPU ms a chunk'], body)}\n\n{config['episodes']} episodes of a "
-        f"policy that does nothing, medians of {config['repeats']} rounds; resets are in, starting the workers is not. Made by"
-        f"\n\n{_command(result)}"
+        f"policy that does nothing, medians of {config['repeats']} rounds; with resets, without the start "
+        f"of workers. Made by\n\n{_command(result)}"
     )
 
 

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from flowleap.envs.comparison import Runs
+from flowleap.envs.protocols import protocol_name
 from flowleap.envs.rollout import Episode
 from flowleap.policy.core.errors import FlowleapError, suggest
 
@@ -182,7 +183,7 @@ def read_evaluation(path: Path) -> Evaluation:
             rates[name] = np.array([bool(row["outcomes"][name]) for row in rows], np.float64)
         scores = {name: np.array([row[name] for row in rows], np.float64) for name in SCORES}
         seeds = np.array([row["seed"] for row in rows], np.int64)
-        protocol, conditions = _protocol(data), _conditions(data)
+        protocol, conditions = protocol_name(data), _conditions(data)
         policy = str(data["actor"]["path"])
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
         raise FlowleapError(f"{path} cannot be read ({error}): run `flowleap eval` again") from error
@@ -203,12 +204,6 @@ def read_evaluation(path: Path) -> Evaluation:
     return Evaluation(path, policy, task, protocol, conditions, headline, seeds, values, frozenset(rates))
 
 
-def _protocol(data: Mapping[str, Any]) -> str:
-    """The name of the protocol; files that know none are ours."""
-    named = data.get("protocol") or "flowleap"
-    return str(named["name"] if isinstance(named, dict) else named)
-
-
 def _conditions(data: Mapping[str, Any]) -> dict[str, Any]:
     late, config = data.get("continuity"), data.get("config") or {}
     return {
@@ -216,5 +211,7 @@ def _conditions(data: Mapping[str, Any]) -> dict[str, Any]:
         "delay": f"{late['delay']} steps, {late['continuity']}" if late else "none",
         "executed actions": (data.get("spec") or {}).get("n_action_steps"),
         "weights": config.get("weights", "ema"),
+        "noise seed": data.get("noise_seed") or 0,
+        "perturbation": data.get("perturbation") or "none",
         "task options": (config.get("task") or {}).get("kwargs") or {},
     }

@@ -223,13 +223,20 @@ def find_protocol(name: str, task: str) -> Protocol:
     raise FlowleapError(f"protocol={name} is for {others}, not for {task} (`flowleap list what=protocols`)")
 
 
+def protocol_name(result: Mapping[str, Any]) -> str:
+    """The protocol of results of `flowleap eval`; those that name none, as of version 0.1, are ours."""
+    given = result.get("protocol")
+    name = given.get("name") if isinstance(given, Mapping) else given
+    return name if isinstance(name, str) and name else FLOWLEAP.name
+
+
 def one_protocol(results: Iterable[Mapping[str, Any]]) -> str:
-    """The name of the protocol that all of some results of `flowleap eval` share; those of 0.1 name none, and are ours.
+    """The name of the protocol that all of some results of `flowleap eval` share.
 
     Raises:
         FlowleapError: they have different ones.
     """
-    names = {(result.get("protocol") or {"name": FLOWLEAP.name})["name"] for result in results}
+    names = set(map(protocol_name, results))
     if len(names) > 1:
         raise FlowleapError(
             f"scores of the protocols {' and '.join(sorted(names))} do not belong into one table or comparison: "

@@ -11,9 +11,10 @@ import numpy as np
 
 from flowleap.datasets.quality import charts
 from flowleap.datasets.quality.web_page import fill, safe
+from flowleap.envs.protocols import FLOWLEAP
 from flowleap.envs.run_report.failures import Gallery
 from flowleap.envs.run_report.folder import RunFolder
-from flowleap.envs.run_report.results import OWN, Evaluation, Number
+from flowleap.envs.run_report.results import Evaluation, Number
 
 TEMPLATE = Path(__file__).with_name("page.html")
 _TERMS = ("loss", "grad_norm")
@@ -109,7 +110,7 @@ def _tables(runs: Sequence[RunFolder], labels: Sequence[str]) -> Iterator[dict[s
         yield {
             "task": task,
             "protocol": protocol,
-            "published": protocol != OWN,
+            "published": protocol != FLOWLEAP.name,
             "note": str(first.data["summary"].get("seed_note", "")),
             "metric": first.metric.replace("_", " "),
             "score": any(e.metric != "success" for _, e in own),

@@ -11,10 +11,11 @@ from typing import Any
 
 import numpy as np
 
+from flowleap.envs.protocols import FLOWLEAP, protocol_name
+
 Number = dict[str, Any]
 """A number with its 95 % `interval`: a rate {count, n, rate}, or a {mean}."""
 
-OWN = "flowleap"  # the protocol of results that name none
 _SEED = 100000  # of the first episode, unless said otherwise
 
 
@@ -65,7 +66,7 @@ class Evaluation:
             if not isinstance(row["seed"], int) or not isinstance(row["success"], bool):
                 raise ValueError("its rows are no episodes")
             float(row["max_reward"])
-        protocol = _protocol(data.get("protocol"))
+        protocol = protocol_name(data)
         return cls(
             file,
             data,
@@ -143,13 +144,6 @@ def _is_mean(part: Any) -> bool:
     )
 
 
-def _protocol(given: Any) -> str:
-    """The name of the conditions; results hold it alone or with its details."""
-    if isinstance(given, Mapping):
-        given = given.get("name")
-    return str(given) if given else OWN
-
-
 def _conditions(data: Mapping[str, Any], actor: Mapping[str, Any], protocol: str) -> tuple[str, ...]:
     config, continuity = data.get("config") or {}, data.get("continuity")
     found = []
@@ -166,7 +160,7 @@ def _conditions(data: Mapping[str, Any], actor: Mapping[str, Any], protocol: str
     if data.get("noise_seed"):
         found.append(f"noise seed {data['noise_seed']}")
     first = (data.get("seeds") or {}).get("first", _SEED)
-    if first != _SEED and protocol == OWN:
+    if first != _SEED and protocol == FLOWLEAP.name:
         found.append(f"seeds from {first}")
     found += [f"{kind} {value}" for kind, value in (data.get("perturbation") or {}).items()]
     return tuple(found)
