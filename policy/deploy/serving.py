@@ -137,13 +137,15 @@ class Session:
     Attributes:
         episodes: so far, this one included once it has an observation.
         restarts: how often a history was too old to go on with.
-        infer_seconds: of the last request's inference; None where there was none.
+        seconds: that the last request took.
+        infer_seconds: of its inference; None where there was none.
         infer_cpu: seconds of CPU of all inferences, in the thread that asked for them.
     """
 
     def __init__(self, service: Service) -> None:
         self.service = service
         self.episodes, self.restarts = 0, 0
+        self.seconds = 0.0
         self.infer_seconds: float | None = None
         self.infer_cpu = 0.0
         spec = service.spec

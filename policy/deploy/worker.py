@@ -18,9 +18,13 @@ class Worker:
 
     Args:
         name: of the thread.
+
+    Attributes:
+        jobs: how many it has not done yet, the one that it is at included.
     """
 
     def __init__(self, name: str) -> None:
+        self.jobs = 0
         self._loop = asyncio.get_running_loop()
         self._jobs: SimpleQueue[_Job | None] = SimpleQueue()
         # A daemon: work that never ends does not keep the process alive.
@@ -30,6 +34,7 @@ class Worker:
     def do(self, job: Callable[[], T]) -> asyncio.Future[T]:
         """What `job()` returns or raises, once the thread has done it."""
         future: asyncio.Future[T] = self._loop.create_future()
+        self.jobs += 1
         self._jobs.put((future, job))
         return future
 
@@ -49,16 +54,16 @@ class Worker:
                 failure = error
             # The loop may have ended while this worked.
             with suppress(RuntimeError):
-                self._loop.call_soon_threadsafe(_settle, future, value, failure)
+                self._loop.call_soon_threadsafe(self._settle, future, value, failure)
             # Nothing of a request stays in memory until the next one.
             del entry, future, job, value, failure
 
-
-def _settle(future: asyncio.Future[Any], value: Any, failure: Exception | None) -> None:
-    # It is done already where nobody waits for it any more.
-    if future.done():
-        return
-    if failure is None:
-        future.set_result(value)
-    else:
-        future.set_exception(failure)
+    def _settle(self, future: asyncio.Future[Any], value: Any, failure: Exception | None) -> None:
+        self.jobs -= 1
+        # It is done already where nobody waits for it any more.
+        if future.done():
+            return
+        if failure is None:
+            future.set_result(value)
+        else:
+            future.set_exception(failure)

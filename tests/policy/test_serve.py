@@ -502,9 +502,11 @@ class Slow:
 
     def __init__(self, seconds: float) -> None:
         self.seconds, self.asked = seconds, threading.Event()
+        self.thread = ""
 
     def chunk(self, obs: Any, noise: Any) -> Any:
         self.asked.set()
+        self.thread = threading.current_thread().name
         time.sleep(self.seconds)
         return np.zeros((1, 4, 2), np.float32)
 
@@ -520,6 +522,23 @@ def test_pings_are_answered_while_the_policy_acts() -> None:
         assert get(server, "/healthz")[0] == 200
         assert time.perf_counter() - start < 0.8
         assert unpack(connection.recv())["actions"].shape == (4, 2)
+
+
+def test_a_quick_policy_needs_no_thread_until_it_is_slow() -> None:
+    policy = Slow(0.0)
+    with running(policy) as server, client(server) as ask, client(server) as other:
+        threads = [(ask(frame(0)), policy.thread)[1] for _ in range(500)]
+        assert threads[0] == "policy"
+        assert threads[-1] != "policy"
+        policy.seconds = 0.2
+        ask(frame(0))  # nobody could know
+        ask(frame(0))
+        assert policy.thread == "policy"
+        policy.asked.clear()
+        connection: ClientConnection = other.connection
+        connection.send(pack(frame(0)))
+        assert policy.asked.wait(5)
+        assert connection.ping().wait(0.15)
 
 
 def test_a_request_in_progress_is_answered_before_the_server_stops() -> None:
