@@ -64,8 +64,8 @@ def main(cfg: DictConfig) -> dict[str, Any]:
     path = Path(cfg.results) / f"{cfg.name}.json"
     before = json.loads(path.read_text()) if path.exists() else {}
     part = {"command": command("delay"), "config": plain(cfg), "table": rows}
-    tasks = {**before.get("tasks", {}), cfg.task.name: part}
-    write_results(path, {"tasks": tasks})
+    results = {"command": part["command"], "tasks": {**before.get("tasks", {}), cfg.task.name: part}}
+    write_results(path, results)
     name = re.sub("[/:]", "-", cfg.task.name)
     picture = delay_curves(rows, cfg.task.name, path.with_name(f"{cfg.name}_{name}.png"))
     table = []
@@ -78,7 +78,7 @@ def main(cfg: DictConfig) -> dict[str, Any]:
         )
     show_table(("way", "delay", "score", "success", "jump", "entropy share"), table)
     say(f"results: {path}, {picture}")
-    return {"tasks": tasks}
+    return results
 
 
 def _run_dir(cfg: DictConfig, seed: int, prefix: bool) -> Path:
