@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from difflib import get_close_matches
 from glob import glob
 from pathlib import Path
 
-from flowleap.policy.core.errors import UsageError, suggest
+from flowleap.policy.core.errors import UsageError
 from flowleap.scripts.cli.verbs import VERBS
 
 
@@ -46,12 +47,13 @@ def _options(verb: str) -> list[str]:
 
 
 def _is_override(word: str, options: Sequence[str]) -> bool:
-    """Whether a word is an option, or one mistyped, which hydra then names."""
+    """Whether a word is an option; or surely one mistyped, which hydra then names: no path, and almost its name."""
     key, equals, value = word.partition("=")
     name = key.lstrip("+~").partition(".")[0]
     if not equals or Path(word).exists():
         return False
-    return name in options or bool(suggest(name, options) and not glob(value))
+    mistyped = get_close_matches(name, options, n=1, cutoff=0.75) and not ("/" in value or glob(value))
+    return name in options or bool(mistyped)
 
 
 def _gathered(key: str, words: Sequence[str]) -> list[str]:

@@ -57,6 +57,8 @@ def test_words_are_policies_unless_they_are_options() -> None:
     assert list(cfg.policies) == ["runs/a", "b=runs/b,c [1]", "runs/lr=3", "it's ${x}"]
     assert (cfg.alpha, cfg.task.name) == (0.01, "probe/slalom")
     assert labelled("runs/lr=3") == ("runs/lr=3", "runs/lr=3")
+    labels = ["isd=none.json", "seeds=runs/x"]
+    assert list(compose("compare", overrides("compare", labels)).policies) == labels
     assert labelled("b=runs/b=2") == ("b", "runs/b=2")
 
 
