@@ -252,8 +252,8 @@ def latency() -> str:
             row.append(f"{times} ({network['faster_than_ddpm100_eager'][name]:.0f}x)")
         rows.append(row)
     note = (
-        f"p50 in ms on an {result['processor']}, batch 1, one thread (how often it fits into eager DDPM-100); untrained "
-        "weights. Made by"
+        f"p50 in ms on an {result['processor']}, batch 1, one thread (how often it fits into eager DDPM-100); "
+        "untrained weights. Made by"
     )
     return f"{table(head, rows)}\n\n{note}\n\n```\n{result['command']}\n```"
 
