@@ -28,6 +28,7 @@ from flowleap.envs.workers import Restart
 from flowleap.policy.core.errors import FlowleapError, FlowleapWarning
 from flowleap.policy.deploy.plan import Continuity
 from flowleap.policy.policy import Policy
+from flowleap.scripts.cli import compose
 from flowleap.scripts.cli import main as cli
 
 KILLED = "it was killed by SIGKILL (out of memory?)"
@@ -230,6 +231,8 @@ def test_arrays_travel_through_memory():
 
 
 def test_an_evaluation_that_ends_early_keeps_what_is_over(tmp_path, capsys):
+    for cached in (compose.choices, compose._store_all):  # other tests may have asked for the tasks before
+        cached.cache_clear()
     register_task("test/drift", lambda: drift_task(once(tmp_path / "notes", 2, hang, times=9)))
     (tmp_path / "notes").mkdir()
     parts = {"objective": {"name": "isd"}, "backbone": {"name": "mlp", "width": 8, "depth": 1}}
