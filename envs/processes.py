@@ -117,7 +117,7 @@ class Processes(RemoteWorkers):
         super().__init__(name, timeout)
         self._packed, self._traffic = pack(name, make), traffic
         self._running: dict[int, _Running] = {}
-        # Asked anew each time, as `connection.wait` does, the system takes a fifth of the time of a call.
+        # `connection.wait` would tell the system of all of them anew at each call.
         self._watched = selectors.DefaultSelector() if os.name == "posix" else _Watched()
 
     def _start(self) -> _Running:

@@ -323,7 +323,9 @@ class Server:
             self._log.exception("failed")
             return f"internal error ({type(error).__name__}); see the log of the server", "failed"
         finally:
-            self._slowest = max(session.seconds, _FORGET * self._slowest)
+            # Only an answer of the policy is a reason to think it quick: nonsense is refused in no time.
+            known = self._slowest if session.infer_seconds is None else _FORGET * self._slowest
+            self._slowest = max(session.seconds, known)
         metrics.episodes += session.episodes - episodes
         metrics.restarts += session.restarts - restarts
         if session.infer_seconds is not None:

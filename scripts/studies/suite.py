@@ -10,6 +10,7 @@ under the same conditions are not repeated, whether their runs are still there o
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from threading import Lock
@@ -65,7 +66,7 @@ class Suite:
         self.found: dict[str, Any] = {}
         self._lock = Lock()
         if path.exists():
-            before = json.loads(path.read_text())
+            before = _read(path)
             if before.get("conditions") != self.conditions:
                 raise FlowleapError(
                     f"{path} holds other results ({_changed(before.get('conditions'), self.conditions)}); "
@@ -140,7 +141,7 @@ def collected(cfg: DictConfig, run: Callable[..., float]) -> None:
             )
     else:
         words = [f"task={cfg.task.name}", f"out={cfg.dataset}", f"episodes={cfg.demonstrations}", "n_envs=1"]
-        run("collect", *words, *cfg.collect.split())
+        run("collect", *words, *shlex.split(cfg.collect))
 
 
 def groups(found: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -190,6 +191,18 @@ def show(results: Mapping[str, Any]) -> None:
         for row in results["groups"]
     ]
     show_table(("", "objective", "NFE", "tasks", "mean"), rows)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        before = json.loads(path.read_text())
+        if isinstance(before["tasks"], dict):
+            return dict(before)
+    except (ValueError, KeyError, TypeError):
+        pass
+    raise FlowleapError(
+        f"{path} holds no results of a suite, or is cut short: move it away, or choose name=..."
+    )
 
 
 def _changed(before: Any, now: Mapping[str, Any]) -> str:

@@ -541,6 +541,18 @@ def test_a_quick_policy_needs_no_thread_until_it_is_slow() -> None:
         assert connection.ping().wait(0.15)
 
 
+def test_requests_without_inference_do_not_make_a_policy_quick() -> None:
+    policy = Slow(0.05)
+    with running(policy) as server, client(server) as ask:
+        connection: ClientConnection = ask.connection
+        for _ in range(3):
+            for _ in range(200):
+                connection.send(msgpack.packb({"nothing": 1}))
+                assert isinstance(connection.recv(), str)
+            ask(frame(0))
+            assert policy.thread == "policy"
+
+
 def test_a_request_in_progress_is_answered_before_the_server_stops() -> None:
     slow = Slow(0.5)
     with running(slow) as server, client(server) as ask, client(server) as idle:

@@ -46,6 +46,9 @@ def test_a_suite_goes_on_and_needs_the_same_conditions(
     assert "episodes=2" in capsys.readouterr().err
     assert cli.main(["benchmark", *WORDS, TRAIN, "only=[probe/slalon]"]) != 0
     assert "probe/slalom" in capsys.readouterr().err
+    Path("results/metaworld50.json").write_text('{"tasks": ')
+    assert cli.main(["benchmark", *WORDS, TRAIN]) != 0
+    assert "cut short" in capsys.readouterr().err
 
 
 def test_demonstrations_that_are_too_few_are_refused(
