@@ -525,8 +525,14 @@ def evaluator() -> str:
         rates = (own[f"{name}_steps_per_s"] for name in ("serial", "processes", "evaluator"))
         shares = (f"{100 * own[f'share_of_{name}']:.0f} %" for name in ("serial", "processes"))
         body.append([task, *(f"{rate:,.0f}" for rate in rates), *shares, f"{own['driver_ms_per_chunk']:.2f}"])
-    n = config["n_envs"]
-    head = ["task", "one loop, steps/s", f"{n} loops at once", f"`n_envs={n}`", f"of {n} x one loop"]
+    n = result["cores"]
+    head = [
+        "task",
+        "one loop, steps/s",
+        f"{n} loops at once",
+        f"`n_envs={result['workers']}`",
+        f"of {n} x one loop",
+    ]
     return (
         f"{table([*head, f'of {n} loops', 'evaluator, CPU ms a chunk'], body)}\n\n{config['episodes']} episodes of a "
         f"policy that does nothing, medians of {config['repeats']} rounds; with resets, without the start "

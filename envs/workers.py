@@ -144,10 +144,15 @@ def open_workers(
         workers.close()
 
 
-def default_count(cluster: str | None) -> int:
-    """How many workers keep this machine, or the Ray cluster, busy: one a core."""
+def default_count(cluster: str | None, wait_for_caller: bool = False) -> int:
+    """How many workers keep this machine, or the Ray cluster, busy: one a core.
+
+    Args:
+        wait_for_caller: they wait for this process between calls; one more has work meanwhile.
+    """
     if cluster is None:
-        return os.cpu_count() or 1
+        cores = os.cpu_count() or 1
+        return cores + 1 if wait_for_caller and cores > 1 else cores
     from flowleap.envs.ray_workers import cpus
 
     return cpus(cluster)

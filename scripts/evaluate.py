@@ -150,7 +150,7 @@ def prepare(cfg: DictConfig) -> Evaluation:
 def run(evaluation: Evaluation, cfg: DictConfig) -> dict[str, Any]:
     """Run the episodes, with a progress bar; return the results."""
     actor, task, seeds = evaluation.actor, evaluation.task, evaluation.seeds
-    n_envs, out = cfg.n_envs or default_count(cfg.cluster), evaluation.out(cfg.out)
+    n_envs, out = cfg.n_envs or default_count(cfg.cluster, wait_for_caller=True), evaluation.out(cfg.out)
     finished: list[Episode] = []
     with (
         _kept(finished, len(seeds), out.with_name(f"{out.stem}_unfinished.json"), cfg),

@@ -4,6 +4,7 @@
     flowleap benchmark suite=objectives task=pusht/keypoints dataset=PATH
     flowleap benchmark task=metaworld/push-v3 dataset=PATH objectives=[isd] nfe.isd=[1] seeds=[0]
     flowleap benchmark dataset=PATH 'objectives=[isd,isd-quarter]' '+own={isd-quarter: "objective.diagonal=0.75"}'
+    flowleap benchmark suite=latency task=pusht/keypoints dataset=PATH
     flowleap benchmark suite=metaworld50
 
 A row is an objective, or `objective-variant` with the variant's overrides in `own`.
@@ -11,7 +12,8 @@ A row is an objective, or `objective-variant` with the variant's overrides in `o
 `budget=[steps]` gives every objective equal gradient steps; `budget=[steps,time]` adds a second table, where an
 objective with a cheaper step than the first one's gets more steps, so that training takes as long. Rows run in
 processes of their own, one CPU thread each. What is finished is not repeated, so an interrupted benchmark goes on
-where it stopped. A suite of tasks also collects the demonstrations of each.
+where it stopped. With `formats`, the first objective is also evaluated as exported, and at the end a chunk of all is
+timed in turn. A suite of tasks also collects the demonstrations of each.
 """
 
 from __future__ import annotations
@@ -38,6 +40,7 @@ from flowleap.policy.core.files import write_results
 from flowleap.scripts.cli.main import run_verb
 from flowleap.scripts.common import command, logged, plain, say
 from flowleap.scripts.studies.benchmark_tables import aggregate, differences, markdown, print_tables
+from flowleap.scripts.studies.formats import chunk_times
 from flowleap.scripts.studies.plots import score_curves
 from flowleap.scripts.studies.suite import Suite, collected, show
 
@@ -70,6 +73,10 @@ def main(cfg: DictConfig) -> dict[str, Any]:
     if cfg.get("task") is None or cfg.parallel < 1 or not set(cfg.budget) <= {"steps", "time"}:
         raise FlowleapError("benchmark needs task=NAME, parallel >= 1 and budget=[steps], [time] or both")
     if cfg.tasks:
+        if cfg.formats:
+            raise FlowleapError(
+                "formats compares what one task's policy is exported in; a suite of tasks has none"
+            )
         return _suite(cfg)
     protocol = _decide_seeds(cfg)
     metric = protocol.metric or make_task(cfg.task.name).scoring.metric
@@ -83,6 +90,8 @@ def main(cfg: DictConfig) -> dict[str, Any]:
         suffix = "" if budget == cfg.budget[0] else f"_equal_{budget}"
         results[f"table{suffix}"] = aggregate(own, cfg.episodes, metric)
         results[f"paired_differences{suffix}"] = differences(own, metric)
+    if cfg.formats:
+        results["latency"] = chunk_times(_timed(cfg))
     results["runs"] = [{key: value for key, value in e.items() if key != "rows"} for e in records]
     path = write_results(Path(cfg.results) / f"{cfg.name.replace('/', '_')}.json", results)
     path.with_suffix(".md").write_text(markdown(results))
@@ -190,28 +199,72 @@ def _run(cfg: DictConfig, row: Row) -> list[dict[str, Any]]:
         timing.write_text(json.dumps(seconds))
         say(f"trained {row.run_dir} in {seconds / 60:.1f} CPU minutes")
     protocol = "" if cfg.protocol == FLOWLEAP.name else f"_{cfg.protocol}"
-    evaluations = logged(row.run_dir, "eval/score")  # during training, with `trainer.eval_every`
-    records = []
-    for nfe in row.nfes:
+    trained: dict[str, Any] = {
+        "budget": row.budget,
+        "seed": row.seed,
+        "train_minutes": round(json.loads(timing.read_text()) / 60, 2),
+    }
+    records: list[dict[str, Any]] = []
+
+    def add(label: str, nfe: int, checkpoint: Path, curve: list[dict[str, Any]]) -> None:
         ta = "null" if cfg.n_action_steps is None else cfg.n_action_steps
         name = f"nfe{nfe}_ta{cfg.n_action_steps or 'task'}_{cfg.eval_seed}x{cfg.episodes}{protocol}.json"
         words = (f"steps={nfe}", f"n_action_steps={ta}", f"protocol={cfg.protocol}")
-        result = evaluate(cfg, row.run_dir, row.run_dir / "eval" / name, *words)
-        record = {
-            "objective": row.objective,
-            "budget": row.budget,
-            "nfe": nfe,
-            "seed": row.seed,
-            "protocol": result.get("protocol"),
-            "train_steps": result["actor"]["training"]["step"],
-            "train_minutes": round(json.loads(timing.read_text()) / 60, 2),
-            "parameters": result["actor"]["parameters"],
-            "summary": result["summary"],
-            "curve": [{"step": e["step"], "score": e["eval/score"]} for e in evaluations],
-            "rows": result["rows"],
-        }
-        records.append(record)
+        result = evaluate(cfg, checkpoint, checkpoint / "eval" / name, *words)
+        if not records:  # an export knows neither
+            trained["train_steps"] = result["actor"]["training"]["step"]
+            trained["parameters"] = result["actor"]["parameters"]
+        records.append(
+            {
+                "objective": label,
+                "nfe": nfe,
+                **trained,
+                "protocol": result.get("protocol"),
+                "summary": result["summary"],
+                "curve": curve,
+                "rows": result["rows"],
+            }
+        )
+
+    evaluations = logged(row.run_dir, "eval/score")  # during training, with `trainer.eval_every`
+    for nfe in row.nfes:
+        add(
+            row.objective,
+            nfe,
+            row.run_dir,
+            [{"step": e["step"], "score": e["eval/score"]} for e in evaluations],
+        )
+    if row.objective == cfg.objectives[0] and row.budget == cfg.budget[0]:
+        for form in cfg.formats:
+            add(f"{row.objective}, {form}", row.nfes[0], _exported(row, form), [])
     return records
+
+
+def _exported(row: Row, form: str) -> Path:
+    """The export of a trained row at its first NFE, from its folder if it is there already."""
+    out = row.run_dir / f"export_{form}"
+    if not out.exists():
+        run_flowleap(
+            "export",
+            f"checkpoint={row.run_dir}",
+            f"out={out}",
+            f"format={form}",
+            f"steps={row.nfes[0]}",
+            "ddpm=false",
+        )
+    return out
+
+
+def _timed(cfg: DictConfig) -> dict[str, tuple[Path, int]]:
+    """What is timed: label -> run or export, NFE; of the first training seed."""
+    seed = cfg.seeds[0]
+    own = [row for row in _rows(cfg) if row.seed == seed and row.budget == cfg.budget[0]]
+    places = {f"{row.objective}, NFE {nfe}": (row.run_dir, nfe) for row in own for nfe in row.nfes}
+    first = own[0]
+    return places | {
+        f"{first.objective}, {form}, NFE {first.nfes[0]}": (_exported(first, form), first.nfes[0])
+        for form in cfg.formats
+    }
 
 
 def evaluate(cfg: DictConfig, run_dir: Path, out: Path, *words: str) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """Speed of the evaluator: steps per second with a policy that does nothing, over those of plain loops around env.step.
 
-The plain loop runs the same episodes: once alone, and once in as many processes as there are workers, which is what the
+The plain loop runs the same episodes: once alone, and once in as many processes as there are cores, which is what the
 machine can do at most. All are taken in turn in one run, so that a slow moment of the machine hits all alike.
 """
 
@@ -20,13 +20,15 @@ from flowleap.envs.chunk_env import action_bounds
 from flowleap.envs.registry import make_task
 from flowleap.envs.rollout import rollout
 from flowleap.envs.task import Observation, Task
+from flowleap.envs.workers import default_count
 from flowleap.policy.core.spec import WINDOW
 from flowleap.scripts.common import plain, say, show_table
 
 
 def measure(cfg: DictConfig) -> dict[str, Any]:
     """Run the measurements, print them, return them."""
-    measured = {name: _measure_task(make_task(name), cfg) for name in cfg.tasks}
+    cores, workers = default_count(None), cfg.n_envs or default_count(None, wait_for_caller=True)
+    measured = {name: _measure_task(make_task(name), cfg, cores, workers) for name in cfg.tasks}
     rows = [
         (
             name,
@@ -39,20 +41,20 @@ def measure(cfg: DictConfig) -> dict[str, Any]:
         )
         for name, own in measured.items()
     ]
-    head = ("task", "one loop, steps/s", f"{cfg.n_envs} loops", f"{cfg.n_envs} workers")
-    more = (f"of {cfg.n_envs} x one loop", f"of {cfg.n_envs} loops", "driver, CPU ms a chunk")
+    head = ("task", "one loop, steps/s", f"{cores} loops", f"{workers} workers")
+    more = (f"of {cores} x one loop", f"of {cores} loops", "driver, CPU ms a chunk")
     show_table((*head, *more), rows, f"{cfg.episodes} episodes, a policy that does nothing")
     for name, own in measured.items():
         say(f"{name}: the first worker started within {own['start_s']:.2f} s, which the rates leave out")
-    return {"config": plain(cfg), "measured": measured}
+    return {"config": plain(cfg), "cores": cores, "workers": workers, "measured": measured}
 
 
-def _measure_task(task: Task, cfg: DictConfig) -> dict[str, Any]:
+def _measure_task(task: Task, cfg: DictConfig, cores: int, workers: int) -> dict[str, Any]:
     seeds = range(cfg.seed, cfg.seed + cfg.episodes)
     action = _still(task)
-    shares = [list(seeds[i :: cfg.n_envs]) for i in range(cfg.n_envs)]
+    shares = [list(seeds[i::cores]) for i in range(cores)]
     runs: list[dict[str, float]] = []
-    with multiprocessing.get_context("spawn").Pool(cfg.n_envs) as pool:
+    with multiprocessing.get_context("spawn").Pool(cores) as pool:
         for _ in range(cfg.repeats):
             alone = _plain_loop(task, action, seeds)
             given = [(task, action, share) for share in shares]
@@ -62,15 +64,15 @@ def _measure_task(task: Task, cfg: DictConfig) -> dict[str, Any]:
                     "serial_steps_per_s": alone["steps"] / alone["seconds"],
                     "env_step_per_s": alone["steps"] / alone["step_seconds"],
                     "processes_steps_per_s": sum(each["steps"] / each["seconds"] for each in together),
-                    **_evaluator(task, action, seeds, cfg.n_envs),
+                    **_evaluator(task, action, seeds, workers),
                 }
             )
     medians = {key: statistics.median(run[key] for run in runs) for key in runs[0]}
     # Within a run, so that what the machine did meanwhile cancels.
     shares_of = {
-        "share_of_serial": [r["evaluator_steps_per_s"] / r["serial_steps_per_s"] / cfg.n_envs for r in runs],
+        "share_of_serial": [r["evaluator_steps_per_s"] / r["serial_steps_per_s"] / cores for r in runs],
         "share_of_processes": [r["evaluator_steps_per_s"] / r["processes_steps_per_s"] for r in runs],
-        "share_of_env_step": [r["evaluator_steps_per_s"] / r["env_step_per_s"] / cfg.n_envs for r in runs],
+        "share_of_env_step": [r["evaluator_steps_per_s"] / r["env_step_per_s"] / cores for r in runs],
     }
     return {**medians, **{key: statistics.median(each) for key, each in shares_of.items()}, "runs": runs}
 

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from omegaconf import DictConfig
 
-from flowleap.envs.actors import policy_actor
+from flowleap.envs.actors import load_actor, policy_actor
 from flowleap.envs.comparison import paired_difference
 from flowleap.envs.registry import make_task
 from flowleap.envs.rollout import Episode, rollout
@@ -151,6 +151,37 @@ def latency(cfg: DictConfig) -> dict[str, Any]:
         report["networks"][title] = {**numbers, **_ratios(times)}
         _show(f"{title}, {_parameters(policy):,} parameters", report["networks"][title])
     return report
+
+
+def chunk_times(
+    places: Mapping[str, tuple[Path, int]], threads: int = 1, seconds: float = 2.0
+) -> dict[str, Any]:
+    """Time a chunk of policies and exports of the same observations, in turn, as the evaluator calls them.
+
+    Args:
+        places: label -> run or export, and its NFE; one of them a run, whose normaliser tells what is observed.
+
+    Returns:
+        `processor`, `threads`, and `times`: label -> p50, p95, cold in ms, see `time_in_turn`.
+    """
+    import torch
+
+    from flowleap.policy.deploy.parity import synthetic_observations, time_in_turn
+    from flowleap.policy.policy import Policy
+
+    torch.set_num_threads(threads)
+    policy = Policy.load(next(iter(places.values()))[0])
+    obs = synthetic_observations(policy, 1)
+    noise = np.zeros((1, policy.spec.horizon, policy.spec.action_dim), np.float32)
+    actors = {label: load_actor(place, steps=nfe, device="cpu") for label, (place, nfe) in places.items()}
+    times = time_in_turn({label: partial(actor.act, obs, noise) for label, actor in actors.items()}, seconds)
+    slowest = max(times.values(), key=lambda entry: entry["p50_ms"])["p50_ms"]
+    rows = [
+        (label, f"{entry['p50_ms']:.3f}", f"{slowest / entry['p50_ms']:.0f}x")
+        for label, entry in times.items()
+    ]
+    show_table(("", "p50 ms", "fits into the slowest"), rows, "a chunk, batch 1")
+    return {"processor": _processor(), "threads": threads, "times": times}
 
 
 # Objective and NFE of each combination.
