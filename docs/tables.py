@@ -69,6 +69,50 @@ def pusht_others() -> str:
     return f"{pivot(result['table'], pusht_cell)}\n\n{_setup(result)}"
 
 
+def one_step() -> str:
+    """One step, in torch and exported, beside the hundred of DDPM: score and time from one run."""
+    result = load("one_step_pusht_keypoints")
+    times = {name: entry["p50_ms"] for name, entry in result["latency"]["times"].items()}
+    slowest = max(times.values())
+    rows = []
+    for row in result["table"]:
+        ms = times[f"{row['objective']}, NFE {row['nfe']}"]
+        success = "{count}/{n}".format(**row["success"])
+        interval = "[{:.3f}, {:.3f}]".format(*row["interval"])
+        cells = [row["objective"], str(row["nfe"]), f"{row['score']:.3f} {interval}", success]
+        rows.append([*cells, f"{_ms(ms)}", f"{slowest / ms:.0f}x"])
+    head = ["policy", "NFE", "score [95 %]", "success", "a chunk, ms", "fits into the slowest"]
+    return (
+        f"{table(head, rows)}\n\nTimes: p50 at batch 1, one thread of an {result['latency']['processor']}; without a "
+        f"format in eager torch. {_setup(result)}"
+    )
+
+
+def metaworld50() -> str:
+    """MetaWorld's fifty tasks by difficulty, and each by itself."""
+    result = load("metaworld50")
+    conditions, tasks = result["conditions"], result["tasks"]
+
+    def counts(row: dict[str, Any]) -> str:
+        return "{count}/{n}".format(**row["success"])
+
+    groups = [
+        [row["group"], str(row["tasks"]), f"{row['mean']:.3f}", counts(row)]
+        + [" ".join(f"{seed:.3f}" for seed in row["per_seed"])]
+        for row in result["groups"]
+    ]
+    single = [
+        f"{name.removeprefix('metaworld/').removesuffix('-v3')} {counts(entry['table'][0])}"
+        for name, entry in sorted(tasks.items(), key=lambda item: item[1]["table"][0]["score"])
+    ]
+    head = ["difficulty", "tasks", "mean success", "episodes", "each training seed"]
+    return (
+        f"{table(head, groups)}\n\nTask by task, the weakest first: {', '.join(single)}.\n\n"
+        f"{conditions['demonstrations']} scripted demonstrations a task, training seeds: {len(conditions['seeds'])}, "
+        f"episodes for each: {conditions['episodes']}, NFE 1. Made by\n\n{_command(result)}"
+    )
+
+
 def _setup(result: dict[str, Any]) -> str:
     """Steps, seeds and episodes of a benchmark, and its command."""
     rows = result["table"]
