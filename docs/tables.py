@@ -96,11 +96,10 @@ def metaworld50() -> str:
     def counts(row: dict[str, Any]) -> str:
         return "{count}/{n}".format(**row["success"])
 
-    groups = [
-        [row["group"], str(row["tasks"]), f"{row['mean']:.3f}", counts(row)]
-        + [" ".join(f"{seed:.3f}" for seed in row["per_seed"])]
-        for row in result["groups"]
-    ]
+    groups = []
+    for row in result["groups"]:
+        seeds = " ".join(f"{seed:.3f}" for seed in row["per_seed"])
+        groups.append([row["group"], str(row["tasks"]), f"{row['mean']:.3f}", counts(row), seeds])
     single = [
         f"{name.removeprefix('metaworld/').removesuffix('-v3')} {counts(entry['table'][0])}"
         for name, entry in sorted(tasks.items(), key=lambda item: item[1]["table"][0]["score"])
@@ -580,7 +579,7 @@ def evaluator() -> str:
     return (
         f"{table([*head, f'of {n} loops', 'evaluator, CPU ms a chunk'], body)}\n\n{config['episodes']} episodes of a "
         f"policy that does nothing, medians of {config['repeats']} rounds; with resets, without the start "
-        f"of workers. Made by\n\n{_command(result)}"
+        f"and the end of workers. Made by\n\n{_command(result)}"
     )
 
 

@@ -1,7 +1,8 @@
 """Speed of the evaluator: steps per second with a policy that does nothing, over those of plain loops around env.step.
 
 The plain loop runs the same episodes: once alone, and once in as many processes as there are cores, which is what the
-machine can do at most. All are taken in turn in one run, so that a slow moment of the machine hits all alike.
+machine can do at most. All are taken in turn in one run, so that a slow moment of the machine hits all alike. The start
+of processes, and their ends, when some have nothing left to do, do not count.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from omegaconf import DictConfig
 
 from flowleap.envs.chunk_env import action_bounds
 from flowleap.envs.registry import make_task
-from flowleap.envs.rollout import rollout
+from flowleap.envs.rollout import Episode, rollout
 from flowleap.envs.task import Observation, Task
 from flowleap.envs.workers import default_count
 from flowleap.policy.core.spec import WINDOW
@@ -45,7 +46,7 @@ def measure(cfg: DictConfig) -> dict[str, Any]:
     more = (f"of {cores} x one loop", f"of {cores} loops", "driver, CPU ms a chunk")
     show_table((*head, *more), rows, f"{cfg.episodes} episodes, a policy that does nothing")
     for name, own in measured.items():
-        say(f"{name}: the first worker started within {own['start_s']:.2f} s, which the rates leave out")
+        say(f"{name}: the first worker started within {own['start_s']:.2f} s; the rates leave starts out")
     return {"config": plain(cfg), "cores": cores, "workers": workers, "measured": measured}
 
 
@@ -103,22 +104,30 @@ def _plain_loop(task: Task, action: np.ndarray, seeds: Any) -> dict[str, float]:
 
 
 def _evaluator(task: Task, action: np.ndarray, seeds: range, n_envs: int) -> dict[str, float]:
-    """Rates, and CPU seconds of this process for each chunk, from the first call of the policy on."""
+    """Rates and CPU seconds of this process for each chunk, while all workers have work.
+
+    That is after the first episode of each, so that all have started, until nothing waits any more.
+    """
     spec = task.spec.with_window(**asdict(WINDOW))
     chunk = np.tile(action, (1, spec.n_action_steps, 1))
     calls: list[tuple[float, float]] = []
+    finished: dict[int, float] = {}
 
     def still(obs: Observation, noise: np.ndarray) -> np.ndarray:
         calls.append((time.perf_counter(), time.process_time()))
         return chunk
 
+    def note(episode: Episode) -> None:
+        finished[episode.seed] = time.perf_counter()
+
     start = time.perf_counter()
-    result = rollout(task, still, spec, seeds, n_envs)
-    (first, first_cpu), (_, last_cpu) = calls[0], calls[-1]
-    seconds = start + result.wall_seconds - first
+    result = rollout(task, still, spec, seeds, n_envs, on_progress=note)
+    since, until = max(finished[seed] for seed in seeds[:n_envs]), sorted(finished.values())[-n_envs]
+    inside = [call for call in calls if since < call[0] <= until]
+    seconds = inside[-1][0] - inside[0][0]
+    steps = sum(episode.length for episode in result.episodes) * (len(inside) - 1) / len(calls)
     return {
-        "evaluator_steps_per_s": sum(episode.length for episode in result.episodes) / seconds,
-        "evaluator_episodes_per_s": len(seeds) / seconds,
-        "start_s": first - start,
-        "driver_ms_per_chunk": 1e3 * (last_cpu - first_cpu) / (len(calls) - 1),
+        "evaluator_steps_per_s": steps / seconds,
+        "start_s": calls[0][0] - start,
+        "driver_ms_per_chunk": 1e3 * (inside[-1][1] - inside[0][1]) / (len(inside) - 1),
     }
