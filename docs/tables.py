@@ -101,12 +101,14 @@ def metaworld50() -> str:
         seeds = " ".join(f"{seed:.3f}" for seed in row["per_seed"])
         groups.append([row["group"], str(row["tasks"]), f"{row['mean']:.3f}", counts(row), seeds])
     single = [
-        f"{name.removeprefix('metaworld/').removesuffix('-v3')} {counts(entry['table'][0])}"
+        f"{name.removeprefix('metaworld/').removesuffix('-v3')} {counts(entry['table'][0])} "
+        f"({entry['expert']['count']}/{entry['expert']['n']})"
         for name, entry in sorted(tasks.items(), key=lambda item: item[1]["table"][0]["score"])
     ]
     head = ["difficulty", "tasks", "mean success", "episodes", "each training seed"]
     return (
-        f"{table(head, groups)}\n\nTask by task, the weakest first: {', '.join(single)}.\n\n"
+        f"{table(head, groups)}\n\nTask by task, the weakest first, and in brackets the scripted "
+        f"expert on the same seeds: {', '.join(single)}.\n\n"
         f"{conditions['demonstrations']} scripted demonstrations a task, training seeds: {len(conditions['seeds'])}, "
         f"episodes for each: {conditions['episodes']}, NFE 1. Made by\n\n{_command(result)}"
     )

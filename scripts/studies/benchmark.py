@@ -122,6 +122,7 @@ def _suite(cfg: DictConfig) -> dict[str, Any]:
         suite.add(task, [record for row in _rows(own) for record in _run(own, row)])
 
     _in_threads(run, suite.left, cfg.parallel)
+    suite.add_experts()
     results = suite.write()
     show(results)
     say(f"results: {suite.path}")

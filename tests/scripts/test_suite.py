@@ -16,6 +16,7 @@ WORDS = [
     "tasks.easy=[probe/slalom]",
     "only=[probe/slalom]",
     "demonstrations=2",
+    "collect=action_noise=0.0",
     "seeds=[0]",
     "episodes=2",
     "parallel=1",
@@ -34,6 +35,7 @@ def test_a_suite_goes_on_and_needs_the_same_conditions(
     (task,) = written["tasks"]
     assert task == "probe/slalom"
     assert written["tasks"][task]["table"][0]["success"]["n"] == 2
+    assert written["tasks"][task]["expert"] == {**written["tasks"][task]["expert"], "count": 2, "n": 2}
     assert written["command"].startswith("flowleap benchmark suite=metaworld50")
     assert "theirs" in capsys.readouterr().out
     # Without its runs and data, too.
