@@ -16,7 +16,7 @@ WORDS = [
     "tasks.easy=[probe/slalom]",
     "only=[probe/slalom]",
     "demonstrations=2",
-    "collect=action_noise=0.0",
+    'collect="action_noise=0.0"',
     "seeds=[0]",
     "episodes=2",
     "parallel=1",
