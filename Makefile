@@ -5,6 +5,8 @@ EXTRAS ?= all,dev
 TRIED  ?= robosuite
 VENV   := .venv
 BIN    := $(VENV)/bin
+# Workers of the tests: one a core; a few are enough where there are many. The last to finish takes tests off the others.
+TESTS  ?= --numprocesses logical --maxprocesses 8 --dist worksteal --durations 25
 STAMP  := $(VENV)/.installed-$(shell (cat pyproject.toml; echo '$(EXTRAS) $(TRIED)') | cksum | cut -d' ' -f1)
 
 .PHONY: demo test check docs install format clean
@@ -13,7 +15,7 @@ demo: $(STAMP)
 	$(BIN)/flowleap demo
 
 test: check
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(TESTS)
 
 check: $(STAMP)
 	$(BIN)/ruff check .

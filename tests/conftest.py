@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -25,3 +26,13 @@ def pusht_human() -> Path:
     if not path.is_dir():
         pytest.skip(f"needs {path} (set FLOWLEAP_DATA)")
     return path
+
+
+@pytest.fixture(scope="session", autouse=True)
+def few_timed_calls() -> Iterator[None]:
+    """Each export times its policy for a second; here nobody reads the figures."""
+    from flowleap.policy.deploy import parity
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(parity, "_LATENCY_SECONDS", 0.02)
+        yield

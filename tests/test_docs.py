@@ -69,12 +69,12 @@ def commands(file: Path) -> list[tuple[str, list[str]]]:
 def test_commands_compose() -> None:
     """Every command line of README and documentation is one that `flowleap` accepts."""
     assert len(commands(README)) >= 8
-    for file in PAGES:
-        for verb, words in commands(file):
-            try:
-                compose(verb, overrides(verb, words))
-            except Exception as error:
-                pytest.fail(f"{name_of(file)}: flowleap {verb} {' '.join(words)}: {error}")
+    lines = {(verb, *words): name_of(file) for file in PAGES for verb, words in commands(file)}
+    for (verb, *words), file in lines.items():
+        try:
+            compose(verb, overrides(verb, words))
+        except Exception as error:
+            pytest.fail(f"{file}: flowleap {verb} {' '.join(words)}: {error}")
 
 
 @pytest.mark.parametrize("file", [*PAGES, *PROJECT], ids=name_of)

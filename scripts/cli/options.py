@@ -52,7 +52,7 @@ def load_options(verb: str, overrides: Sequence[str] = ()) -> Options:
         composed = _compose(app, verb, words)
         runtime = composed.hydra.runtime.choices  # last group first
         chosen = {k: _show(v) for k, v in reversed(runtime.items()) if not k.startswith("hydra/")}
-        offered = {group: _choices(app.config_loader, group) for group in chosen}
+        offered = {group: _choices(app.config_loader.repository, group) for group in chosen}
     tree: Any = OmegaConf.to_container(composed, resolve=False)
     values = {k: v for k, v in _flatten(tree).items() if k not in chosen and not k.startswith("hydra.")}
     texts = yaml_comments(CONFIG_DIR / f"{verb}.yaml")
@@ -155,11 +155,14 @@ def yaml_comments(file: Path) -> dict[str, str]:
     return found
 
 
-def _choices(loader: Any, group: str) -> list[str]:
-    """List the choices of a group, those of nested folders after a slash."""
-    names = loader.get_group_options(group, ObjectType.CONFIG)
-    for folder in loader.get_group_options(group, ObjectType.GROUP):
-        names = [*names, *(f"{folder}/{name}" for name in _choices(loader, f"{group}/{folder}"))]
+def _choices(repository: Any, group: str) -> list[str]:
+    """List the choices of a group, those of nested folders after a slash.
+
+    The repository itself is asked: hydra's `get_group_options` copies all of it, every time.
+    """
+    names = repository.get_group_options(group, ObjectType.CONFIG)
+    for folder in repository.get_group_options(group, ObjectType.GROUP):
+        names = [*names, *(f"{folder}/{name}" for name in _choices(repository, f"{group}/{folder}"))]
     return sorted(set(names))
 
 

@@ -178,7 +178,8 @@ def step_cost(cfg: DictConfig, objective: str, steps: int = 400) -> float:
     spent = []
     for count in (60, 60 + steps):
         with tempfile.TemporaryDirectory() as folder:
-            fixed = (f"run_dir={folder}/run", f"trainer.stop_at={count}")
+            alone = ("trainer.eval_every=0", "trainer.patience=0")  # an evaluation is no gradient step
+            fixed = (f"run_dir={folder}/run", f"trainer.stop_at={count}", *alone)
             spent.append(run_flowleap("train", *_train_words(cfg, objective, 0), *fixed))
     return max(spent[1] - spent[0], 1e-6) / steps
 

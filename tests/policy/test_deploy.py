@@ -23,7 +23,6 @@ from flowleap.policy.checkpoint import read_policy
 from flowleap.policy.core.errors import FlowleapError
 from flowleap.policy.core.spec import ObsKey, Spec
 from flowleap.policy.deploy import export as export_module
-from flowleap.policy.deploy import parity as verify
 from flowleap.policy.deploy.export import export
 from flowleap.policy.deploy.onnx_file import refuse_external_data
 from flowleap.policy.deploy.parity import action_range, eager_chunk, parity
@@ -78,8 +77,6 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Any:
     """`workspace(backbone, objective, steps)` -> (eager policy, exported folder), each exported once."""
     root = tmp_path_factory.mktemp("deploy")
     made: dict[tuple[str, str, int], tuple[Policy, Path]] = {}
-    patch = pytest.MonkeyPatch()
-    patch.setattr(verify, "_LATENCY_CALLS", 20)
 
     def get(backbone: str, objective: str, steps: int) -> tuple[Policy, Path]:
         case = (backbone, objective, steps)
@@ -92,8 +89,7 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Any:
             made[case] = (policy, root / f"{name}-export")
         return made[case]
 
-    yield get
-    patch.undo()
+    return get
 
 
 @pytest.fixture
@@ -187,7 +183,6 @@ def test_too_large_a_difference_leaves_nothing_behind(tmp_path: Path) -> None:
 def test_script_reads_the_dataset_of_the_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from flowleap.scripts.export import main
 
-    monkeypatch.setattr(verify, "_LATENCY_CALLS", 20)
     loaded: list[Path] = []
     monkeypatch.setattr(
         policy_module, "read_policy", lambda *args: loaded.append(args[0]) or read_policy(*args)
@@ -509,9 +504,8 @@ def test_bytes_that_are_no_model(folder: Path) -> None:
             refuse_external_data(bytes(damaged), file)
 
 
-def test_a_parameter_may_be_called_location(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_parameter_may_be_called_location(tmp_path: Path) -> None:
     """ONNX calls the file of a tensor outside the model `location`; so may a network call its weights."""
-    monkeypatch.setattr(verify, "_LATENCY_CALLS", 20)
     policy = make_policy("mlp", "isd")
     policy.net = Shifted(policy.net)
     export(policy, tmp_path / "out", observations=observations(20))

@@ -75,7 +75,7 @@ TRACED: dict[str, bytes] = {}
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Trace each network once for all formats, and time few calls."""
+    """Trace each network once for all formats."""
 
     def trace(policy: Policy, manifest: Any) -> bytes:
         contract = {**policy.config, "steps": manifest["steps"], "spec": manifest["spec"]}
@@ -85,7 +85,6 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
         return TRACED[key]
 
     monkeypatch.setattr(export_module, "trace", trace)
-    monkeypatch.setattr(parity, "_LATENCY_CALLS", 5)
     monkeypatch.setattr(parity, "BATCH_SIZES", (1, 2))
 
 

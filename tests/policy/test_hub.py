@@ -26,7 +26,7 @@ from flowleap.policy import checkpoint
 from flowleap.policy.core import hub
 from flowleap.policy.core.errors import FlowleapError
 from flowleap.policy.core.hub import Address
-from flowleap.policy.deploy import parity, runtime
+from flowleap.policy.deploy import runtime
 from flowleap.policy.deploy.card import card
 from flowleap.policy.deploy.hub import destination, prepare, push
 from flowleap.policy.deploy.runtime import ExportedPolicy
@@ -59,13 +59,10 @@ def train(run_dir: Path, steps: int, seed: int = 0) -> Policy:
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run that was trained, exported and evaluated as users do it."""
-    patch = pytest.MonkeyPatch()
-    patch.setattr(parity, "_LATENCY_CALLS", 20)
     run_dir = tmp_path_factory.mktemp("hub") / "slalom"
     train(run_dir, 2)
     where = [f"checkpoint={run_dir}", "n_envs=1", "videos=0"]
     assert cli.main(["eval", *where, "episodes=2"]) == cli.main(["export", f"checkpoint={run_dir}"]) == 0
-    patch.undo()
     return run_dir
 
 
@@ -160,10 +157,7 @@ def test_an_export_comes_back_bit_for_bit_without_torch(server: HubServer, run: 
     assert {**again, "README.md": b""} == {**files, "README.md": b""}
 
 
-def test_verbs_take_addresses_and_leave_the_cache_alone(
-    server: HubServer, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(parity, "_LATENCY_CALLS", 20)
+def test_verbs_take_addresses_and_leave_the_cache_alone(server: HubServer, run: Path, tmp_path: Path) -> None:
     commit = push(run, "me/slalom", revision="v1").address.revision
     assert commit
     assert server.repositories["me/slalom"].find("main") != commit

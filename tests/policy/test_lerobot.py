@@ -20,7 +20,6 @@ from flowleap.lerobot import features, folder
 from flowleap.lerobot.statistics import columns_of
 from flowleap.policy import ObsKey, Policy, Spec
 from flowleap.policy.core.errors import FlowleapError
-from flowleap.policy.deploy import parity
 from flowleap.policy.deploy.export import export
 from flowleap.policy.normalizer import Normalizer
 from flowleap.scripts.cli import main as cli
@@ -60,9 +59,7 @@ def untrained() -> Policy:
 def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Its export, with LeRobot's files."""
     policy, out = untrained(), tmp_path_factory.mktemp("lerobot") / "export"
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(parity, "_LATENCY_CALLS", 5)
-        export(policy, out)
+    export(policy, out)
     folder.write_files(out, SPEC, NAMES)
     return out
 
@@ -125,9 +122,8 @@ def test_default_names() -> None:
     }
 
 
-def test_export_verb_writes_the_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_export_verb_writes_the_files(tmp_path: Path) -> None:
     pytest.importorskip("gym_pusht", reason="needs flowleap[pusht]")
-    monkeypatch.setattr(parity, "_LATENCY_CALLS", 5)
     untrained().save(tmp_path / "run", info={"task": {"name": "pusht/keypoints", "kwargs": {}}})
     names = "{agent_pos: observation.state, keypoints: observation.environment_state}"
     words = [f"checkpoint={tmp_path / 'run'}", f"lerobot={names}", f"out={tmp_path / 'out'}"]

@@ -11,7 +11,6 @@ import torch
 
 from flowleap.policy.core.errors import FlowleapError
 from flowleap.policy.core.spec import ObsKey, Spec
-from flowleap.policy.deploy import parity as verify
 from flowleap.policy.deploy.export import export
 from flowleap.policy.deploy.runtime import ExportedPolicy
 from flowleap.policy.flow.derivatives import total_derivative
@@ -122,12 +121,10 @@ def test_a_policy_without_a_prefix_is_what_it_was() -> None:
 
 
 @pytest.mark.parametrize("backbone", BACKBONES)
-def test_an_export_takes_given_actions_and_several_noises(
-    backbone: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(verify, "_LATENCY_CALLS", 5)
+def test_an_export_takes_given_actions_and_several_noises(backbone: str, tmp_path: Path) -> None:
     policy = make(backbone=backbone).eval()
-    export(policy, tmp_path / "out", steps=2)
+    steps = 1 if backbone == "unet1d" else 2  # a second pass of its many layers takes long to trace
+    export(policy, tmp_path / "out", steps)
     exported = ExportedPolicy.load(tmp_path / "out", unusual="ignore")
     assert (exported.prefix, exported.actions) == (P, H)
     obs, actions = batch()
@@ -135,7 +132,7 @@ def test_an_export_takes_given_actions_and_several_noises(
     noise = np.random.default_rng(3).standard_normal((B, 4, H, A), dtype=np.float32)
     for count in range(P + 1):
         prefix = given[:, :count]
-        want = policy.chunk(obs, torch.from_numpy(noise), 2, torch.from_numpy(prefix)).detach().numpy()
+        want = policy.chunk(obs, torch.from_numpy(noise), steps, torch.from_numpy(prefix)).detach().numpy()
         got = exported.chunk(arrays, noise, prefix)
         assert got.shape == (B, 4, H, A)
         np.testing.assert_allclose(got, want, atol=2e-4)

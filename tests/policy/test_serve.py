@@ -35,7 +35,7 @@ from flowleap.policy.core.errors import FlowleapError  # noqa: E402
 from flowleap.policy.core.noise import episode_noise  # noqa: E402
 from flowleap.policy.core.spec import ObsKey, Spec  # noqa: E402
 from flowleap.policy.core.views import View  # noqa: E402
-from flowleap.policy.deploy import parity, wire  # noqa: E402
+from flowleap.policy.deploy import wire  # noqa: E402
 from flowleap.policy.deploy.export import export  # noqa: E402
 from flowleap.policy.deploy.runtime import ExportedPolicy  # noqa: E402
 from flowleap.policy.deploy.server import Limits, Server  # noqa: E402
@@ -93,9 +93,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for parameter in policy.net.parameters():
             parameter.add_(0.1 * torch.randn_like(parameter))
     policy.save(root / "checkpoint")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(parity, "_LATENCY_CALLS", 5)
-        export(root / "checkpoint", root / "export", steps=1)
+    export(root / "checkpoint", root / "export", steps=1)
     return root
 
 

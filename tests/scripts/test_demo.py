@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from flowleap.scripts.cli import main as cli
+from flowleap.scripts.cli.run import compose
 from flowleap.scripts.studies import benchmark, benchmark_tables
 
 
@@ -110,11 +111,15 @@ def test_benchmark_arithmetic() -> None:
     assert one["interval"] == pytest.approx([0.4, 0.5])  # paired by evaluation seed: +0.5 and +0.4
 
 
-def test_benchmark_repeats_nothing_that_is_finished(pusht_human: Path, tmp_path: Path) -> None:
-    pytest.importorskip("gym_pusht")
+def test_benchmark_repeats_nothing_that_is_finished(tmp_path: Path) -> None:
+    data, run = tmp_path / "demos.zarr", tmp_path / "runs" / "regression_seed0"
+    assert cli.main(["collect", "task=probe/slalom", "episodes=2", "n_envs=1", f"out={data}"]) == 0
+    run.parent.mkdir()
+    (run.parent / benchmark.STEP_COST).write_text('{"regression": 0.01}')  # of an earlier part of it
     words = [
-        f"dataset={pusht_human}",
-        f"out={tmp_path}/runs",
+        "task=probe/slalom",
+        f"dataset={data}",
+        f"out={run.parent}",
         f"results={tmp_path}/results",
         "objectives=[regression]",
         "budget=[steps,time]",
@@ -123,21 +128,43 @@ def test_benchmark_repeats_nothing_that_is_finished(pusht_human: Path, tmp_path:
         'train="trainer.steps=2 trainer.warmup_steps=1 backbone.width=16 trainer.eval_every=2 eval.episodes=1"',
     ]
     assert cli.main(["benchmark", *words]) == 0
-    first = (tmp_path / "runs" / "regression_seed0" / benchmark.TIMING).stat().st_mtime_ns
+    first = (run / benchmark.TIMING).stat().st_mtime_ns
     assert cli.main(["benchmark", *words]) == 0
-    assert (tmp_path / "runs" / "regression_seed0" / benchmark.TIMING).stat().st_mtime_ns == first
-    result = json.loads((tmp_path / "results" / "pusht_keypoints.json").read_text())
+    assert (run / benchmark.TIMING).stat().st_mtime_ns == first
+    result = json.loads((tmp_path / "results" / "probe_slalom.json").read_text())
     for table in ("table", "table_equal_time"):
         assert [(row["objective"], row["nfe"]) for row in result[table]] == [("regression", 1)]
         assert result[table][0]["train_steps"] == [2]
     assert [point["step"] for point in result["runs"][0]["curve"]] == [2]
-    assert "| regression | 1 |" in (tmp_path / "results" / "pusht_keypoints.md").read_text()
-    assert (tmp_path / "results" / "pusht_keypoints.png").stat().st_size > 1000
+    assert "| regression | 1 |" in (tmp_path / "results" / "probe_slalom.md").read_text()
+    assert (tmp_path / "results" / "probe_slalom.png").stat().st_size > 1000
+
+
+def test_a_cheaper_objective_gets_more_steps_in_equal_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seconds, asked = {"isd": 0.02, "regression": 0.005}, []
+
+    def train(verb: str, *words: str) -> float:
+        given = dict(word.split("=", 1) for word in words)
+        assert (verb, given["trainer.eval_every"]) == ("train", "0")  # the time of evaluations is not counted
+        asked.append(given["objective"])
+        return 5.0 + seconds[given["objective"]] * int(given["trainer.stop_at"])
+
+    monkeypatch.setattr(benchmark, "run_flowleap", train)
+    words = ["task=probe/slalom", "dataset=x", f"out={tmp_path}", "seeds=[0,1]", "budget=[steps,time]"]
+    words += ["objectives=[isd,regression]", 'train="trainer.steps=1000 trainer.eval_every=100"']
+    rows = benchmark._rows(compose("benchmark", words))
+    steps = {(row.budget, row.objective): int(row.train[-1].split("=")[1]) for row in rows if row.seed == 1}
+    assert steps["time", "isd"] == 1000
+    assert steps["time", "regression"] == 4000
+    assert sorted(asked) == ["isd", "isd", "regression", "regression"]  # once for all seeds
 
 
 SLEEPERS = """
 import signal, sys
 from flowleap.scripts.cli import main as cli
+from flowleap.scripts.cli.run import compose
 from flowleap.scripts.studies import benchmark
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
 child = "import os, time; open(f'child{os.getpid()}', 'w').close(); time.sleep(600)"

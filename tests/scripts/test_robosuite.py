@@ -40,6 +40,16 @@ def lift(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return file
 
 
+@pytest.fixture
+def theirs(lift: Path, tmp_path: Path) -> Path:
+    """The file as one of others: nothing but what robomimic's scripts write."""
+    file = tmp_path / "theirs.hdf5"
+    shutil.copy(lift, file)
+    with h5py.File(file, "a") as f:
+        del f["flowleap"]
+    return file
+
+
 def test_robomimic_plays_the_file_back(lift: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # The wrapper imports mujoco_py for the name of one exception that mujoco does not raise.
     monkeypatch.setitem(sys.modules, "mujoco_py", ModuleType("mujoco_py"))
@@ -110,9 +120,8 @@ def test_six_dimensional_rotations_meet_the_environment_in_its_own(lift: Path, t
     assert cli.main(["export", f"checkpoint={run}"]) == 0
 
 
-def test_training_takes_the_environment_from_the_file(lift: Path, tmp_path: Path) -> None:
-    with h5py.File(lift, "a") as f:  # as a file of others: nothing but what robomimic's scripts write
-        del f["flowleap"]
+def test_training_takes_the_environment_from_the_file(theirs: Path, tmp_path: Path) -> None:
+    with h5py.File(theirs, "a") as f:
         args = json.loads(f["data"].attrs["env_args"])
         assert args == default_env_args("lift")
         args["env_kwargs"]["control_freq"] = 10
@@ -125,7 +134,7 @@ def test_training_takes_the_environment_from_the_file(lift: Path, tmp_path: Path
         "trainer.batch_size=4",
         "trainer.device=cpu",
     ]
-    words = [f"dataset={lift}", "task=robosuite/lift", f"run_dir={run}", "trainer.eval_every=0", *small]
+    words = [f"dataset={theirs}", "task=robosuite/lift", f"run_dir={run}", "trainer.eval_every=0", *small]
     assert cli.main(["train", *words]) == 0
     manifest = read_manifest(resolve(run))
     assert manifest["info"]["task"] == {"name": "robosuite/lift", "kwargs": {"env_args": args}}
@@ -135,23 +144,21 @@ def test_training_takes_the_environment_from_the_file(lift: Path, tmp_path: Path
     assert OmegaConf.load(run / "config.yaml").task.kwargs == {}
 
 
-def test_given_env_args_win_and_other_tasks_take_none(lift: Path) -> None:
-    assert with_recorded_env("robosuite/lift", {"env_args": None}, open_dataset(lift)) == {"env_args": None}
-    assert set(with_recorded_env("robosuite/lift", {"max_steps": 9}, open_dataset(lift))) == {
+def test_given_env_args_win_and_other_tasks_take_none(theirs: Path) -> None:
+    assert with_recorded_env("robosuite/lift", {"env_args": None}, open_dataset(theirs)) == {"env_args": None}
+    assert set(with_recorded_env("robosuite/lift", {"max_steps": 9}, open_dataset(theirs))) == {
         "max_steps",
         "env_args",
     }
-    assert with_recorded_env("pusht/keypoints", {}, open_dataset(lift)) == {}
+    assert with_recorded_env("pusht/keypoints", {}, open_dataset(theirs)) == {}
 
 
 def test_files_of_robosuite_15_are_refused_before_training(
-    lift: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    theirs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """The remedies of the message work: without a task, or in the default environment; images need no other one."""
-    file, words = tmp_path / "v15.hdf5", ["backbone.width=16", "backbone.depth=1", "trainer.device=cpu"]
-    shutil.copy(lift, file)
+    file, words = theirs, ["backbone.width=16", "backbone.depth=1", "trainer.device=cpu"]
     with h5py.File(file, "a") as f:
-        f.pop("flowleap", None)
         args = json.loads(f["data"].attrs["env_args"]) | {"env_version": "1.5.1"}
         arm = {"type": "OSC_POSE", "input_type": "delta"}
         args["env_kwargs"]["controller_configs"] = {"type": "BASIC", "body_parts": {"right": arm}}
