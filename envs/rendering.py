@@ -110,8 +110,8 @@ class OffscreenRenderer:
         """Return what a camera sees from `near` to `far`, m, and how far away it is along the view.
 
         Returns:
-            the image, uint8 [size, size, 3], and depth, float64 [size, size], m, 0 where there is nothing; the top row is
-            the one along the camera's up axis, also where it hangs upside down.
+            the image, uint8 [size, size, 3], and depth, float64 [size, size], m, 0 where there is nothing. Their top
+            row lies along the camera's up axis, also where it hangs upside down.
         """
         clip = self._model.vis.map
         before, extent = (clip.znear, clip.zfar), self._model.stat.extent

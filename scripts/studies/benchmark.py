@@ -97,6 +97,10 @@ def main(cfg: DictConfig) -> dict[str, Any]:
 def _decide_seeds(cfg: DictConfig) -> Protocol:
     """Fill in the evaluation seeds that `cfg` leaves to its protocol, which is returned."""
     protocol = find_protocol(cfg.protocol, cfg.task.name)
+    if cfg.schedule and not protocol.schedule:
+        raise FlowleapError(
+            f"schedule=true: published scores of protocol={protocol.name} are no means over checkpoints"
+        )
     seeds = protocol.seeds(cfg.eval_seed, cfg.episodes or (None if protocol.published else EPISODES))
     cfg.eval_seed, cfg.episodes = seeds.start, len(seeds)
     return protocol
@@ -191,7 +195,7 @@ def _run(cfg: DictConfig, row: Row) -> list[dict[str, Any]]:
         say(f"trained {row.run_dir} in {seconds / 60:.1f} CPU minutes")
     protocol = "" if cfg.protocol == FLOWLEAP.name else f"_{cfg.protocol}"
     evaluations = logged(row.run_dir, "eval/score")  # during training, with `trainer.eval_every`
-    records = []
+    records: list[dict[str, Any]] = []
     for nfe in row.nfes:
         ta = "null" if cfg.n_action_steps is None else cfg.n_action_steps
         name = f"nfe{nfe}_ta{cfg.n_action_steps or 'task'}_{cfg.eval_seed}x{cfg.episodes}{protocol}.json"
@@ -210,15 +214,20 @@ def _run(cfg: DictConfig, row: Row) -> list[dict[str, Any]]:
             "curve": [{"step": e["step"], "score": e["eval/score"]} for e in evaluations],
             "rows": result["rows"],
         }
+        if cfg.schedule:
+            each = find_protocol(cfg.protocol, cfg.task.name).episodes
+            everywhere = (*words, "checkpoint_steps=all", f"episodes={each}")
+            swept = evaluate(cfg, row.run_dir, row.run_dir / "eval" / f"schedule_{each}_{name}", *everywhere)
+            record["schedule"] = swept["means_of_best"][0]
         records.append(record)
     return records
 
 
 def evaluate(cfg: DictConfig, run_dir: Path, out: Path, *words: str) -> dict[str, Any]:
-    """The results of `flowleap eval` for a run, from `out` if they are there already."""
+    """The results of `flowleap eval` for a run, from `out` if they are there already; the last of `words` prevail."""
     if not out.exists():
         episodes = (f"episodes={cfg.episodes}", f"seed={cfg.eval_seed}", "n_envs=1", "videos=0")
-        run_flowleap("eval", f"checkpoint={run_dir}", *words, *episodes, f"out={out}")
+        run_flowleap("eval", f"checkpoint={run_dir}", *episodes, *words, f"out={out}")
     results: dict[str, Any] = json.loads(out.read_text())
     return results
 

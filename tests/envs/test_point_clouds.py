@@ -1,4 +1,4 @@
-"""Point clouds: projection and its inverse, the crop, farthest points against a plain loop, surfaces of a known scene."""
+"""Point clouds: projection inverted, the crop, farthest points against a plain loop, surfaces of a known scene."""
 
 from __future__ import annotations
 
