@@ -14,11 +14,11 @@ from flowleap.policy.core.errors import FlowleapError, suggest
 from flowleap.policy.core.spec import ObsKey, Spec
 
 ACTION = "action"
-CACHE_BYTES = 1024 * 2**20  # what images may take in memory unless said otherwise
+CACHE_BYTES = 1024 * 2**20  # what images and points may take in memory unless said otherwise
 Episode = dict[str, NDArray]
 """One episode: key -> [T, *shape]."""
 Columns = Mapping[str, Any]
-"""key -> [N, *shape] over all frames: an array, or `Frames` where it holds images."""
+"""key -> [N, *shape] over all frames: an array, or `Frames` where it holds images or points."""
 
 
 def as_stored(shape: Sequence[int], dtype: np.dtype) -> ObsKey:

@@ -27,7 +27,7 @@ from typing import Any
 from flowleap.datasets.finding import datasets_inside, way_in
 from flowleap.datasets.hub import local_path
 from flowleap.datasets.interface import MALFORMED, Dataset
-from flowleap.datasets.mapping import mapped
+from flowleap.datasets.mapping import mapped, observe_points
 from flowleap.datasets.selection import MASKS, Selected, chosen_episodes
 from flowleap.policy.core.errors import FlowleapError, suggest
 
@@ -116,6 +116,7 @@ def open_dataset(
     drop: Any = None,
     action: str | Sequence[str] | None = None,
     rename: Mapping[str, str] | None = None,
+    points: Sequence[str] | None = None,
     resize: Any = None,
     crop: Any = None,
     **options: Any,
@@ -131,6 +132,7 @@ def open_dataset(
         drop: episodes not to read, in the same way.
         action: the column that holds the actions, or several that are put side by side; None goes by their names.
         rename: other names of columns, new -> old; `keys` are the new ones.
+        points: columns that are clouds of points, see `mapping.observe_points`; a recorded Spec says so itself.
         resize, crop: the size and the part in which cameras are read, see `Dataset.resize`.
         options: keyword arguments of the format's `Reader`, such as `filter="train"`; None stands for absent.
 
@@ -144,6 +146,8 @@ def open_dataset(
         del options["filter"]
     dataset = _open(path, name, lenient, options)
     try:
+        if points is not None:
+            observe_points(dataset, points, rename)
         if resize is not None or crop is not None:
             dataset.resize(_old_names(resize, rename), _old_names(crop, rename))
         if mask is not None and "filter" not in options:

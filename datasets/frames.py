@@ -1,4 +1,4 @@
-"""Image columns that are too large to hold: frames read from the store when a batch asks for them.
+"""Columns of images and points that are too large to hold: frames read from the store when a batch asks for them.
 
 Colours stay uint8 until they are on the training device. A column that fits the caller's budget is decoded once into
 memory; any other is read frame by frame, with no more in memory than the batch.
@@ -42,21 +42,22 @@ def rows_of_chunks(array: Any) -> int:
 
 
 class Frames:
-    """One column of images of a store, indexed like an array by `take`: rgb uint8 [N, H, W, 3], depth float32.
+    """One column of images or points of a store, indexed like an array by `take`: rgb uint8 [N, H, W, 3], others float.
 
     Args:
         store: the dataset; its `pictures` say what is made of the images when they are read.
         key: the column.
         budget: bytes that this column may take in memory. 0 reads every frame from the disk, each time.
         rows: the frames of the column that are there, int64 [N]; all by default.
+        finite: raise where a number is NaN or infinite; of depth, that is a place where nothing was measured.
 
     Attributes:
         nbytes: bytes of all frames, decoded.
         cached: whether they are all in memory.
 
     Raises:
-        FlowleapError: a chunk is missing or damaged, a float image holds other values, or the column neither fits the
-            budget nor can be read frame by frame.
+        FlowleapError: a chunk is missing or damaged, a float image holds other values, a number is not finite, or the
+            column neither fits the budget nor can be read frame by frame.
     """
 
     def __init__(
@@ -65,6 +66,7 @@ class Frames:
         key: str,
         budget: int = CACHE_BYTES,
         rows: NDArray[np.int64] | None = None,
+        finite: bool = False,
     ) -> None:
         self.key, self._store, self._rows = key, store, rows
         array = store.array(key)
@@ -72,6 +74,7 @@ class Frames:
         frame = picture.key.shape if picture else array.shape[1:]
         self.shape: tuple[int, ...] = (array.shape[0] if rows is None else len(rows), *frame)
         self.dtype = np.dtype(picture.key.dtype if picture else array.dtype)
+        self._finite = array.dtype.kind == "f" and (finite or self.dtype == np.uint8)
         self.nbytes = self.dtype.itemsize * math.prod(self.shape)
         self.cached = self.nbytes <= min(budget, free_memory() // 2)
         if self.cached:
@@ -81,8 +84,8 @@ class Frames:
         costly = self.dtype == np.uint8 and array.dtype != np.uint8
         if costly or chunk > _SLOW_CHUNK_FRAMES:
             raise FlowleapError(
-                f"dataset '{store.path}': image column '{key}' ({array.dtype}, {chunk} frames a chunk) takes "
-                f"{self.nbytes / 2**20:.0f} MB as {self.dtype}, more than the image cache may hold "
+                f"dataset '{store.path}': column '{key}' ({array.dtype}, {chunk} frames a chunk) takes "
+                f"{self.nbytes / 2**20:.0f} MB as {self.dtype}, more than the cache may hold "
                 "(data.image_cache_mb), and cannot be read frame by frame: "
                 f"`flowleap convert source={store.path} out=NAME.zarr` once"
             )
@@ -99,6 +102,8 @@ class Frames:
         rows = rows if self._rows is None else self._rows[rows]
         frames, place = np.unique(rows, return_inverse=True)  # windows of neighbours share frames
         images = self._store.read_frames(self.key, frames)
+        if self._finite and (bad := frames[_broken(images)].tolist()):
+            raise self._store.not_finite_at(self.key, bad)
         return self._store.picture(self.key, images, "frames of a batch")[place.reshape(rows.shape)]
 
     def describe(self) -> str:
@@ -124,21 +129,24 @@ class Frames:
             block = self._store.read_rows(self.key, start, stop)
             if self._rows is not None:
                 block = block[rows[here] - start]
-            if block.dtype.kind == "f" and self.dtype == np.uint8:
-                finite = np.isfinite(block).reshape(len(block), -1).all(axis=1)
-                if not finite.all():
-                    bad += rows[here][~finite].tolist()
-                    continue
+            if self._finite and (broken := _broken(block)).any():
+                bad += rows[here][broken].tolist()
+                continue
             memory[here] = self._store.picture(self.key, block, f"frames {start} to {stop - 1}")
         if bad:
             raise self._store.not_finite_at(self.key, bad)
         return memory
 
 
+def _broken(frames: NDArray) -> NDArray[np.bool_]:
+    """Which frames [n, ...] hold a number that is not finite; [n]."""
+    return ~np.isfinite(frames).reshape(len(frames), -1).all(axis=1)
+
+
 class Mirrored:
     """Frames, and after them their mirror images, which are made when they are read; see `Frames` for the rest.
 
-    `mirror` turns images [n, H, W, channels] into the same shape.
+    `mirror` turns images [n, H, W, channels] or points [n, N, channels] into the same shape.
     """
 
     def __init__(self, frames: Frames, mirror: Callable[[NDArray], NDArray]) -> None:

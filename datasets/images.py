@@ -117,21 +117,34 @@ def recognise(name: str, column: ObsKey, sample: Callable[[], NDArray]) -> Pictu
 def too_many(column: ObsKey) -> str | None:
     """Why a column that is no image cannot be a plain input of a network, either; None where it can."""
     shape = tuple(column.shape)
-    if column.image or column.size <= MANY or (len(shape) < 2 and column.dtype != "uint8"):
+    if column.dense or column.size <= MANY or (len(shape) < 2 and column.dtype != "uint8"):
         return None
-    packed = len(shape) == 1
-    what = "bytes, perhaps packed images" if packed else "numbers, neither an image nor a vector"
+    what = "bytes, perhaps packed images" if len(shape) == 1 else "numbers, neither an image nor a vector"
+    if _cloud(column):
+        what = "numbers, which points=[NAME] reads as a cloud of points"
     return f"{' x '.join(map(str, shape))} {what}"
+
+
+def _cloud(column: ObsKey) -> bool:
+    """Whether a column may hold points, xyz or xyz and rgb; only a Spec or a person can tell."""
+    return len(column.shape) == 2 and column.shape[1] in (3, 6) and np.dtype(column.dtype).kind == "f"
 
 
 def plain_inputs(columns: Mapping[str, ObsKey]) -> dict[str, str]:
     """What is observed as plain numbers although it is as large as an image: key -> what it is and what to do."""
-    remedy = "read as plain numbers: record images with kind 'rgb' or 'depth', or leave it out with"
-    return {
-        key: f"{' x '.join(map(str, column.shape))} numbers a frame, {remedy} keys=[-{key}]"
-        for key, column in columns.items()
-        if too_many(column)
-    }
+    found: dict[str, str] = {}
+    for key, column in columns.items():
+        if too_many(column):
+            remedy = (
+                f"read points with points=[{key}]"
+                if _cloud(column)
+                else "record images with kind 'rgb' or 'depth'"
+            )
+            shape = " x ".join(map(str, column.shape))
+            found[key] = (
+                f"{shape} numbers a frame, read as plain numbers: {remedy}, or leave it out with keys=[-{key}]"
+            )
+    return found
 
 
 def choose_views(columns: Mapping[str, ObsKey], resize: Any, crop: Any) -> dict[str, View]:

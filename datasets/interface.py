@@ -60,7 +60,8 @@ class Dataset(ABC):
         refused: columns that cannot be read, and why.
         reasons: why columns of `extra` are no observations, where names (see `roles`) or shapes say so.
         pictures: key -> how its images lie, of those that are converted when they are read.
-        lends_images: whether images can be trained from as they lie; in other formats they would fill the memory.
+        lends_images: whether images and points can be trained from as they lie; in other formats they would fill the
+            memory.
         stored: column -> its name in the file, where that is another.
         has_action: whether it is known which column holds the actions; else the Spec's are made up.
         must_choose: why no column may be observed, empty if some may; else the Spec's are those of no use.
@@ -163,7 +164,7 @@ class Dataset(ABC):
 
     @cached_property
     def trainable(self) -> Spec:
-        """The Spec, less images that cannot be trained from as they lie (see `lends_images`).
+        """The Spec, less images and points that cannot be trained from as they lie (see `lends_images`).
 
         Raises:
             FlowleapError: nothing else is observed.
@@ -173,7 +174,7 @@ class Dataset(ABC):
         lowdim = {key: obs for key, obs in self.spec.observations.items() if obs.kind == "lowdim"}
         if not lowdim:
             remedy = f"`flowleap convert source={self.path} out=NAME.zarr` first"
-            raise FlowleapError(f"dataset '{self.path}' holds images only: {remedy}")
+            raise FlowleapError(f"dataset '{self.path}' holds images or points only: {remedy}")
         return replace(self.spec, observations=lowdim)
 
     def columns(self, keys: Sequence[str] | None = None, cache_bytes: int = CACHE_BYTES) -> Columns:
@@ -181,7 +182,7 @@ class Dataset(ABC):
 
         Args:
             keys: the columns.
-            cache_bytes: what images of a zarr store may take; larger ones are `Frames` that stay on the disk.
+            cache_bytes: what images and points of a zarr store may take; larger ones are `Frames` and stay on the disk.
 
         Raises:
             FlowleapError: see `episode`; or a value is not finite.
@@ -232,7 +233,7 @@ class Dataset(ABC):
         return f"'keys=[{','.join(quoted(f'-{key}') for key in keys)}]'"
 
     def images(self, keys: Sequence[str], cache_bytes: int, episodes: Sequence[int]) -> Columns:
-        """Image columns of some episodes, where they are lent; see `columns`."""
+        """Columns of images or points of some episodes, where they are lent; see `columns`."""
         rows = self.rows(episodes)
         return {key: column.take(rows, axis=0) for key, column in self.columns(keys, cache_bytes).items()}
 

@@ -1,4 +1,4 @@
-"""Other names for the columns of a dataset, and which of them hold the actions: a view, the same for all formats."""
+"""What columns of a dataset are: other names for them, which hold the actions, which points; for all formats alike."""
 
 from __future__ import annotations
 
@@ -47,6 +47,43 @@ def mapped(
     return Mapped(
         dataset, parts, {new: _column(old, dataset, "rename") for new, old in (rename or {}).items()}
     )
+
+
+def observe_points(
+    dataset: Dataset, names: Sequence[str] | str, rename: Mapping[str, str] | None = None
+) -> None:
+    """Let columns [N, 3] or [N, 6] of a dataset be read as clouds of points, and observed, from now on.
+
+    Args:
+        dataset: the dataset itself, no view of it.
+        names: the columns, by the name that `inspect` shows, the one in the file, or one that `rename` will give.
+        rename: new name -> the column.
+
+    Raises:
+        FlowleapError: a column is not there, or has another shape or no floats.
+    """
+    asked = [names] if isinstance(names, str) else names
+    if not all(isinstance(name, str) for name in asked):
+        raise FlowleapError(f"points={names!r} names no column: say points=[NAME]")
+    renamed = rename or {}
+    observed, others = dict(dataset.spec.observations), dataset.extra
+    if dataset.must_choose:  # none of them is observed
+        observed, others = {}, others | observed
+    for key in dict.fromkeys(_column(renamed.get(name, name), dataset, "points") for name in asked):
+        column = dataset.fields[key]
+        if key == ACTION or column.image:
+            holds = "images" if column.image else "the actions"
+            raise FlowleapError(f"points: '{key}' of '{dataset.path}' holds {holds}")
+        observed[key] = ObsKey(column.shape, column.dtype, "points")
+        try:
+            observed[key].check()
+        except FlowleapError as error:
+            raise FlowleapError(f"points: '{key}' of '{dataset.path}': {error}") from error
+    dataset.must_choose = ""
+    dataset.extra = {key: column for key, column in others.items() if key not in observed}
+    dataset.spec = replace(dataset.spec, observations=observed)
+    for cached in ("fields", "trainable"):
+        dataset.__dict__.pop(cached, None)
 
 
 def _customary(dataset: Dataset) -> Sequence[str]:
@@ -130,7 +167,7 @@ class Mapped(View):
             facts["action_dim"] = sum(field.size for field in fields)
             dtype = np.result_type(*(np.dtype(field.dtype) for field in fields))
             if any(field.kind != "lowdim" for field in fields):
-                raise FlowleapError(f"action={self._parts}: an image is no action")
+                raise FlowleapError(f"action={self._parts}: an image or a cloud of points is no action")
             if dtype != np.float32:
                 self.extra[ACTION] = ObsKey((facts["action_dim"],), dtype.name)
             if all(key.endswith("_abs") for key in self._parts):  # robomimic's name for absolute actions
@@ -141,10 +178,10 @@ class Mapped(View):
     def columns(self, keys: Sequence[str] | None = None, cache_bytes: int = CACHE_BYTES) -> Columns:
         """Columns of all episodes."""
         wanted = self._wanted(keys)
-        images = [key for key in wanted if self.lends_images and self.fields[key].image]
-        columns: dict[str, Any] = dict(super().columns([k for k in wanted if k not in images] or [ACTION]))
-        if images:
-            columns |= self._lent(images, lambda old: self._whole.columns(old, cache_bytes))
+        dense = [key for key in wanted if self.lends_images and self.fields[key].dense]
+        columns: dict[str, Any] = dict(super().columns([k for k in wanted if k not in dense] or [ACTION]))
+        if dense:
+            columns |= self._lent(dense, lambda old: self._whole.columns(old, cache_bytes))
         return {key: columns[key] for key in wanted}
 
     def images(self, keys: Sequence[str], cache_bytes: int, episodes: Sequence[int]) -> Columns:

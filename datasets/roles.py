@@ -92,13 +92,13 @@ def split(
 ) -> tuple[dict[str, ObsKey], dict[str, ObsKey], dict[str, str]]:
     """Split columns into observations, others, and the reasons for these.
 
-    Images are looked at whatever their name: none of the reasons has a picture. What is as large as an image and is
-    none (`odd` says why, where it is known) is no observation unless it is asked for: nobody means a network of
+    Images and points are looked at whatever their name: none of the reasons has a picture. What is as large as an image
+    and is none (`odd` says why, where it is known) is no observation unless it is asked for: nobody means a network of
     thousands of plain inputs.
     """
     reasons: dict[str, str] = {}
     for key, column in columns.items():
-        reason = None if column.image else no_observation(key) or (odd or {}).get(key) or too_many(column)
+        reason = None if column.dense else no_observation(key) or (odd or {}).get(key) or too_many(column)
         if reason is not None:
             reasons[key] = reason
     observed = {key: column for key, column in columns.items() if key not in reasons}

@@ -116,6 +116,12 @@ class Selection:
     rename: Annotated[
         Mapping[str, str] | None, Option("other names for columns, new:old: {state:joint_pos,top:cam_high}")
     ] = None
+    points: Annotated[
+        Sequence[str] | None,
+        Option(
+            "columns [N, 3] or [N, 6] that are clouds of points: [cloud]; null is those that the dataset names"
+        ),
+    ] = None
     filter: Annotated[
         str | None, Option("only the episodes of a filter of the dataset (robomimic: mask/<filter>)")
     ] = None
@@ -245,11 +251,11 @@ class Selected(View):
     def columns(self, keys: Sequence[str] | None = None, cache_bytes: int = CACHE_BYTES) -> Columns:
         """Columns of the chosen episodes; what the others hold is not looked at."""
         wanted = self._wanted(keys)
-        images = [key for key in wanted if self.lends_images and self.fields[key].image]
-        columns: dict[str, Any] = dict(super().columns([k for k in wanted if k not in images] or [ACTION]))
-        if images:
+        dense = [key for key in wanted if self.lends_images and self.fields[key].dense]
+        columns: dict[str, Any] = dict(super().columns([k for k in wanted if k not in dense] or [ACTION]))
+        if dense:
             try:
-                columns |= self._whole.images(images, cache_bytes, self.chosen)
+                columns |= self._whole.images(dense, cache_bytes, self.chosen)
             except NotFinite as error:  # the numbers of the episodes are those of the whole
                 bad = {k: [self.chosen.index(i) for i in found] for k, found in error.bad.items()}
                 raise NotFinite(self, bad, error.first) from error

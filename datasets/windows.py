@@ -6,7 +6,7 @@ is the index of its current frame, and no window crosses an episode boundary.
 
 Nothing is stored per window: a batch is one `take` for all low-dim observations (they lie side by side in one
 array) and one for the actions. This is fast enough that training needs no loader processes. Images are gathered as
-uint8, from memory or from the disk (`frames.py`).
+uint8, points as floats, from memory or from the disk (`frames.py`).
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ class Windows:
 
     Args:
         columns: key -> [N, *shape], flat over all frames; holds `action` and every observation key of `spec`
-            (further keys are not read). Low-dim columns are copied, image columns are referenced and may be
-            `frames.Frames`.
+            (further keys are not read). Low-dim columns are copied, those of images and points are referenced and may
+            be `frames.Frames`.
         episode_ends: [E], the frame after each episode's last one.
         spec: the keys to read, their shapes, To and H.
-        image_frames: how many of the To frames, the latest ones, windows hold of images; None is all. What an
-            encoder does not look at need not be read.
+        image_frames: how many of the To frames, the latest ones, windows hold of images and points; None is all. What
+            an encoder does not look at need not be read.
 
     Attributes:
         spec, episode_ends: as given.
@@ -56,11 +56,11 @@ class Windows:
         self._first = np.repeat(ends - lengths, lengths)  # [N]: first and last frame of each frame's episode
         self._last = np.repeat(ends - 1, lengths)
         self._obs_offsets = np.arange(1 - spec.n_obs_steps, 1)
-        self._image_steps = slice(-(image_frames or spec.n_obs_steps), None)
+        self._dense_steps = slice(-(image_frames or spec.n_obs_steps), None)
         self._action_offsets = np.arange(spec.horizon)
 
         self.columns = {key: columns[key] for key in (*spec.observations, ACTION)}
-        self._images = {key: self.columns[key] for key, obs in spec.observations.items() if obs.image}
+        self._dense = {key: self.columns[key] for key, obs in spec.observations.items() if obs.dense}
         self._slices: dict[str, slice] = {}  # key -> its share of the last axis of `_lowdim`
         width = 0
         for key, obs in spec.observations.items():
@@ -80,7 +80,7 @@ class Windows:
         """Return the windows `index` (integers [B]) as fresh arrays.
 
         Returns:
-            `{"obs": {key: [B, To, *shape]}, "action": [B, H, A]}`, float32, rgb uint8 (of images, the
+            `{"obs": {key: [B, To, *shape]}, "action": [B, H, A]}`, float32, rgb uint8 (of images and points, the
             latest `image_frames` of To). The low-dim keys are views of one array.
         """
         current = index[:, None]
@@ -89,19 +89,20 @@ class Windows:
         flat = self._lowdim.take(obs_rows, axis=0)  # [B, To, sum of sizes]
         obs: dict[str, NDArray] = {}
         for key, spec in self.spec.observations.items():
-            if key in self._images:
-                obs[key] = self._images[key].take(obs_rows[:, self._image_steps], axis=0)
+            if key in self._dense:
+                frames = self._dense[key].take(obs_rows[:, self._dense_steps], axis=0)
+                obs[key] = frames if spec.image else frames.astype(np.float32, copy=False)
             else:
                 obs[key] = flat[..., self._slices[key]].reshape(*obs_rows.shape, *spec.shape)
         return {"obs": obs, "action": self._action.take(action_rows, axis=0)}
 
-    def describe_images(self) -> dict[str, str]:
-        """Image key -> how large the column is and where it is, for people."""
+    def describe_dense(self) -> dict[str, str]:
+        """Key of images or points -> how large the column is and where it is, for people."""
         return {
             key: f"{column.nbytes / 2**20:.0f} MB {column.dtype} in memory"
             if isinstance(column, np.ndarray)
             else column.describe()
-            for key, column in self._images.items()
+            for key, column in self._dense.items()
         }
 
     def _check(self, columns: Columns) -> None:
@@ -121,6 +122,8 @@ class Windows:
                 )
             obs = None if key == ACTION else self.spec.observations[key]
             dtype = {"rgb": np.uint8, "depth": np.float32}.get(obs.kind if obs else "")
+            if obs and obs.kind == "points" and column.dtype.kind != "f":
+                raise SpecMismatch(f"{name} is points and must be floats, not {column.dtype}")
             if obs and dtype and column.dtype != dtype:
                 wrong = f"is {obs.kind} and must be {np.dtype(dtype)}, not {column.dtype}"
                 raise SpecMismatch(f"{name} {wrong}; rewrite the dataset with `flowleap convert`")

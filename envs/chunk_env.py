@@ -27,8 +27,8 @@ class ChunkEnv(gymnasium.Wrapper[Observation, np.ndarray, Observation, np.ndarra
     `success` (any step), `max_reward`, `sum_reward`, `length`, `mode` (the last step's; -1: none), the task's further
     `outcomes` (any step), and `bounds` (low [A], high [A]) that actions were clipped to. Later steps change nothing.
 
-    Images are rendered where the policy will see them, which are the last To frames of a chunk; in between, the
-    observation repeats older ones.
+    Images and point clouds are rendered where the policy will see them, which are the last To frames of a chunk; in
+    between, the observation repeats older ones.
     """
 
     def __init__(
@@ -47,7 +47,7 @@ class ChunkEnv(gymnasium.Wrapper[Observation, np.ndarray, Observation, np.ndarra
         self._names = ("success", *task.scoring.outcomes)
         self._n_obs_steps = spec.n_obs_steps
         self._keys = tuple(spec.observations)
-        self._images = tuple(key for key, obs in spec.observations.items() if obs.image)
+        self._images = tuple(key for key, obs in spec.observations.items() if obs.dense)
         self._has_images, self._shown = env.has_wrapper_attr("images"), False
         self._on_frame = on_frame
         self._bounds = _box(self.env.action_space)

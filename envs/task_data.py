@@ -28,9 +28,9 @@ def load_columns(
     """Read what a policy for `task` trains on (without a task: all that can be trained from) into memory.
 
     A dataset that holds the task's own keys is read as it is; a foreign one goes through `task.recording.translate`.
-    Images of other formats than zarr are left out. Those of a zarr store are `Frames`: in memory if all of them fit
-    into `cache_bytes`, else read when they are asked for. `images` says that the policy has an encoder for them, so
-    that leaving them out would be a mistake.
+    Images and points of other formats than zarr are left out. Those of a zarr store are `Frames`: in memory if all of
+    them fit into `cache_bytes`, else read when they are asked for. `images` says that the policy has an encoder for
+    them, so that leaving them out would be a mistake.
 
     Returns:
         A dataset in memory, of the task's observations and `action`, with the task's Spec (To, H, Ta still 1); its
@@ -44,13 +44,13 @@ def load_columns(
         left_out = [key for key in dataset.spec.observations if key not in dataset.trainable.observations]
         if images and left_out:
             raise FlowleapError(
-                f"dataset {dataset.path} is read in place, without its images {left_out}: "
+                f"dataset {dataset.path} is read in place, without {left_out}: "
                 f"`flowleap convert source={dataset.path} out=NAME.zarr` first, or choose encoder=lowdim"
             )
         read = columns = dataset.columns(cache_bytes=cache_bytes)
         spec = dataset.trainable
     else:
-        unread = [k for k, c in dataset.fields.items() if c.image and not dataset.lends_images]
+        unread = [k for k, c in dataset.fields.items() if c.dense and not dataset.lends_images]
         offered = [key for key in dataset.keys if key not in unread]
         keys, translate = task_columns(task, dataset, offered)
         read = dataset.columns(keys, cache_bytes)
@@ -92,8 +92,8 @@ def task_columns(
     missing = next(key for key in keys if key not in offered)
     convert = ""
     wanted = task.spec.observations.get(missing)
-    if wanted is not None and wanted.image and not dataset.lends_images:
-        convert = f"; images train from zarr: `flowleap convert source={dataset.path} out=NAME.zarr` first"
+    if wanted is not None and wanted.dense and not dataset.lends_images:
+        convert = f"; images and points train from zarr: `flowleap convert source={dataset.path} out=NAME.zarr` first"
     cameras = _recorded_kwargs(dataset.spec.source).get("cameras") if match else None
     if missing in task.spec.observations and missing not in (cameras or ()) and isinstance(cameras, list):
         convert += f"; it was recorded with task.kwargs.cameras=[{','.join(map(str, cameras))}]"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
@@ -16,6 +17,7 @@ from flowleap.policy.core.spec import Spec
 Mode = Literal["minmax", "gaussian", "quantile", "identity"]
 ACTION = "action"
 _QUANTILES = (0.01, 0.99)
+_MANY = 2**26  # numbers of a cloud
 _ROUNDING = 1e-6  # spreads below this share of the magnitude are rounding
 _SMALL = 3e-3  # of the key's largest spread: less than this may be a sensor's noise ...
 _WHITE = 0.7  # ... and is if a frame differs from the next by this much of its deviation (white noise: 1.4)
@@ -65,8 +67,9 @@ class Normalizer(nn.Module):
         super().__init__()
         self.floor = floor
         self.noise: dict[str, list[int]] = {}
-        shapes = {key: o.shape for key, o in spec.observations.items() if o.kind == "lowdim"}
+        shapes = {key: o.statistics_shape for key, o in spec.observations.items() if not o.image}
         shapes[ACTION] = (spec.action_dim,)
+        self.clouds = {key for key, o in spec.observations.items() if o.kind == "points"}
         self.modes = {key: action if key == ACTION else obs for key in shapes}
         self.index = {key: i for i, key in enumerate(shapes)}  # module names may not hold dots, keys may
         self.maps = nn.ModuleList(Affine(tuple(shape)) for shape in shapes.values())
@@ -78,7 +81,7 @@ class Normalizer(nn.Module):
         return {"obs": obs, "action": self.modes[ACTION], "floor": self.floor}
 
     def range_of(self, key: str) -> tuple[np.ndarray, np.ndarray] | None:
-        """Scale and offset of a key, each [*shape]; None where it is not normalised."""
+        """Scale and offset of a key, each [*shape], of points [channels]; None where it is not normalised."""
         if self.modes[key] == "identity":
             return None
         return self._map(key).scale.cpu().numpy(), self._map(key).offset.cpu().numpy()
@@ -94,6 +97,8 @@ class Normalizer(nn.Module):
     def fit(self, columns: Mapping[str, np.ndarray]) -> None:
         """Set the statistics from whole columns [N, *shape], one vectorised pass a key.
 
+        Points of all frames count together: a cloud is moved and scaled along its axes and colours, as a whole.
+
         A dimension whose spread is noise must not be amplified: a locked joint that is locked elsewhere tomorrow would
         be a signal of a size never seen. Noise is less than `floor`, less than the rounding of the numbers, or small
         beside the key's largest spread and without memory from frame to frame. Of observations, such dimensions keep
@@ -107,7 +112,7 @@ class Normalizer(nn.Module):
                 raise FlowleapError(f"normalizer: the data has no key '{key}'; it has {sorted(columns)}")
             if mode == "identity":
                 continue
-            x = np.asarray(columns[key])
+            x = _points(columns[key]) if key in self.clouds else np.asarray(columns[key])
             low, high = x.min(0).astype(np.float64), x.max(0).astype(np.float64)
             if not (np.isfinite(low).all() and np.isfinite(high).all()):
                 raise FlowleapError(f"normalizer: key '{key}' holds NaN or infinite values")
@@ -123,7 +128,9 @@ class Normalizer(nn.Module):
                     np.where(some, (last - first) / 2, spread),
                 )
             rounding = _ROUNDING * np.maximum(np.maximum(np.abs(low), np.abs(high)), 1.0)
-            noise = (spread <= np.maximum(rounding, self.floor)) | _flickers(x, spread)
+            noise = spread <= np.maximum(rounding, self.floor)
+            if key not in self.clouds:  # whose points have no order, hence no memory
+                noise |= _flickers(x, spread)
             self.noise[key] = np.flatnonzero(noise & (high > low)).tolist()
             # Near a large offset, float32 has few digits left for what is less than a hundred times its rounding.
             least = np.maximum(np.maximum(self.floor, spread), 100 * rounding) if key == ACTION else 1.0
@@ -141,6 +148,19 @@ class Normalizer(nn.Module):
     def unnormalize(self, key: str, y: Tensor) -> Tensor:
         """Normalised -> raw units."""
         return self._map(key).inverse(y)
+
+
+def _points(column: Any) -> np.ndarray:
+    """The points of all frames [N, n, channels] of a cloud; [points, channels].
+
+    Of a column that may lie on the disk, every k-th frame, so that at most `_MANY` numbers are read.
+    """
+    count, *frame = column.shape
+    if not isinstance(column, np.ndarray):
+        step = max(1, -(-count * math.prod(frame) // _MANY))
+        column = column.take(np.arange(0, count, step), axis=0)
+    points: np.ndarray = column.reshape(-1, frame[-1])
+    return points
 
 
 def _flickers(x: np.ndarray, spread: np.ndarray) -> np.ndarray:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from flowleap.policy.checkpoint import read_policy, write_policy
 from flowleap.policy.core.errors import FlowleapError, suggest
-from flowleap.policy.core.inputs import InputCheck, image_advice
+from flowleap.policy.core.inputs import InputCheck, input_advice
 from flowleap.policy.core.registry import Option, Parameter, check_options, parameters_of
 from flowleap.policy.core.spec import Spec
 from flowleap.policy.flow.draws import Draw
@@ -67,7 +67,7 @@ class Policy(nn.Module):
 
     Attributes:
         prefix: how many actions, at most, may be given to `chunk`; 0 for a policy that was not trained to go on.
-        image_frames: how many of the To images, the latest ones, the encoder looks at.
+        image_frames: how many of the To images or clouds, the latest ones, the encoder looks at.
         info: notes for people, stored in checkpoints (task, dataset, step, ...).
         inputs: what `act` does about observations that are not finite, or far outside of the range of training
             (`InputCheck.unusual`: warn, stop or ignore).
@@ -129,23 +129,23 @@ class Policy(nn.Module):
     def encode(self, obs: Mapping[str, Tensor]) -> Tensor:
         """Raw observations {key: [B, To, *shape]} -> cond [B, C]; a missing or misshapen key is an error.
 
-        Of images, the latest `image_frames` suffice, which are all that the encoder looks at.
+        Of images and points, the latest `image_frames` suffice, which are all that the encoder looks at.
         """
         normalized: dict[str, Tensor] = {}
         for key, known in self.spec.observations.items():
             if key not in obs:
                 raise FlowleapError(f"observation '{key}' is missing; got {sorted(obs)}{suggest(key, obs)}")
             expected = (self.spec.n_obs_steps, *known.shape)
-            enough = (self.image_frames, *known.shape) if known.image else expected
+            enough = (self.image_frames, *known.shape) if known.dense else expected
             if tuple(obs[key].shape[1:]) not in (expected, enough):
                 raise FlowleapError(
                     f"observation '{key}': expected [batch, {', '.join(map(str, expected))}], "
-                    f"got {list(obs[key].shape)}{image_advice(known, obs[key].shape, str(obs[key].dtype))}"
+                    f"got {list(obs[key].shape)}{input_advice(known, obs[key].shape, str(obs[key].dtype))}"
                 )
             if known.kind == "rgb" and obs[key].dtype != torch.uint8:
                 raise FlowleapError(
                     f"observation '{key}': images must be uint8 in [0, 255], got {obs[key].dtype}"
-                    f"{image_advice(known, obs[key].shape, str(obs[key].dtype))}"
+                    f"{input_advice(known, obs[key].shape, str(obs[key].dtype))}"
                 )
             if known.image:
                 normalized[key] = obs[key]  # the encoder converts what is left of it after the crop
@@ -220,7 +220,7 @@ class Policy(nn.Module):
         for key, known in self.spec.observations.items():
             if key not in obs:
                 continue
-            if known.kind == "lowdim":
+            if not known.image:
                 self.inputs(key, obs[key].detach().float().cpu().numpy())
             elif known.kind == "depth" or known.views:
                 seen = np.ascontiguousarray(known.see(obs[key].detach().cpu().numpy()))

@@ -65,7 +65,7 @@ def recorded_windows(
     }
     keys = None if known else list(spec.observations)
     with open_dataset(dataset, keys=keys, episodes=episodes, **reading) as opened:
-        images = any(obs.image for obs in spec.observations.values())
+        images = any(obs.dense for obs in spec.observations.values())
         data = load_columns(known and in_actions_of(known, opened.spec), opened, images=images)
         labels = [opened.label(index) for index in range(opened.n_episodes)]
         numbers = list(opened.chosen if isinstance(opened, Selected) else range(opened.n_episodes))

@@ -156,7 +156,7 @@ def _evaluate(task: Task, options: DictConfig, policy: Any, step: int) -> Mappin
 def _unused(dataset: Dataset, data: Dataset) -> dict[str, str]:
     """Columns that are not trained on, and why."""
     left_out = [key for key in dataset.spec.observations if key not in data.spec.observations]
-    reason = "images train from zarr: `flowleap convert` first, and encoder=cnn"
+    reason = "images and points train from zarr: `flowleap convert` first, and encoder=cnn or pointnet"
     return dataset.unused | dict.fromkeys(left_out, reason)
 
 
@@ -198,7 +198,10 @@ def print_plan(trainer: Any, spec: Spec, info: Mapping[str, Any]) -> None:
         "data": f"{info['frames']} windows of {_episodes(info)}",
         "policy": f"{parts['objective']['name']} + {parts['backbone']['name']}, {parameters:,} parameters",
         "observations": ", ".join(f"{key} {list(x.shape)}" for key, x in batch["obs"].items()),
-        **{f"images '{key}'": text for key, text in trainer.windows.describe_images().items()},
+        **{
+            f"{'points' if spec.observations[key].kind == 'points' else 'images'} '{key}'": text
+            for key, text in trainer.windows.describe_dense().items()
+        },
         "actions": str(list(batch["action"].shape)),
         "steps": f"{config.steps:,} x {config.batch_size} = {epochs:.1f} epochs",
         "device": f"{trainer.accelerator.device}, {trainer.accelerator.num_processes} process(es)",

@@ -175,25 +175,25 @@ class EpisodeStore(Source):
         return f"{what} is truncated or damaged ({error}){held}; copy the dataset again"
 
     def columns(self, keys: Sequence[str] | None = None, cache_bytes: int = CACHE_BYTES) -> Columns:
-        """Columns of all episodes; images are `Frames`."""
+        """Columns of all episodes; images and points are `Frames`."""
         keys = self._wanted(keys)
         for index, problem in self._disorders.items() if not self.lenient else ():
             raise self._wrong(f", {self.label(index)}: {problem}; repair the rows{self.or_without(index)}")
-        images = [key for key in keys if key in self.fields and self.fields[key].image]
-        numbers = self.read([key for key in keys if key not in images])
+        dense = [key for key in keys if key in self.fields and self.fields[key].dense]
+        numbers = self.read([key for key in keys if key not in dense])
         bounds = enumerate(zip(self._starts, self.episode_ends, strict=True))
         self.check_finite((index, {k: v[a:b] for k, v in numbers.items()}) for index, (a, b) in bounds)
         columns: dict[str, Any] = dict(numbers)
         if ACTION in columns:
             columns[ACTION] = vectors(columns[ACTION])
-        return columns | dict(self.images(images, cache_bytes))
+        return columns | dict(self.images(dense, cache_bytes))
 
     def images(self, keys: Sequence[str], cache_bytes: int, episodes: Sequence[int] | None = None) -> Columns:
-        """Image columns of some episodes, or of all, as `Frames`; the others' files are not looked at."""
+        """Columns of images or points of some episodes, or of all, as `Frames`; the others' files are not looked at."""
         rows = None if episodes is None else self.rows(episodes)
         columns: dict[str, Frames] = {}
         for key in keys:
-            columns[key] = Frames(self, key, cache_bytes, rows)
+            columns[key] = Frames(self, key, cache_bytes, rows, finite=self.fields[key].kind == "points")
             cache_bytes -= columns[key].nbytes if columns[key].cached else 0
         return columns
 

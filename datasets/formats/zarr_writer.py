@@ -25,6 +25,7 @@ NO_SEED = -1  # what `meta/episode_seeds` holds for an episode without a seed
 _CHUNK_BYTES = 2 * 2**20
 # Level 3 takes twice the time for less than 1 % of the bytes of recorded floats.
 _CODEC = ZstdCodec(level=1, checksum=True)
+_CLOUDS = 4  # of points, in a chunk
 _BUFFER_BYTES = 64 * 2**20
 
 
@@ -121,10 +122,12 @@ class EpisodeWriter(Writer):
         self._group.require_group("data")
         self._group.require_group("meta")
         for key, (shape, dtype) in self._layout.columns.items():
-            # Training draws frames at random: an image is a chunk of its own, so that no other is read with it.
             observed = self.spec.observations.get(key)
-            image = observed is not None and observed.image
-            rows = 1 if image else _CHUNK_BYTES // max(1, dtype.itemsize * math.prod(shape))
+            rows = _CHUNK_BYTES // max(1, dtype.itemsize * math.prod(shape))
+            # Training draws windows at random: an image is a chunk of its own, so that no other is read with it, and
+            # clouds, which are smaller, lie with a few neighbours.
+            if observed is not None and observed.dense:
+                rows = 1 if observed.image else min(rows, _CLOUDS)
             # Kept open: an array opened again has lost `write_empty_chunks` (it is no part of the format).
             sizes = {"shape": (0, *shape), "chunks": (max(1, rows), *shape)}
             self._arrays[key] = self._new_array(f"data/{key}", dtype=dtype, **sizes)

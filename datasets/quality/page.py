@@ -164,8 +164,9 @@ def _apart(s: Statistics, drawn: list[int]) -> bool:
 def _episode(
     source: Dataset, s: Statistics, key: str, index: int, drawn: list[int], scaled: bool, hz: float
 ) -> dict[str, Any]:
-    """The lines of one episode."""
-    values = source.episode(index, [key])[key].reshape(-1, len(s.low)).astype(np.float64)
+    """The lines of one episode; of points, those of their mean."""
+    values = source.episode(index, [key])[key].astype(np.float64)
+    values = values.reshape(len(values), -1, len(s.low)).mean(axis=1)
     step = max(1, -(-len(values) // _POINTS))
     frames = np.arange(0, len(values), step)
     low, span = s.low[drawn], np.where(s.high > s.low, s.high - s.low, 1.0)[drawn]
@@ -174,7 +175,8 @@ def _episode(
         curves, y_range = (curves - low) / span, (0.0, 1.0)
     else:
         y_range = (float(s.low[drawn].min()), float(s.high[drawn].max()))
-    label = f"{key} in {source.label(index)}"
+    what = f"mean of {key}" if s.column.kind == "points" else key
+    label = f"{what} in {source.label(index)}"
     svg = charts.lines(frames / (hz or 1.0), list(curves.T), y_range, "seconds" if hz else "frames", label)
     return {"title": source.label(index), "frames": len(values), "svg": safe(svg)}
 

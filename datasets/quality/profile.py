@@ -1,7 +1,7 @@
 """The numbers behind `flowleap inspect`: statistics of every column, and what a network is shown of them.
 
-Episodes are read one after the other and only sums stay, so the memory does not grow with the dataset. Of images a
-sample is read: up to `image_episodes` episodes, spread evenly, and up to 64 frames of each.
+Episodes are read one after the other and only sums stay, so the memory does not grow with the dataset. Of images and
+points a sample is read: up to `image_episodes` episodes, spread evenly, and up to 64 frames of each.
 """
 
 from __future__ import annotations
@@ -33,11 +33,11 @@ _OUTLIERS = "a few outliers set the range, so all else is normalised to nearly o
 
 @dataclass
 class Statistics:
-    """Statistics of one column over all frames, or over those that were read of images.
+    """Statistics of one column over all frames, or over those that were read of images and points.
 
     Attributes:
         column: shape and kind of the column.
-        low, high, mean, std: float64 [size]; of images [channels]. Infinite where no value is finite.
+        low, high, mean, std: float64 [size]; of images and points [channels]. Infinite where no value is finite.
         not_finite: how many numbers are NaN or infinite; they are left out of the others.
         histogram: int64 [dimensions, BINS] between `low` and `high`, of the first dimensions.
     """
@@ -99,7 +99,7 @@ class Profile:
         self._idle = Idle(checks)
         self._sample: dict[str, list[NDArray]] = {}
         lowdim = self._lowdim()
-        images = {key: self._images(key) for key, column in source.fields.items() if column.image}
+        images = {key: self._images(key) for key, column in source.fields.items() if column.dense}
         self.columns = {key: lowdim.get(key) or images[key] for key in source.fields}
         self.spec = self._spec(window)
         self.findings = [*self._idle.findings(), *self._outliers(), *self._noise(), *self._cameras()]
@@ -279,18 +279,19 @@ class Profile:
         found = [Finding(f"'{key}': {reason}", _FLAT_IMAGES) for key, reason in observed.items()]
         for key, episodes in self._frozen.items():
             where = some([self._source.label(i) for i in episodes])
+            what = "cloud of points" if self.columns[key].column.kind == "points" else "image"
             share = f"{len(episodes)} of {len(self.image_episodes)} episodes: {where}"
-            problem = f"camera '{key}' shows one and the same image in {share}"
+            problem = f"camera '{key}' shows one and the same {what} in {share}"
             found.append(
                 Finding(problem, f"the camera hung: leave out {self._source.leave_out(episodes, [key])}")
             )
         for key in self.columns:
-            if key in self._unreadable:
-                broken = self._broken[key]
+            if broken := self._broken.get(key):
                 where = some([self._source.label(i) for i in broken])
-                problem = f"{self._unreadable[key]} (in {len(broken)} episodes: {where})"
+                problem = self._unreadable.get(key, f"'{key}' holds NaN or infinite numbers")
                 ways = self._source.leave_out(broken, [key])
-                found.append(Finding(problem, f"training refuses such images: leave out {ways}"))
+                remedy = f"training refuses such frames: leave out {ways}"
+                found.append(Finding(f"{problem} (in {len(broken)} episodes: {where})", remedy))
         return found
 
 

@@ -51,7 +51,7 @@ def _columns(console: Console, source: Dataset, profile: Profile) -> None:
     """Print the table of columns."""
     table = Table("key", "frame", "dtype", "min", "max", "mean", "std", "constant", "NaN/inf", box=None)
     for key, s in profile.columns.items():
-        constant = "-" if s.column.image else _dimensions(s.constant, len(s.low))
+        constant = "-" if s.column.dense else _dimensions(s.constant, len(s.low))
         numbers = (f"{x:.4g}" for x in (float(np.min(s.low)), float(np.max(s.high)), *s.overall))
         shape, bad = str(list(s.column.shape)), str(s.not_finite or "-")
         table.add_row(key, shape, s.column.dtype, *numbers, constant, bad)
@@ -65,8 +65,10 @@ def _columns(console: Console, source: Dataset, profile: Profile) -> None:
     if source.unused:
         console.print(f"  not observed: {roles.explain(source.unused)}", markup=False)
     read = len(profile.image_episodes)
-    if read < source.n_episodes and any(s.column.image for s in profile.columns.values()):
-        console.print(f"  images: {read} of {source.n_episodes} episodes read (image_episodes=0 reads all)")
+    if read < source.n_episodes and any(s.column.dense for s in profile.columns.values()):
+        console.print(
+            f"  images and points: {read} of {source.n_episodes} episodes read (image_episodes=0 reads all)"
+        )
 
 
 def _dimensions(which: Sequence[int], size: int) -> str:

@@ -1,4 +1,4 @@
-"""An episode in the Rerun viewer: cameras, observations and actions on one time line."""
+"""An episode in the Rerun viewer: cameras, clouds of points, observations and actions on one time line."""
 
 from __future__ import annotations
 
@@ -32,18 +32,18 @@ def show(dataset: Dataset, index: int, target: Path | None) -> str:
     columns = dataset.episode(index)
     times = _times(dataset, index, len(columns[ACTION]))
     label, spec = dataset.label(index), dataset.spec
-    cameras = [key for key, column in dataset.fields.items() if column.image]
+    seen = {key: column for key, column in dataset.fields.items() if column.dense}
     recording = rerun.RecordingStream("flowleap")
     paths = {key: _entity(key, set(spec.observations)) for key in columns}
 
     def fill() -> None:
         about = f"{dataset.path.name}, {label}\n\n{spec.summary()}"
         recording.send_recording_name(f"{dataset.path.name}, {label}")
-        recording.send_blueprint(_blueprint(paths, cameras))
+        recording.send_blueprint(_blueprint(paths, seen))
         recording.log("about", rerun.TextDocument(about), static=True)
         for key, values in columns.items():
-            if key in cameras:
-                _log_images(recording, paths[key], values, times, dataset.fields[key])
+            if key in seen:
+                _log_frames(recording, paths[key], values, times, seen[key])
             else:
                 _log_lines(recording, paths[key], values.reshape(len(values), -1), times)
         recording.flush()
@@ -125,30 +125,43 @@ def _log_lines(recording: Any, path: str, values: NDArray, times: Mapping[str, N
     recording.send_columns(path, indexes=indexes, columns=columns)
 
 
-def _log_images(
-    recording: Any, path: str, images: NDArray, times: Mapping[str, NDArray], column: ObsKey
+def _log_frames(
+    recording: Any, path: str, frames: NDArray, times: Mapping[str, NDArray], column: ObsKey
 ) -> None:
-    """Log images [T, H, W, 3] as JPEG: raw ones would fill the viewer's memory; and depth [T, H, W, 1] as it is."""
+    """Log images [T, H, W, 3] as JPEG: raw ones would fill the viewer's memory; depth and points as they are."""
     rerun = optional_import("rerun", extra="viewer")
-    for i, image in enumerate(images):
+    for i, frame in enumerate(frames):
         recording.set_time("frame", sequence=int(times["frame"][i]))
         if "time" in times:
             recording.set_time("time", duration=float(times["time"][i]))
         if column.kind == "depth":
             metre = 1000.0 if column.unit == "mm" else 1.0
-            shown = rerun.DepthImage(image[..., 0], meter=metre, depth_range=column.range)
+            shown = rerun.DepthImage(frame[..., 0], meter=metre, depth_range=column.range)
+        elif column.kind == "points":
+            shown = rerun.Points3D(frame[:, :3], colors=_colours(frame))
         else:
-            shown = rerun.Image(image).compress()
+            shown = rerun.Image(frame).compress()
         recording.log(path, shown)
     recording.reset_time()
 
 
-def _blueprint(paths: Mapping[str, str], images: list[str]) -> Any:
-    """Cameras on the left, lines on the right, the action first."""
+def _colours(points: NDArray) -> NDArray[np.uint8] | None:
+    """The colours of points [N, 6], which are shares or bytes; None of points without."""
+    if points.shape[1] == 3:
+        return None
+    scale = 255 if points[:, 3:].max(initial=0) <= 1 else 1
+    return (points[:, 3:] * scale).clip(0, 255).astype(np.uint8)
+
+
+def _blueprint(paths: Mapping[str, str], seen: Mapping[str, ObsKey]) -> Any:
+    """Cameras and clouds on the left, lines on the right, the action first."""
     blueprint = optional_import("rerun.blueprint", extra="viewer")
-    lines = sorted((key for key in paths if key not in images), key=lambda key: key != ACTION)
+    lines = sorted((key for key in paths if key not in seen), key=lambda key: key != ACTION)
     series = [blueprint.TimeSeriesView(origin=paths[key], name=key) for key in lines]
-    cameras = [blueprint.Spatial2DView(origin=paths[key], name=key) for key in images]
+    cameras = [
+        (blueprint.Spatial2DView if column.image else blueprint.Spatial3DView)(origin=paths[key], name=key)
+        for key, column in seen.items()
+    ]
     right = blueprint.Vertical(*series) if len(series) <= 6 else blueprint.Grid(*series)
     return blueprint.Blueprint(
         blueprint.Horizontal(blueprint.Vertical(*cameras), right) if cameras else right

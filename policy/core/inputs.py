@@ -19,8 +19,10 @@ Range = tuple[NDArray[Any], NDArray[Any]]
 FAR = 3.0  # of normalised numbers: beyond the range by as much again on either side
 
 
-def image_advice(known: ObsKey, shape: Sequence[int], dtype: str) -> str:
-    """What to do about images of a wrong shape or dtype, to end a message with; empty where there is nothing to say."""
+def input_advice(known: ObsKey, shape: Sequence[int], dtype: str) -> str:
+    """What to do about images or points of a wrong shape or dtype, to end a message with; empty where nothing."""
+    if known.kind == "points" and len(shape) > 1:
+        return _points_advice(known, shape[-2], shape[-1])
     if not known.image:
         return ""
     sizes, shape = (known.shape[:2], known.camera_shape[:2]), tuple(shape)
@@ -42,12 +44,26 @@ def image_advice(known: ObsKey, shape: Sequence[int], dtype: str) -> str:
     return "; " + ", then ".join(advice) if advice else ""
 
 
+def _points_advice(known: ObsKey, count: int, channels: int) -> str:
+    wanted, wide = known.shape
+    if (channels, count) == (wanted, wide):
+        return "; put the channels last with np.moveaxis(points, -2, -1)"
+    advice: list[str] = []
+    if channels > wide:
+        advice.append(f"keep the first {wide} channels with points[..., :{wide}]")
+    if count != wanted:
+        advice.append(
+            f"choose {wanted} of the points, as in training (farthest point sampling, for instance)"
+        )
+    return "; " + ", then ".join(advice) if advice else ""
+
+
 class InputCheck:
     """Looks at observations before a policy acts on them.
 
     Args:
-        range_of: gives the normalisation of a low-dim key, (scale, offset), each [*shape], or None where none is
-            known; asked at each call, as a policy may be fitted later.
+        range_of: gives the normalisation of a low-dim key or of points, (scale, offset), each [*shape], of points
+            [channels], or None where none is known; asked at each call, as a policy may be fitted later.
         unusual: what to do about numbers far outside of the range of training; a key is warned about once.
 
     Raises:
@@ -61,7 +77,7 @@ class InputCheck:
         self._warned: set[str] = set()
 
     def __call__(self, key: str, values: NDArray[Any]) -> None:
-        """Look at the values [B, To, *shape] of a low-dim key.
+        """Look at the values [B, To, *shape] of a low-dim key, or of points.
 
         Raises:
             FlowleapError: a number is NaN or infinite, or lies far outside and `unusual` is `stop`.
@@ -80,8 +96,9 @@ class InputCheck:
         if beyond.max(initial=0) <= FAR:
             return
         place = tuple(int(i) for i in np.unravel_index(int(beyond.argmax()), beyond.shape))
-        centre, spread = -offset[place[2:]] / scale[place[2:]], 1 / scale[place[2:]]
-        where = f" dimension {', '.join(map(str, place[2:]))}" if place[2:] else ""
+        dimension = place[values.ndim - scale.ndim :]
+        centre, spread = -offset[dimension] / scale[dimension], 1 / scale[dimension]
+        where = f" dimension {', '.join(map(str, dimension))}" if dimension else ""
         message = (
             f"observation '{key}'{where} is {values[place]:.4g}, far outside of the {centre - spread:.4g} to "
             f"{centre + spread:.4g} of training: check its unit, its frame and its sensor"

@@ -21,7 +21,8 @@ from flowleap.policy.core.limits import ActionLimits
 from flowleap.policy.core.registry import Option
 from flowleap.policy.core.views import View, views_from
 
-ObsKind = Literal["lowdim", "rgb", "depth"]
+ObsKind = Literal["lowdim", "rgb", "depth", "points"]
+_CHANNELS = (3, 6)  # of a point: xyz, or xyz and rgb
 ActionConvention = Literal["absolute", "delta"]
 
 
@@ -47,7 +48,7 @@ class ObsKey:
 
     Attributes:
         kind: `lowdim` numbers; `rgb`, images uint8 [H, W, 3]; `depth`, images float32 [H, W, 1], 0 where nothing was
-            measured.
+            measured; `points`, a cloud of points in no order, float32 [N, 3] (xyz) or [N, 6] (xyz and rgb).
         unit: of depth, `m` or `mm`.
         range: of depth, in its unit: what lies beyond looks to a policy like its end.
         views: what was made of a camera's frames, one after the other, until they had this shape.
@@ -68,7 +69,17 @@ class ObsKey:
     @property
     def image(self) -> bool:
         """Whether it is one."""
+        return self.kind in ("rgb", "depth")
+
+    @property
+    def dense(self) -> bool:
+        """Whether it is an image or a point cloud: many numbers a frame, which are gathered frame by frame."""
         return self.kind != "lowdim"
+
+    @property
+    def statistics_shape(self) -> tuple[int, ...]:
+        """Shape of its normalisation: every number has its own, but all points of a cloud share that of a channel."""
+        return tuple(self.shape[-1:] if self.kind == "points" else self.shape)
 
     @property
     def camera_shape(self) -> tuple[int, ...]:
@@ -127,6 +138,11 @@ class ObsKey:
             if len(self.shape) != 3 or self.shape[2] != 1 or not 0 <= low < high < math.inf:
                 wrong = f"shape {self.shape} and range {self.range}"
                 raise FlowleapError(f"{wrong} are not those of depth: (height, width, 1) and (near, far)")
+        if self.kind == "points":
+            if len(self.shape) != 2 or self.shape[1] not in _CHANNELS:
+                raise FlowleapError(f"shape {self.shape} is not that of points: (number, 3) or (number, 6)")
+            if np.dtype(self.dtype).kind != "f":
+                raise FlowleapError(f"points must be floats, not {self.dtype}")
         if self.views and not self.image:
             raise FlowleapError("only images have views")
         sizes = [view.size for view in self.views[1:]] + [tuple(self.shape[:2])]

@@ -193,6 +193,10 @@ def _unit(obs: ObsKey) -> str:
     elif obs.kind == "depth":
         low, high = obs.range or (0.0, 0.0)
         what = f"depth image in {code(obs.unit or '?')}, {low:.4g} to {high:.4g}; 0 is not measured"
+    elif obs.kind == "points":
+        what = (
+            f"points, {'xyz' if obs.shape[1] == 3 else 'xyz and rgb'}, in the frame and units of the dataset"
+        )
     else:
         what = "numbers, in the units of the dataset"
     camera = " x ".join(map(str, obs.camera_shape[:2]))

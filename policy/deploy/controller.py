@@ -24,7 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flowleap.policy.core.errors import FlowleapError, suggest
-from flowleap.policy.core.inputs import image_advice
+from flowleap.policy.core.inputs import input_advice
 from flowleap.policy.core.limits import ActionLimits
 from flowleap.policy.core.spec import Spec
 from flowleap.policy.deploy.plan import Continuity, Plan, Request
@@ -284,11 +284,11 @@ class Controller:
             value = np.array(obs[key])
             if value.dtype.kind not in "biuf" or (known.kind == "rgb" and value.dtype != np.uint8):
                 expected = "uint8" if known.kind == "rgb" else "numbers"
-                advice = image_advice(known, value.shape, str(value.dtype))
+                advice = input_advice(known, value.shape, str(value.dtype))
                 raise FlowleapError(f"observation '{key}': dtype {value.dtype} instead of {expected}{advice}")
             value = known.see(value)
             if value.shape != tuple(known.shape):
-                advice = image_advice(known, value.shape, str(value.dtype))
+                advice = input_advice(known, value.shape, str(value.dtype))
                 raise FlowleapError(
                     f"observation '{key}': expected one frame {list(known.shape)}, got {list(value.shape)}{advice}"
                 )

@@ -20,7 +20,7 @@ import numpy as np
 
 from flowleap.policy.core.errors import FlowleapError, require_int, require_whole, suggest
 from flowleap.policy.core.hub import policy_folder
-from flowleap.policy.core.inputs import InputCheck, Range, Unusual, image_advice
+from flowleap.policy.core.inputs import InputCheck, Range, Unusual, input_advice
 from flowleap.policy.core.noise import ancestral_noise
 from flowleap.policy.core.spec import ObsKey, Spec, read_json
 from flowleap.policy.deploy.backends import Session, open_session
@@ -183,7 +183,7 @@ class ExportedPolicy:
                     f"observation '{key}': expected [batch, {', '.join(map(str, shape))}]"
                     f"{f' with batch {batch}' if batch else ''}, got {list(array.shape)}"
                     f"{'; add the batch axis with x[None]' if list(array.shape) == shape else ''}"
-                    f"{image_advice(known, array.shape, str(array.dtype))}"
+                    f"{input_advice(known, array.shape, str(array.dtype))}"
                 )
             if not known.image:
                 self.inputs(key, array)
@@ -259,7 +259,7 @@ def _ranges(folder: Path, manifest: Mapping[str, Any], spec: Spec) -> dict[str, 
     """The normalisation of each key; none where an older export does not name it."""
     ranges: dict[str, Range] = {}
     for key, pair in _object(manifest.get("ranges", {})).items():
-        shape = spec.observations[key].shape if key in spec.observations else None
+        shape = spec.observations[key].statistics_shape if key in spec.observations else None
         try:
             scale, offset = (np.asarray(part, np.float32) for part in pair)
             fits = (
@@ -316,7 +316,7 @@ def _as_input(name: str, value: Any, dtype: np.dtype, known: ObsKey | None = Non
         if array.dtype == dtype:
             return np.ascontiguousarray(array) if array.ndim else array
         if dtype == np.uint8 or array.dtype.kind not in "biuf":
-            advice = image_advice(known, array.shape, str(array.dtype)) if known else ""
+            advice = input_advice(known, array.shape, str(array.dtype)) if known else ""
             raise ValueError(f"dtype {array.dtype} instead of {dtype}{advice}")
         return array.astype(dtype, order="C")
     except (TypeError, ValueError) as error:

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flowleap.policy.core.errors import FlowleapError, require_int, suggest
-from flowleap.policy.core.inputs import image_advice
+from flowleap.policy.core.inputs import input_advice
 from flowleap.policy.core.noise import episode_noise
 from flowleap.policy.core.spec import Spec
 from flowleap.policy.core.versions import flowleap_version
@@ -250,13 +250,13 @@ class Session:
                 known, shapes = self.service.spec.observations[key], map(list, sorted(wanted))
                 raise FlowleapError(
                     f"observation '{theirs}': got {list(value.shape)}, but history={history} ({_ABOUT[history]}) takes "
-                    f"{' or '.join(map(str, shapes))}{image_advice(known, value.shape, str(value.dtype))}"
+                    f"{' or '.join(map(str, shapes))}{input_advice(known, value.shape, str(value.dtype))}"
                 )
         return obs
 
     def _require_finite(self, obs: Mapping[str, NDArray[Any]]) -> None:
         for key, value in obs.items():
-            if self.service.spec.observations[key].kind == "lowdim" and not np.isfinite(value).all():
+            if not self.service.spec.observations[key].image and not np.isfinite(value).all():
                 raise FlowleapError(
                     f"observation '{self.service.names[key]}' holds NaN or infinity: no action is chosen from it; "
                     "check the sensor"

@@ -1,8 +1,8 @@
 """Observation encoders: a dict of observations {key: [B, To, *shape]} -> cond [B, C].
 
-Low-dim keys arrive normalised, images as they were recorded: rgb uint8 [B, To, H, W, 3], depth float32
-[B, To, H, W, 1]. They become floats in [-1, 1] here, on the device, after the crop; depth looks like an image of three
-equal channels.
+Low-dim keys and points [B, To, N, channels] arrive normalised, images as they were recorded: rgb uint8
+[B, To, H, W, 3], depth float32 [B, To, H, W, 1]. Images become floats in [-1, 1] here, on the device, after the crop;
+depth looks like an image of three equal channels.
 """
 
 from __future__ import annotations
@@ -16,9 +16,10 @@ from torch import Tensor, nn
 
 from flowleap.policy.core.errors import FlowleapError, require_int
 from flowleap.policy.core.registry import Option, Registry
-from flowleap.policy.core.spec import Spec
+from flowleap.policy.core.spec import ObsKey, Spec
 from flowleap.policy.networks import image_towers as vision
 from flowleap.policy.networks.augment import centre_crop, colour_jitter, crop_size, random_crop
+from flowleap.policy.networks.point_towers import PointNet
 
 ENCODERS: Registry[type[nn.Module]] = Registry("encoder")
 Size = tuple[int, int]
@@ -61,11 +62,8 @@ class LowdimEncoder(nn.Module):
     def __init__(self, spec: Spec, *, noise: Noise = 0.0) -> None:
         super().__init__()
         for key, obs in spec.observations.items():
-            if obs.kind != "lowdim":
-                raise FlowleapError(
-                    f"encoder 'lowdim' cannot read observation '{key}' of kind {obs.kind!r}: choose encoder=cnn, or "
-                    f"leave it out with keys=[-{key}]"
-                )
+            if obs.dense:
+                raise _unreadable("lowdim", key, obs)
         self.noise = noise
         self.keys = tuple(spec.observations)
         self.dim = spec.n_obs_steps * sum(obs.size for obs in spec.observations.values())
@@ -73,6 +71,15 @@ class LowdimEncoder(nn.Module):
     def forward(self, obs: Mapping[str, Tensor]) -> Tensor:
         """{key: [B, To, *shape]} -> [B, C]."""
         return join_lowdim(obs, self.keys, self.noise if self.training else 0.0)
+
+
+def _unreadable(encoder: str, key: str, obs: ObsKey) -> FlowleapError:
+    """What to do about an observation that an encoder is not made for."""
+    fitting = "pointnet" if obs.kind == "points" else "cnn"
+    return FlowleapError(
+        f"encoder '{encoder}' cannot read observation '{key}' of kind {obs.kind!r}: choose encoder={fitting}, or "
+        f"leave it out with keys=[-{key}]"
+    )
 
 
 def join_lowdim(obs: Mapping[str, Tensor], keys: Sequence[str], noise: float) -> Tensor:
@@ -107,6 +114,9 @@ class ImageEncoder(nn.Module):
         self.cameras = tuple(key for key in spec.observations if key not in lowdim)
         if not self.cameras:
             raise FlowleapError("the encoder is for images, but no observation is one: choose encoder=lowdim")
+        for key in self.cameras:
+            if not spec.observations[key].image:
+                raise _unreadable("for images", key, spec.observations[key])
         self.sizes: list[Size] = []
         self.ranges = [spec.observations[key].range for key in self.cameras]
         for key in self.cameras:
@@ -210,6 +220,84 @@ class VitEncoder(ImageEncoder):
         **options: Any,
     ) -> None:
         super().__init__(spec, lambda size: vision.vit(size, model, features, weights), features, options)
+
+
+@ENCODERS.register("pointnet")
+class PointNetEncoder(nn.Module):
+    """An MLP for every point and the maximum over them, as in DP3; the low-dim keys beside it, through their own MLP.
+
+    Attributes:
+        dim: C = clouds * frames * features + To * state (of `state=0`, the sum of the low-dim keys' sizes).
+    """
+
+    def __init__(
+        self,
+        spec: Spec,
+        *,
+        widths: Annotated[Sequence[int], Option("of the layers that every point goes through", 1, 16384)] = (
+            64,
+            128,
+            256,
+        ),
+        features: Annotated[int, Option("of each cloud", 1, 65536)] = 64,
+        state: Annotated[
+            int,
+            Option(
+                "features of the low-dim keys, by an MLP; 0 puts them beside the clouds as they are", 0, 65536
+            ),
+        ] = 64,
+        colours: Annotated[bool, Option("look at the rgb of points, where they have it")] = True,
+        points: Annotated[
+            int,
+            Option("train on so many of each cloud's points, drawn anew for each batch; 0 is all", 0, 1e6),
+        ] = 0,
+        jitter: Annotated[
+            float, Option("deviation of training-time Gaussian noise on the normalised points", 0, 10)
+        ] = 0.0,
+        frames: Annotated[
+            int, Option("how many of the latest To clouds are looked at; 0 is all", 0, 1e6)
+        ] = 0,
+        noise: Noise = 0.0,
+    ) -> None:
+        super().__init__()
+        self.points, self.jitter, self.noise = points, jitter, noise
+        self.frames = require_int("encoder.frames", frames, 0, spec.n_obs_steps) or spec.n_obs_steps
+        self.steps = spec.n_obs_steps
+        lowdim = {key: obs for key, obs in spec.observations.items() if not obs.dense}
+        clouds = {key: obs for key, obs in spec.observations.items() if obs.dense}
+        if not clouds:
+            raise FlowleapError(
+                "the encoder is for points, but no observation is a cloud: choose encoder=lowdim"
+            )
+        for key, obs in clouds.items():
+            if obs.image:
+                raise _unreadable("pointnet", key, obs)
+        self.lowdim, self.channels = (
+            tuple(lowdim),
+            {k: o.shape[1] if colours else 3 for k, o in clouds.items()},
+        )
+        self.towers = nn.ModuleList(PointNet(n, widths, features) for n in self.channels.values())
+        size = sum(obs.size for obs in lowdim.values())
+        self.state: nn.Module = nn.Identity()
+        if size and state:
+            self.state = nn.Sequential(nn.Linear(size, state), nn.ReLU(), nn.Linear(state, state))
+            size = state
+        self.dim = len(clouds) * self.frames * features + spec.n_obs_steps * size
+
+    def forward(self, obs: Mapping[str, Tensor]) -> Tensor:
+        """{cloud: float [B, To, N, channels], low-dim key: float [B, To, *shape]} -> [B, C]."""
+        parts = []
+        for tower, (key, channels) in zip(self.towers, self.channels.items(), strict=True):
+            clouds = obs[key][:, -self.frames :, :, :channels]
+            if self.training and 0 < self.points < clouds.shape[2]:
+                clouds = clouds[:, :, torch.randperm(clouds.shape[2], device=clouds.device)[: self.points]]
+            if self.training and self.jitter:
+                clouds = clouds + self.jitter * torch.randn_like(clouds)
+            parts.append(tower(clouds.flatten(0, 1)).unflatten(0, (-1, self.frames)).flatten(1))
+        if self.lowdim:
+            state = join_lowdim(obs, self.lowdim, self.noise if self.training else 0.0)
+            parts.append(self.state(state.unflatten(1, (self.steps, -1))).flatten(1))
+        return torch.cat(parts, dim=1)
 
 
 def build_encoder(config: Mapping[str, Any], spec: Spec) -> tuple[nn.Module, dict[str, Any]]:

@@ -89,8 +89,8 @@ class Trainer:
         share = self.micro_batch * config.accumulate
         first = self.accelerator.process_index * share
         self.rows = slice(first, first + share)
-        images = any(obs.image for obs in policy.spec.observations.values())
-        workers = config.workers if config.workers >= 0 else 2 if images else 0
+        dense = any(obs.dense for obs in policy.spec.observations.values())
+        workers = config.workers if config.workers >= 0 else 2 if dense else 0
         self.batches = Prefetcher(windows, self.indices, self.rows, workers)
         if not policy.normalizer.fitted:
             policy.normalizer.fit(windows.columns)
