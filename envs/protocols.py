@@ -203,8 +203,8 @@ DP3_METAWORLD = Protocol(
     published="arXiv 2403.03954 and its code; To=2, H=4, Ta=3, 10 steps, 3 training seeds of 3,000 epochs; mean of the "
     "five best of 15 evaluations during training, every 200 epochs from the first on",
     differs="MetaWorld V3 and MuJoCo 3 for V2 and mujoco_py; seeded placements (the published runner draws without a "
-    "seed); a cloud of fewer than 512 points repeats some (published: adds zeros); demonstrations succeed at one step or "
-    "more (published: at five) and their actions are clipped to [-1, 1]",
+    "seed); a cloud of fewer than 512 points repeats some (published: adds zeros); demonstrations succeed at one step "
+    "or more (published: at five), and their actions are clipped to [-1, 1]",
 )
 DP3_ADROIT = replace(
     DP3_METAWORLD,

@@ -144,8 +144,8 @@ def show_means_of_best(entries: Rows) -> None:
         count, best = entry["published"]
         own = min(best, entry["checkpoints"])
         say(
-            f"{words}mean of the best {own} of {entry['checkpoints']} checkpoints {entry['mean_of_best']:.3f} (published "
-            f"scores: {best} of {count}); the last one {entry['last']:.3f}"
+            f"{words}mean of the best {own} of {entry['checkpoints']} checkpoints {entry['mean_of_best']:.3f} "
+            f"(published scores: {best} of {count}); the last one {entry['last']:.3f}"
         )
 
 
