@@ -197,7 +197,7 @@ DP3_METAWORLD = Protocol(
     counts="the last two steps of any chunk",
     starts="the seed draws a fresh object and goal placement from the task's whole range; success counts at the last "
     "two steps of a chunk, and ends the episode.",
-    demonstrations="10 of the scripted expert, 200 steps each (task.kwargs.max_steps=200 hold_steps=200)",
+    demonstrations="10 of the scripted expert, 200 steps each (+task.kwargs.max_steps=200 hold_steps=200)",
     sees={metaworld.CLOUD: (512, 3), metaworld.ARM: (metaworld_cloud.ARM_DIM,)},
     schedule=(15, 5),
     published="arXiv 2403.03954 and its code; To=2, H=4, Ta=3, 10 steps, 3 training seeds of 3,000 epochs; mean of the "
