@@ -117,17 +117,17 @@ def means_of_best(rows: Rows) -> list[dict[str, Any]]:
     schedule = rows[0]["protocol"].get("schedule")
     if not schedule or "checkpoint_steps" not in rows[0]["options"]:
         return []
-    scores: dict[str, dict[int, float]] = {}
+    scores: dict[str, dict[int, float]] = {}  # the other options -> checkpoint -> score
     for row in rows:
         others = {name: value for name, value in row["options"].items() if name != "checkpoint_steps"}
         of_steps = scores.setdefault(json.dumps(others), {})
         of_steps[row["options"]["checkpoint_steps"]] = row["summary"]["headline"]["value"]
     entries = []
-    for others, of_steps in scores.items():
+    for text, of_steps in scores.items():
         best = sorted(of_steps.values(), reverse=True)[: schedule[1]]
         entries.append(
             {
-                "options": json.loads(others),
+                "options": json.loads(text),
                 "checkpoints": len(of_steps),
                 "published": schedule,
                 "mean_of_best": sum(best) / len(best),
