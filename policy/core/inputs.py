@@ -92,6 +92,8 @@ class InputCheck:
         if known is None or self.unusual == "ignore" or (key in self._warned and self.unusual == "warn"):
             return
         scale, offset = known
+        if values.shape[values.ndim - scale.ndim :] != scale.shape:
+            return  # the caller looks at shapes
         beyond = np.abs(values * scale + offset)
         if beyond.max(initial=0) <= FAR:
             return

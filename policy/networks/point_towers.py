@@ -12,6 +12,8 @@ from torch import Tensor, nn
 
 from flowleap.policy.core.errors import FlowleapError
 
+_AT_ONCE = 2**14  # points
+
 
 class PointNet(nn.Module):
     """[M, N, channels] -> [M, features], whatever the order of the points.
@@ -39,14 +41,15 @@ class PointNet(nn.Module):
     def forward(self, clouds: Tensor) -> Tensor:
         """[M, N, channels] -> [M, features]."""
         alone = self.training and torch.is_grad_enabled()
-        return self.project(self._critical(clouds) if alone else self.points(clouds).amax(1))
+        return self.project(self.critical(clouds) if alone else self.points(clouds).amax(1))
 
     @torch.compiler.disable  # how many points are critical differs from batch to batch
-    def _critical(self, clouds: Tensor) -> Tensor:
+    def critical(self, clouds: Tensor) -> Tensor:
         """The maxima [M, widths[-1]], computed from the points that they are of."""
         count, size = clouds.shape[:2]
-        with torch.no_grad():
-            best = self.points(clouds).argmax(1)
+        with torch.no_grad():  # a part at a time, which stays in the caches of a CPU
+            parts = clouds.split(max(1, _AT_ONCE // size))
+            best = torch.cat([self.points(part).argmax(1) for part in parts])
         best = best + size * torch.arange(count, device=best.device)[:, None]  # [M, width], among all points
         critical = torch.zeros(count * size, dtype=torch.bool, device=best.device)
         critical[best] = True

@@ -165,6 +165,7 @@ SMALL_ENCODERS: dict[str, dict[str, Any]] = {
     "cnn": {"name": "cnn", "channels": [8, 8], "features": 64},
     "resnet18": {"name": "resnet18", "features": 8},
     "vit": {"name": "vit", "features": 8},
+    "pointnet": {"name": "pointnet", "widths": [16, 32], "features": 8},
 }
 
 
@@ -184,6 +185,7 @@ def combinations(cfg: DictConfig) -> dict[str, Any]:
         for name in SMALL_ENCODERS
     }
     specs["lowdim"] = Spec(state, 2, 2, 8, 4)
+    specs["pointnet"] = Spec({**state, "cloud": ObsKey((32, 3), kind="points")}, 2, 2, 8, 4)
     rows: list[dict[str, Any]] = []
     for (objective, steps), encoder, backbone, form in product(
         STEPS, SMALL_ENCODERS, SMALL_BACKBONES, FORMATS
@@ -196,7 +198,10 @@ def combinations(cfg: DictConfig) -> dict[str, Any]:
         }
         policy = Policy(specs[encoder], parts).eval()
         rng = np.random.default_rng(0)
-        policy.normalizer.fit({"state": rng.normal(size=(64, 5)), "action": rng.normal(size=(64, 2))})
+        sizes = {"state": 5, "cloud": (32, 3), "action": 2}
+        policy.normalizer.fit(
+            {key: rng.normal(size=(64, *np.atleast_1d(size))) for key, size in sizes.items()}
+        )
         with torch.no_grad():
             # Some blocks do nothing before training.
             for parameter in policy.net.parameters():

@@ -5,6 +5,7 @@
     flowleap speed 'backbone.channels=[80,160,280]'      a U-Net of 5.7 M parameters
     flowleap speed what=convert megabytes=10000          the conversion of datasets instead
     flowleap speed what=images task=pusht/pixels encoder=cnn dataset=data/pusht.zarr batch_size=64
+    flowleap speed what=points frames=2000               training on critical points over training on all points
     flowleap speed what=serve checkpoint=runs/pusht/export_nfe1 client=../openpi/bin/python
     flowleap speed what=formats 'checkpoints=[runs/mlp,runs/unet]' episodes=100     the formats of `flowleap export`
     flowleap speed what=evaluator episodes=40            `flowleap eval` over plain loops around the simulators
@@ -34,7 +35,14 @@ from flowleap.policy.core.files import write_results
 from flowleap.policy.core.spec import WINDOW, Spec
 from flowleap.scripts.cli.main import run_verb
 from flowleap.scripts.common import command, plain, say, show_table, timed
-from flowleap.scripts.studies import convert_speed, evaluator_speed, formats, image_speed, serving
+from flowleap.scripts.studies import (
+    convert_speed,
+    evaluator_speed,
+    formats,
+    image_speed,
+    point_speed,
+    serving,
+)
 
 BASELINE = "flow_matching"
 CASES: dict[str, dict[str, Any]] = {
@@ -55,6 +63,7 @@ def main(cfg: DictConfig) -> dict[str, Any]:
         "training": measure,
         "convert": convert_speed.measure,
         "images": image_speed.measure,
+        "points": point_speed.measure,
         "formats": formats.measure,
         "latency": formats.latency,
         "combinations": formats.combinations,

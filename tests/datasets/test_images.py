@@ -192,7 +192,10 @@ def test_one_channel_called_depth_is_depth_whatever_its_numbers() -> None:
         (RNG.normal(size=(N, 20, 24, 3)).astype(np.float32), "where images hold 0 to 1 or 0 to 255"),
         (RNG.integers(0, 60000, (N, 20, 24, 3), np.uint16), "where images hold 0 to 1 or 0 to 255"),
         (-MILLIMETRES.repeat(3, 1).astype(np.float32), "where depth is 0 or more"),
-        (RNG.normal(size=(N, 512, 6)).astype(np.float32), "512 x 6 numbers, neither an image nor a vector"),
+        (
+            RNG.normal(size=(N, 512, 6)).astype(np.float32),
+            "512 x 6 numbers, which points=[NAME] reads as a cloud of points",
+        ),
         (RNG.integers(0, 9, (N, 2, 20, 24, 3), np.uint8), "2 x 20 x 24 x 3 numbers"),
         (RNG.integers(0, 256, (N, 5000), np.uint8), "5000 bytes, perhaps packed images"),
     ],

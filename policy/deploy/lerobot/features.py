@@ -15,13 +15,26 @@ ENVIRONMENT_STATE = f"{OBSERVATION}.environment_state"
 IMAGES = f"{OBSERVATION}.images"
 
 
+def _refuse_points(spec: Spec) -> None:
+    for key, known in spec.observations.items():
+        if known.kind == "points":
+            raise FlowleapError(
+                f"lerobot: '{key}' is a cloud of points, for which LeRobot's robots and datasets have no feature: run "
+                "this policy with the Controller, or serve it"
+            )
+
+
 def default_names(spec: Spec) -> dict[str, str]:
     """LeRobot's name for each key of a policy that does not say.
 
     A camera KEY is `observation.images.KEY`. Of a LeRobotDataset, whose state is the key `state`, every other KEY is
     `observation.KEY`, as it was there. Of other data, all numbers are parts of `observation.state`, side by side in the
     order of the Spec, as LeRobot's robots give them.
+
+    Raises:
+        FlowleapError: a key is a cloud of points.
     """
+    _refuse_points(spec)
     lowdim = [key for key, known in spec.observations.items() if not known.image]
     named = {key: f"{OBSERVATION}.{key}" if "state" in lowdim else STATE for key in lowdim}
     return {key: named.get(key, f"{IMAGES}.{key}") for key in spec.observations}
@@ -36,8 +49,10 @@ def check_names(spec: Spec, names: Mapping[str, Any]) -> dict[str, str]:
     """`names`, our key -> LeRobot's name, in the order of the Spec.
 
     Raises:
-        FlowleapError: a key has no name or is none, a name is no observation of LeRobot, or two keys claim one image.
+        FlowleapError: a key is a cloud of points, has no name or is none, a name is no observation of LeRobot, or two
+            keys claim one image.
     """
+    _refuse_points(spec)
     for key in names:
         if key not in spec.observations:
             others = f"{sorted(spec.observations)}, not '{key}'{suggest(key, spec.observations)}"
