@@ -81,7 +81,7 @@ class View:
         clip: nearest and farthest distance that are seen, m.
         low, high: the box that is kept, in the frame of the cloud, m.
         count: points of the cloud.
-        colour: whether red, green and blue, 0 to 1, follow the position.
+        colours: whether red, green and blue, 0 to 1, follow the position.
         rotation: from the camera's axes to those of the cloud, [3, 3], whose origin is the camera then; None: the cloud
             is in the world's frame.
         pixel: see `unproject`.
@@ -93,7 +93,7 @@ class View:
     low: tuple[float, float, float]
     high: tuple[float, float, float]
     count: int
-    colour: bool = False
+    colours: bool = False
     rotation: Array | None = None
     pixel: float = 0.5
 
@@ -126,7 +126,7 @@ class CloudCamera:
             raise FlowleapError(f"camera {view.camera!r} sees nothing between {view.low} and {view.high}")
         points = points[kept]
         chosen = farthest_points(points, view.count)
-        if view.colour:
+        if view.colours:
             points = np.concatenate([points, image[depth > 0][kept] / 255.0], axis=1)
         return points[chosen].astype(np.float32)
 

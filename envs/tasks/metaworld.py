@@ -181,7 +181,7 @@ def make(
         Option("points: a point cloud instead of the state, as DP3's code makes it"),
     ] = "state",
     points: Annotated[int, Option("of the cloud", 1, 128**2)] = 512,
-    colour: Annotated[bool, Option("the cloud's points have red, green and blue, too")] = False,
+    colours: Annotated[bool, Option("the cloud's points have red, green and blue, too")] = False,
     cameras: Annotated[
         str | Sequence[str] | None,
         Option("see through these cameras, such as [corner2], instead of the state"),
@@ -192,10 +192,10 @@ def make(
     Args:
         camera, image_size (px): of videos.
         camera_size: side of the images that the policy sees, px.
-        observe, points, colour: see `metaworld_cloud`.
+        observe, points, colours: see `metaworld_cloud`.
         cameras: what it sees instead of the state: their images and the hand; a name or several.
     """
-    cloud = {"observe": observe, "points": points, "colour": colour}
+    cloud = {"observe": observe, "points": points, "colours": colours}
     check_options(
         "task", {key: p for key, p in parameters_of(make).items() if key in cloud}, cloud, "task.kwargs"
     )
@@ -212,7 +212,7 @@ def make(
         if eyes:
             raise FlowleapError("a policy sees through cameras, or observe=points; leave out one of them")
         seen = cloud
-        shape = (points, 6 if colour else 3)
+        shape = (points, 6 if colours else 3)
         observations = {CLOUD: ObsKey(shape, kind="points"), ARM: ObsKey((metaworld_cloud.ARM_DIM,))}
     elif eyes:
         seen = {"cameras": list(eyes), "camera_size": camera_size}

@@ -32,11 +32,11 @@ def rotation() -> Array:
     return np.asarray(about_x @ about_y)
 
 
-def cloud_camera(model: Any, count: int, colour: bool) -> CloudCamera:
+def cloud_camera(model: Any, count: int, colours: bool) -> CloudCamera:
     """Move the model's camera to where DP3 has it, and look through it."""
     model.camera(CAMERA).pos[:] = _PLACE
     near, far = (share * float(model.stat.extent) for share in _CLIP)
-    view = View(CAMERA, _SIZE, (near, far), _LOW, _HIGH, count, colour, rotation(), pixel=0.0)
+    view = View(CAMERA, _SIZE, (near, far), _LOW, _HIGH, count, colours, rotation(), pixel=0.0)
     return CloudCamera(model, view)
 
 

@@ -77,7 +77,7 @@ def test_clouds_are_made_when_the_policy_looks_and_the_seed_alone_decides_them()
 
 @pytest.mark.usefixtures("renders")
 def test_demonstrations_of_full_length_are_collected_replayed_and_loaded(tmp_path):
-    task = make_task("metaworld/reach-v3", observe="points", points=32, colour=True, max_steps=70)
+    task = make_task("metaworld/reach-v3", observe="points", points=32, colours=True, max_steps=70)
     attrs = collect(task, tmp_path / "points.zarr", 1, hold_steps=70)
     assert attrs["frames"] == 70
     with open_dataset(tmp_path / "points.zarr") as source:

@@ -95,7 +95,7 @@ SCENE = """
   <geom name="box" type="box" size="0.15 0.1 0.2" pos="0.3 -0.3 0.2" rgba="0 0 1 1"/>
 </worldbody></mujoco>
 """
-BOX = View("side", 160, (0.2, 6.0), (-5, -5, -5), (5, 5, 5), 400, colour=True)
+BOX = View("side", 160, (0.2, 6.0), (-5, -5, -5), (5, 5, 5), 400, colours=True)
 
 
 @pytest.fixture(scope="module")
@@ -130,7 +130,7 @@ def test_a_cloud_lies_on_the_surfaces_of_the_scene(scene, camera):
 
 def test_the_box_and_the_frame_are_the_views_own(scene):
     model, data = scene
-    only_ball = CloudCamera(model, replace(BOX, low=(-0.2, 0.0, 0.0), high=(0.4, 0.5, 1.0), colour=False))
+    only_ball = CloudCamera(model, replace(BOX, low=(-0.2, 0.0, 0.0), high=(0.4, 0.5, 1.0), colours=False))
     cloud = only_ball(data)
     assert cloud.shape == (400, 3)
     assert np.abs(np.linalg.norm(cloud - [0.1, 0.2, 0.4], axis=1) - 0.2).max() < 3e-3
