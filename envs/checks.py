@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import numpy as np
@@ -11,29 +11,33 @@ from gymnasium.spaces import Box
 
 from flowleap.policy.core.errors import FlowleapError
 
-_IMAGE_AXES = 3
 _FEW = 100
 
 
 def check_step(
-    task: str, spaces: Mapping[str, Any], obs: Mapping[str, Any], step: int, reward: float = 0.0
+    task: str,
+    spaces: Mapping[str, Any],
+    obs: Mapping[str, Any],
+    step: int,
+    reward: float = 0.0,
+    unseen: Collection[str] = (),
 ) -> None:
     """Look at one frame of observations, and the reward that came with it.
 
     Args:
         task: name, for messages.
-        spaces: key -> Box; an image may be missing in `obs`, where nobody will look at it.
+        spaces: key -> Box.
         step: actions since the reset; 0 is the reset itself.
+        unseen: keys of images and clouds, which may be missing where nobody will look at them.
 
     Raises:
         FlowleapError: a key is missing, has another shape or dtype than its space, or a number is not finite.
     """
     when = f"at step {step}" if step else "after reset"
     for key, space in spaces.items():
-        if key in obs:
-            problem = _problem(np.asarray(obs[key]), space)
-        else:
-            problem = None if len(space.shape) == _IMAGE_AXES else "is missing"
+        if key not in obs and key in unseen:
+            continue
+        problem = _problem(np.asarray(obs[key]), space) if key in obs else "is missing"
         if problem:
             raise FlowleapError(
                 f"task {task}: observation '{key}' {problem} {when}; the environment must give what its "

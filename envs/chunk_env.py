@@ -110,7 +110,7 @@ class ChunkEnv(gymnasium.Wrapper[Observation, np.ndarray, Observation, np.ndarra
 
     def _note(self, obs: Observation, reward: float, info: dict[str, Any]) -> None:
         self._rewards.append(reward)
-        check_step(self._task, self._spaces, obs, len(self._rewards), reward)
+        check_step(self._task, self._spaces, obs, len(self._rewards), reward, self._images)
         for name in self._names:
             self._flags[name] |= bool(info[name])
         self._mode = int(info.get("mode", -1))

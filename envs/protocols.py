@@ -16,7 +16,7 @@ import gymnasium
 import numpy as np
 
 from flowleap.envs.task import EnvFactory, Metric, Observation, Task
-from flowleap.envs.tasks import adroit, pusht
+from flowleap.envs.tasks import adroit, metaworld, metaworld_cloud, pusht
 from flowleap.envs.tasks.base import Start, Step
 from flowleap.policy.core.errors import FlowleapError, require_int, suggest
 from flowleap.policy.core.spec import Spec
@@ -41,6 +41,9 @@ class Protocol:
         draw: seed -> the options of the environment's `reset` which do that.
         succeeds: what counts as success, read off a step's info, where it is not `info["success"]`.
         demonstrations: what the published policies were trained on.
+        sees: the observations of the published policies, key -> shape; None where `differs` says.
+        schedule: (evaluations spread over training, how many of them, the best, published scores average); None where
+            they are of single checkpoints.
         published: where; empty for ours.
         differs: what of our conditions still differs from the published ones.
     """
@@ -58,6 +61,8 @@ class Protocol:
     draw: Callable[[int], dict[str, Any]] | None = None
     succeeds: Callable[[Mapping[str, Any]], bool] | None = None
     demonstrations: str = ""
+    sees: Mapping[str, tuple[int, ...]] | None = None
+    schedule: tuple[int, int] | None = None
     published: str = ""
     differs: str = ""
 
@@ -107,8 +112,17 @@ class Protocol:
             "starts": task.seed_note,
             "demonstrations": self.demonstrations,
             "published": self.published,
-            "differs": self.differs,
+            "schedule": list(self.schedule) if self.schedule else None,
+            "differs": "; ".join(filter(None, (self.differs, self._sees_other(task)))),
         }
+
+    def _sees_other(self, task: Task) -> str:
+        """What a policy of the task sees in place of what the published ones do; empty where that is the same."""
+        seen = {key: tuple(obs.shape) for key, obs in task.spec.observations.items()}
+        if self.sees is None or seen == self.sees:
+            return ""
+        ours, theirs = (", ".join(f"{k} {list(n)}" for k, n in each.items()) for each in (seen, self.sees))
+        return f"the policy sees {ours} (published: {theirs})"
 
 
 class ProtocolEnv(gymnasium.Wrapper[Observation, np.ndarray, Observation, np.ndarray]):
@@ -183,10 +197,14 @@ DP3_METAWORLD = Protocol(
     counts="the last two steps of any chunk",
     starts="the seed draws a fresh object and goal placement from the task's whole range; success counts at the last "
     "two steps of a chunk, and ends the episode.",
-    demonstrations="10 of the scripted expert, 200 steps each",
-    published="arXiv 2403.03954; To=2, Ta=8, 3 training seeds; mean of the five best evaluations during training",
-    differs="MetaWorld V3 for V2; seeded placements (the published runner draws without a seed); the published policy "
-    "sees 512 points and 9 numbers of the arm",
+    demonstrations="10 of the scripted expert, 200 steps each (+task.kwargs.max_steps=200 hold_steps=200)",
+    sees={metaworld.CLOUD: (512, 3), metaworld.ARM: (metaworld_cloud.ARM_DIM,)},
+    schedule=(15, 5),
+    published="arXiv 2403.03954 and its code; To=2, H=4, Ta=3, 10 steps, 3 training seeds of 3,000 epochs; mean of the "
+    "five best of 15 evaluations during training, every 200 epochs from the first on",
+    differs="MetaWorld V3 and MuJoCo 3 for V2 and mujoco_py; seeded placements (the published runner draws without a "
+    "seed); a cloud of fewer than 512 points repeats some (published: adds zeros); demonstrations succeed at one step "
+    "or more (published: at five), and their actions are clipped to [-1, 1]",
 )
 DP3_ADROIT = replace(
     DP3_METAWORLD,
@@ -198,6 +216,7 @@ DP3_ADROIT = replace(
     "hinge beyond 1.4 rad at the last step.",
     succeeds=adroit.wide_open,
     demonstrations="10 of a trained expert",
+    sees=None,
     differs="gymnasium-robotics' environment; seeded door positions; the last step counts (published: mean of the last "
     "two); the published policy sees 512 points and 24 numbers of the hand",
 )

@@ -84,6 +84,7 @@ class OffscreenRenderer:
         self._gl = importlib.import_module(f"mujoco.{backend}").GLContext(size, size)
         self._gl.make_current()
         self._context = mujoco.MjrContext(model, mujoco.mjtFontScale.mjFONTSCALE_100)
+        self._context.readDepthMap = mujoco.mjtDepthMap.mjDEPTH_ZEROFAR  # the finer one, far away
         mujoco.mjr_setBuffer(mujoco.mjtFramebuffer.mjFB_OFFSCREEN, self._context)
         self._scene = mujoco.MjvScene(model, maxgeom=2000)
         self._scene.flags[mujoco.mjtRndFlag.mjRND_SHADOW] = False
@@ -99,18 +100,43 @@ class OffscreenRenderer:
 
     def render(self, data: Any, camera: str) -> np.ndarray:
         """Return a camera's image of the state in `data` (MjData), uint8 [size, size, 3], top row first."""
+        image = self._draw(data, camera)
+        # World z of the camera's up axis; the gripper's camera turns with the hand, the others hang as they were built.
+        upside_down = self._model.cam_mat0[self._view.fixedcamid][7] < -0.1
+        # OpenGL counts rows from below; a camera hung upside down is turned by half a turn.
+        return (image[:, ::-1] if upside_down else image[::-1]).copy()
+
+    def render_depth(self, data: Any, camera: str, near: float, far: float) -> tuple[np.ndarray, np.ndarray]:
+        """Return what a camera sees from `near` to `far`, m, and how far away it is along the view.
+
+        Returns:
+            the image, uint8 [size, size, 3], and depth, float64 [size, size], m, 0 where there is nothing. Their top
+            row lies along the camera's up axis, also where it hangs upside down.
+        """
+        clip = self._model.vis.map
+        before, extent = (clip.znear, clip.zfar), self._model.stat.extent
+        clip.znear, clip.zfar = near / extent, far / extent
+        depth = np.empty((self._rect.height, self._rect.width), np.float32)
+        try:
+            image = self._draw(data, camera, depth)
+        finally:
+            clip.znear, clip.zfar = before
+        # The buffer holds 1 / depth, from 1 at `near` to 0 at `far`.
+        seen = depth[::-1].astype(np.float64)
+        metric = 1.0 / (1.0 / far + seen * (1.0 / near - 1.0 / far))
+        return image[::-1].copy(), np.where(seen > 0, metric, 0.0)
+
+    def _draw(self, data: Any, camera: str, depth: np.ndarray | None = None) -> np.ndarray:
+        """Return the pixels uint8 [size, size, 3] and fill `depth`, bottom row first."""
         mujoco = self._mujoco
         self._gl.make_current()
         self._view.fixedcamid = self._cameras[camera]
-        # World z of the camera's up axis; the gripper's camera turns with the hand, the others hang as they were built.
-        upside_down = self._model.cam_mat0[self._view.fixedcamid][7] < -0.1
         drawn = (self._option, self._perturb, self._view, mujoco.mjtCatBit.mjCAT_ALL, self._scene)
         mujoco.mjv_updateScene(self._model, data, *drawn)
         mujoco.mjr_render(self._rect, self._scene, self._context)
         image = np.empty((self._rect.height, self._rect.width, 3), np.uint8)
-        mujoco.mjr_readPixels(image, None, self._rect, self._context)
-        # OpenGL counts rows from below; a camera hung upside down is turned by half a turn.
-        return (image[:, ::-1] if upside_down else image[::-1]).copy()
+        mujoco.mjr_readPixels(image, depth, self._rect, self._context)
+        return image
 
     def close(self) -> None:
         """Free the context."""

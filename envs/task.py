@@ -89,7 +89,7 @@ class Task:
         name: `family/task`, for instance `pusht/keypoints`.
         make_env: environment factory. Observation space: a Dict of Boxes with exactly the Spec's keys; action
             space: a Box [A]. `info["success"]` is a bool after every step; a time limit is not its business. With
-            image keys in the Spec it has an attribute `images`, the ones that its next observation shall hold.
+            images or point clouds in the Spec it has an attribute `images`, those that its next observation shall hold.
         spec: keys, shapes, action, control rate and origin; To, H and Ta are left at 1.
         max_steps: actions after which whoever drives the environment ends the episode.
         seed_note: one sentence on what a seed decides, printed beside every score.

@@ -94,9 +94,12 @@ def task_columns(
     wanted = task.spec.observations.get(missing)
     if wanted is not None and wanted.dense and not dataset.lends_images:
         convert = f"; images and points train from zarr: `flowleap convert source={dataset.path} out=NAME.zarr` first"
-    cameras = _recorded_kwargs(dataset.spec.source).get("cameras") if match else None
+    recorded = _recorded_kwargs(dataset.spec.source) if match else {}
+    cameras = recorded.get("cameras")
     if missing in task.spec.observations and missing not in (cameras or ()) and isinstance(cameras, list):
         convert += f"; it was recorded with task.kwargs.cameras=[{','.join(map(str, cameras))}]"
+    if missing in task.spec.observations and isinstance(recorded.get("observe"), str):
+        convert += f"; it was recorded with task.kwargs.observe={recorded['observe']}"
     convert += _renaming(task, dataset, offered)
     raise FlowleapError(
         f"task {task.name} needs column '{missing}', but dataset {dataset.path} offers only {list(offered)}"

@@ -46,7 +46,14 @@ from flowleap.policy.training.metrics import progress_bar
 from flowleap.scripts.cli.main import run_verb
 from flowleap.scripts.common import command, plain, recorded_task, run_dir_of, say, task_of
 from flowleap.scripts.offline import evaluate_offline
-from flowleap.scripts.sweeps import cases_of, checkpoint_at, show_sweep, sweep
+from flowleap.scripts.sweeps import (
+    cases_of,
+    checkpoint_at,
+    means_of_best,
+    show_means_of_best,
+    show_sweep,
+    sweep,
+)
 
 
 class Evaluation(NamedTuple):
@@ -92,6 +99,9 @@ def main(cfg: DictConfig) -> dict[str, Any]:
         rows = sweep(cfg, cases, lambda one: run(prepare(one), one))
         results = {"command": command("eval"), "config": plain(cfg), "evaluations": rows}
         show_sweep(rows)
+        if best := means_of_best(rows):
+            results["means_of_best"] = best
+            show_means_of_best(best)
         task = re.sub("[/:]", "-", rows[0]["summary"]["task"])
         out = (
             Path(cfg.out)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from itertools import product
 from pathlib import Path
@@ -105,6 +106,47 @@ def show_sweep(rows: Rows) -> None:
     summary = rows[0]["summary"]
     title = f"{summary['task']}, {summary['episodes']} episodes each, protocol {rows[0]['protocol']['name']}"
     show_table(head, [[line.get(column, "") for column in head] for line in lines], title)
+
+
+def means_of_best(rows: Rows) -> list[dict[str, Any]]:
+    """What published scores of the protocol are: means over the best of a run's checkpoints, beside the last one.
+
+    One entry for each combination of the other options; none where checkpoints are not swept, or the protocol's
+    published scores are no such means.
+    """
+    schedule = rows[0]["protocol"].get("schedule")
+    if not schedule or "checkpoint_steps" not in rows[0]["options"]:
+        return []
+    scores: dict[str, dict[int, float]] = {}  # the other options -> checkpoint -> score
+    for row in rows:
+        others = {name: value for name, value in row["options"].items() if name != "checkpoint_steps"}
+        of_steps = scores.setdefault(json.dumps(others), {})
+        of_steps[row["options"]["checkpoint_steps"]] = row["summary"]["headline"]["value"]
+    entries = []
+    for text, of_steps in scores.items():
+        best = sorted(of_steps.values(), reverse=True)[: schedule[1]]
+        entries.append(
+            {
+                "options": json.loads(text),
+                "checkpoints": len(of_steps),
+                "published": schedule,
+                "mean_of_best": sum(best) / len(best),
+                "last": of_steps[max(of_steps)],
+            }
+        )
+    return entries
+
+
+def show_means_of_best(entries: Rows) -> None:
+    """Print a line an entry of `means_of_best`."""
+    for entry in entries:
+        words = "".join(f"{name}={value} " for name, value in entry["options"].items())
+        count, best = entry["published"]
+        own = min(best, entry["checkpoints"])
+        say(
+            f"{words}mean of the best {own} of {entry['checkpoints']} checkpoints {entry['mean_of_best']:.3f} "
+            f"(published scores: {best} of {count}); the last one {entry['last']:.3f}"
+        )
 
 
 def _line(row: Mapping[str, Any]) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""MetaWorld: fifty manipulation tasks of a Sawyer arm (V3), from the low-dim state or from cameras.
+"""MetaWorld: fifty manipulation tasks of a Sawyer arm (V3), from the low-dim state, from cameras or a point cloud.
 
 Every seed draws a fresh placement of object and goal from the task's whole range, where the `Meta-World/MT1`
 benchmark cycles through fifty that are drawn when the environment is made.
@@ -11,16 +11,18 @@ import os
 import warnings
 from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import gymnasium
 import numpy as np
 
+from flowleap.envs.point_clouds import CloudCamera
 from flowleap.envs.rendering import OffscreenRenderer
 from flowleap.envs.task import Observation, Task
+from flowleap.envs.tasks import metaworld_cloud
 from flowleap.envs.tasks.base import SimEnv, Start, Step, origin
 from flowleap.policy.core.errors import FlowleapError, optional_import, suggest
-from flowleap.policy.core.registry import Option
+from flowleap.policy.core.registry import Option, check_options, parameters_of
 from flowleap.policy.core.spec import ObsKey, Spec
 
 
@@ -36,7 +38,7 @@ class MetaWorldExpert:
 
     def act(self, obs: Mapping[str, np.ndarray]) -> np.ndarray:
         """Return the action [4], clipped to [-1, 1] as the environment would."""
-        state = obs.get("state", self._env.state)  # cameras do not show it
+        state = obs.get("state", self._env.state)  # neither cameras nor clouds show it
         action = self._policy.get_action(state.astype(np.float64))
         return np.clip(action, -1.0, 1.0).astype(np.float32)
 
@@ -54,6 +56,7 @@ stick-pull-v3 stick-push-v3 sweep-into-v3 sweep-v3 window-close-v3 window-open-v
 TASKS = tuple(_NAMES.split())
 STATE_DIM = 39
 HAND_DIM = 4
+CLOUD, ARM = "point_cloud", "agent_pos"  # DP3's names
 CAMERAS = ("corner", "corner2", "corner3", "corner4", "topview", "behindGripper", "gripperPOV")
 CONTROL_HZ = 80.0
 _PACKAGES = ("metaworld", "mujoco", "gymnasium")
@@ -72,17 +75,18 @@ _KEPT = frozenset({"model", "data", "mujoco_renderer", "_np_random", "_np_random
 class MetaWorldEnv(SimEnv):
     """One V3 task with the goal observable.
 
-    Without cameras: observation `state` [39], m: hand position [3], gripper opening in [0, 1] [1], object positions and
+    By default: observation `state` [39], m: hand position [3], gripper opening in [0, 1] [1], object positions and
     quaternions, zero-padded [14]; the same 18 numbers one step earlier; goal position [3].
     With cameras: one image key each, uint8 [camera_size, camera_size, 3], and `hand` [4], the first four of these
     numbers; where objects and goal are is for the images to tell.
+    With a cloud: `point_cloud` [points, 3 or 6] and `agent_pos` [9], see `metaworld_cloud`.
     Action [4] in [-1, 1]: displacement of the hand target in units of 1 cm, and the gripper's closing effort.
     The episode terminates with `info["success"]`.
 
     `reset(seed=...)` depends on the seed alone, whatever was simulated before.
 
     Attributes:
-        images: the image keys that observations hold; whoever needs none of the next one empties it.
+        images: the keys of images and clouds that observations hold; whoever needs none of the next one empties it.
         state: what `state` is or would be, float32 [39], for experts.
     """
 
@@ -107,9 +111,14 @@ class MetaWorldEnv(SimEnv):
         self._initial = copy.deepcopy({key: value for key, value in state if key not in _KEPT})
         self._initial_model = {key: getattr(self.sim.model, key).copy() for key in _MODEL_FIELDS}
         self.film(camera, image_size)
-        self.images = tuple(key for key, obs in observations.items() if obs.kind == "rgb")
+        self._numbers = [key for key, obs in observations.items() if obs.kind == "lowdim"]
+        self.images = tuple(key for key in observations if key not in self._numbers)
         self._eyes: OffscreenRenderer | None = None
-        if self.images:
+        self._cloud: CloudCamera | None = None
+        if CLOUD in self.images:
+            count, channels = observations[CLOUD].shape
+            self._cloud = metaworld_cloud.cloud_camera(self.sim.model, count, channels > 3)
+        elif self.images:
             size = observations[self.images[0]].shape[0]
             self._eyes = OffscreenRenderer(self.sim.model, self.images, size)
         self.state = np.zeros(STATE_DIM, np.float32)
@@ -138,16 +147,26 @@ class MetaWorldEnv(SimEnv):
 
     def _observe(self, state: np.ndarray) -> Observation:
         self.state = state.astype(np.float32)
-        if self._eyes is None:
-            return {"state": self.state}
-        images = {key: self._eyes.render(self.sim.data, key) for key in self.images}
-        return images | {"hand": self.state[:HAND_DIM]}
+        return {key: self._see(key) for key in (*self.images, *self._numbers)}
+
+    def _see(self, key: str) -> np.ndarray:
+        if key == "state":
+            return self.state
+        if key == "hand":
+            return self.state[:HAND_DIM]
+        if key == ARM:
+            return metaworld_cloud.arm(self.sim)
+        if self._cloud is not None:
+            return self._cloud(self.sim.data)
+        assert self._eyes is not None
+        return self._eyes.render(self.sim.data, key)
 
     def close(self) -> None:
         """Release the simulator and the renderers."""
         super().close()
-        if self._eyes is not None:
-            self._eyes.close()
+        for renderer in (self._eyes, self._cloud):
+            if renderer is not None:
+                renderer.close()
 
 
 def make(
@@ -157,6 +176,12 @@ def make(
     image_size: int = 320,
     camera_size: int = 84,
     *,
+    observe: Annotated[
+        Literal["state", "points"],
+        Option("points: a point cloud instead of the state, as DP3's code makes it"),
+    ] = "state",
+    points: Annotated[int, Option("of the cloud", 1, 128**2)] = 512,
+    colours: Annotated[bool, Option("the cloud's points have red, green and blue, too")] = False,
     cameras: Annotated[
         str | Sequence[str] | None,
         Option("see through these cameras, such as [corner2], instead of the state"),
@@ -167,8 +192,13 @@ def make(
     Args:
         camera, image_size (px): of videos.
         camera_size: side of the images that the policy sees, px.
+        observe, points, colours: see `metaworld_cloud`.
         cameras: what it sees instead of the state: their images and the hand; a name or several.
     """
+    cloud = {"observe": observe, "points": points, "colours": colours}
+    check_options(
+        "task", {key: p for key, p in parameters_of(make).items() if key in cloud}, cloud, "task.kwargs"
+    )
     eyes = (cameras,) if isinstance(cameras, str) else tuple(map(str, cameras or ()))
     for eye in eyes:
         if eyes.count(eye) > 1:
@@ -177,9 +207,19 @@ def make(
             raise FlowleapError(
                 f"no camera {eye!r} in MetaWorld{suggest(eye, CAMERAS)}; it has {', '.join(CAMERAS)}"
             )
-    images = {eye: ObsKey((camera_size, camera_size, 3), "uint8", "rgb") for eye in eyes}
-    observations = images | ({"hand": ObsKey((HAND_DIM,))} if eyes else {"state": ObsKey((STATE_DIM,))})
-    seen: dict[str, Any] = {"cameras": list(eyes), "camera_size": camera_size} if eyes else {}
+    seen: dict[str, Any] = {}
+    if observe == "points":
+        if eyes:
+            raise FlowleapError("a policy sees through cameras, or observe=points; leave out one of them")
+        seen = cloud
+        shape = (points, 6 if colours else 3)
+        observations = {CLOUD: ObsKey(shape, kind="points"), ARM: ObsKey((metaworld_cloud.ARM_DIM,))}
+    elif eyes:
+        seen = {"cameras": list(eyes), "camera_size": camera_size}
+        images = {eye: ObsKey((camera_size, camera_size, 3), "uint8", "rgb") for eye in eyes}
+        observations = images | {"hand": ObsKey((HAND_DIM,))}
+    else:
+        observations = {"state": ObsKey((STATE_DIM,))}
     return Task(
         name=f"metaworld/{name}",
         make_env=partial(MetaWorldEnv, name, camera, image_size, observations),

@@ -106,6 +106,10 @@ def main(cfg: DictConfig) -> dict[str, Any]:
 def _decide_seeds(cfg: DictConfig) -> Protocol:
     """Fill in the evaluation seeds that `cfg` leaves to its protocol, which is returned."""
     protocol = find_protocol(cfg.protocol, cfg.task.name)
+    if cfg.schedule and not protocol.schedule:
+        raise FlowleapError(
+            f"schedule=true: published scores of protocol={protocol.name} are no means over checkpoints"
+        )
     seeds = protocol.seeds(cfg.eval_seed, cfg.episodes or (None if protocol.published else EPISODES))
     cfg.eval_seed, cfg.episodes = seeds.start, len(seeds)
     return protocol
@@ -227,6 +231,11 @@ def _run(cfg: DictConfig, row: Row) -> list[dict[str, Any]]:
                 "rows": result["rows"],
             }
         )
+        if cfg.schedule:
+            each = find_protocol(cfg.protocol, cfg.task.name).episodes
+            everywhere = (*words, "checkpoint_steps=all", f"episodes={each}")
+            swept = evaluate(cfg, checkpoint, checkpoint / "eval" / f"schedule_{each}_{name}", *everywhere)
+            records[-1]["schedule"] = swept["means_of_best"][0]
 
     evaluations = logged(row.run_dir, "eval/score")  # during training, with `trainer.eval_every`
     for nfe in row.nfes:
@@ -270,10 +279,10 @@ def _timed(cfg: DictConfig) -> dict[str, tuple[Path, int]]:
 
 
 def evaluate(cfg: DictConfig, run_dir: Path, out: Path, *words: str) -> dict[str, Any]:
-    """The results of `flowleap eval` for a run, from `out` if they are there already."""
+    """The results of `flowleap eval` for a run, from `out` if they are there already; the last of `words` prevail."""
     if not out.exists():
         episodes = (f"episodes={cfg.episodes}", f"seed={cfg.eval_seed}", "n_envs=1", "videos=0")
-        run_flowleap("eval", f"checkpoint={run_dir}", *words, *episodes, f"out={out}")
+        run_flowleap("eval", f"checkpoint={run_dir}", *episodes, *words, f"out={out}")
     results: dict[str, Any] = json.loads(out.read_text())
     return results
 

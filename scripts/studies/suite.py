@@ -69,6 +69,8 @@ class Suite:
                 known = list(self.group_of)
                 raise FlowleapError(f"only: the suite has no task {task!r}{suggest(task, known)}")
         self.conditions = {name: plain(cfg[name]) for name in CONDITIONS}
+        if cfg.schedule:
+            self.conditions["schedule"] = True
         self.found: dict[str, Any] = {}
         self._lock = Lock()
         if path.exists():
@@ -90,10 +92,13 @@ class Suite:
         metric = records[0]["summary"]["headline"]["metric"]
         entry = {
             "group": self.group_of[task],
-            "table": aggregate(records, len(records[0]["rows"]), metric),
+            "table": [
+                row | _mean_of_best(records, row)
+                for row in aggregate(records, len(records[0]["rows"]), metric)
+            ],
             "outcomes": [
                 {
-                    **{key: record[key] for key in ("objective", "nfe", "seed")},
+                    **{key: record[key] for key in ("objective", "nfe", "seed", "schedule") if key in record},
                     metric: [float(row[metric]) for row in record["rows"]],
                 }
                 for record in records
@@ -192,27 +197,48 @@ def groups(found: Mapping[str, Any]) -> list[dict[str, Any]]:
     return rows
 
 
+def _mean_of_best(records: Records, row: Mapping[str, Any]) -> dict[str, float]:
+    """Of a row of the table, with `schedule`: what published scores are, averaged over training seeds."""
+    own = [r["schedule"] for r in records if "schedule" in r and (r["objective"], r["nfe"]) == _cell(row)]
+    return {"mean_of_best": float(np.mean([each["mean_of_best"] for each in own]))} if own else {}
+
+
+def _cell(row: Mapping[str, Any]) -> tuple[str, int]:
+    return row["objective"], row["nfe"]
+
+
 def show(results: Mapping[str, Any]) -> None:
-    """Print the tasks beside the published rows, then the groups."""
+    """Print the tasks beside the published rows, then the groups beside published means."""
     published = results["published"]
+    every = [row for entry in results["tasks"].values() for row in entry["table"]]
+    best = ["mean of best"] if any("mean_of_best" in row for row in every) else []
     rows = []
     for task, entry in results["tasks"].items():
         for row in entry["table"]:
             success = row["success"]
-            others = [f"{each['scores'][task]:.2f}" if task in each["scores"] else "" for each in published]
+            others = [_shown(each.get("scores", {}).get(task)) for each in published]
+            others = [_shown(row.get("mean_of_best")) for _ in best] + others
             scores = " ".join(f"{score:.2f}" for score in row["per_seed"])
             cell = f"{success['count']}/{success['n']}"
             expert = "{count}/{n}".format(**entry["expert"]) if "expert" in entry else ""
             rows.append((entry["group"], task, row["objective"], row["nfe"], cell, scores, expert, *others))
-    head = ("", "task", "objective", "NFE", "success", "each training seed", "its expert")
+    head = ("", "task", "objective", "NFE", "success", "each training seed", "its expert", *best)
     show_table((*head, *(each["name"] for each in published)), rows)
     for each in published:
         say(f"{each['name']} differs: {each['differs']}")
+    grouped = [each for each in published if "groups" in each]
     rows = [
-        (row["group"], row["objective"], row["nfe"], row["tasks"], f"{row['mean']:.3f}")
+        (
+            *(row["group"], row["objective"], row["nfe"], row["tasks"], f"{row['mean']:.3f}"),
+            *(_shown(each["groups"].get(row["group"])) for each in grouped),
+        )
         for row in results["groups"]
     ]
-    show_table(("", "objective", "NFE", "tasks", "mean"), rows)
+    show_table(("", "objective", "NFE", "tasks", "mean", *(each["name"] for each in grouped)), rows)
+
+
+def _shown(score: float | None) -> str:
+    return "" if score is None else f"{score:.2f}"
 
 
 def _read(path: Path) -> dict[str, Any]:
