@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, cast
 
 import gymnasium
@@ -82,6 +82,17 @@ def _space(obs: ObsKey) -> Box:
 def origin(task: str, env_id: str, packages: tuple[str, ...], **kwargs: Any) -> dict[str, Any]:
     """A Spec's `source`: the task, its options, the simulator's own name for it, versions of `packages`."""
     return {"task": task, "env_id": env_id, "kwargs": kwargs, "versions": package_versions(*packages)}
+
+
+@contextlib.contextmanager
+def numpy_seed(seed: int) -> Iterator[None]:
+    """Seed numpy's global generator, from which some simulators draw, and put it back afterwards."""
+    state = np.random.get_state()  # noqa: NPY002
+    np.random.seed(seed)  # noqa: NPY002
+    try:
+        yield
+    finally:
+        np.random.set_state(state)  # noqa: NPY002
 
 
 def import_robotics(module: str) -> Any:

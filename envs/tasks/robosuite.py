@@ -10,8 +10,7 @@ from __future__ import annotations
 import os
 import re
 import sys
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from functools import partial
 from types import ModuleType
 from typing import Any
@@ -22,7 +21,7 @@ import numpy as np
 from flowleap.datasets.formats.robomimic import action_convention
 from flowleap.envs.rendering import OffscreenRenderer
 from flowleap.envs.task import SCENE, Expert, Observation, Recording, Task
-from flowleap.envs.tasks.base import SimEnv, Start, Step, origin
+from flowleap.envs.tasks.base import SimEnv, Start, Step, numpy_seed, origin
 from flowleap.policy.core.errors import FlowleapError, optional_import
 from flowleap.policy.core.spec import ActionConvention, ObsKey, Spec
 
@@ -144,7 +143,7 @@ class RobosuiteEnv(SimEnv):
         given = env_args["env_kwargs"].items()
         kwargs = {k: v for k, v in given if k not in _OWN and not k.startswith(("camera_", "render"))}
         suite = _import_robosuite()
-        with _numpy_seed(0):
+        with numpy_seed(0):
             try:
                 self.sim = suite.make(_SCENES[name][0], **kwargs, **_OWN)
             except Exception as error:  # robosuite raises no narrower kind for what it does not take
@@ -171,7 +170,7 @@ class RobosuiteEnv(SimEnv):
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> Start:
         """Draw the placement; the arm is near its initial position, the gripper open."""
         super().reset(seed=seed)
-        with _numpy_seed(int(self.np_random.integers(2**32))):
+        with numpy_seed(int(self.np_random.integers(2**32))):
             recorded = self.sim.reset()
         return _named(recorded), self._info()
 
@@ -186,7 +185,7 @@ class RobosuiteEnv(SimEnv):
             FlowleapError: the model does not load, or the state does not belong to this scene.
         """
         if model is not None:
-            with _numpy_seed(0):
+            with numpy_seed(0):
                 self.sim.reset()
                 try:
                     self.sim.reset_from_xml_string(self.sim.edit_model_xml(model))
@@ -355,17 +354,6 @@ def _named(recorded: Mapping[str, np.ndarray]) -> Observation:
     keys = ("robot0_eef_pos", "robot0_eef_quat", "robot0_gripper_qpos")
     obs = {"object": recorded["object-state"], **{key: recorded[key] for key in keys}}
     return {key: np.asarray(value, np.float32) for key, value in obs.items()}
-
-
-@contextmanager
-def _numpy_seed(seed: int) -> Iterator[None]:
-    """Seed numpy's global generator, from which robosuite draws, and put it back afterwards."""
-    state = np.random.get_state()  # noqa: NPY002
-    np.random.seed(seed)  # noqa: NPY002
-    try:
-        yield
-    finally:
-        np.random.set_state(state)  # noqa: NPY002
 
 
 def _import_robosuite() -> ModuleType:
