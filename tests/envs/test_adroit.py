@@ -1,7 +1,8 @@
-"""Adroit: physics and success are gymnasium-robotics', experts are read from numbers only and reach what they should."""
+"""Adroit: physics and success are gymnasium-robotics', experts are read from numbers only and do their tasks."""
 
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -35,7 +36,7 @@ def network(sizes: list[int], seed: int = 0) -> dict[str, np.ndarray]:
     rng = np.random.default_rng(seed)
     arrays = {"in_shift": rng.normal(size=sizes[0]), "in_scale": rng.uniform(0.5, 2, sizes[0])}
     arrays |= {"out_shift": rng.normal(size=sizes[-1]), "out_scale": rng.uniform(0.5, 2, sizes[-1])}
-    for i, (below, above) in enumerate(zip(sizes[:-1], sizes[1:], strict=True)):
+    for i, (below, above) in enumerate(pairwise(sizes)):
         arrays |= {f"weight_{i}": rng.normal(size=(above, below)), f"bias_{i}": rng.normal(size=above)}
     return {key: array.astype(np.float32) for key, array in arrays.items()}
 
@@ -67,7 +68,7 @@ def test_files_that_are_no_expert(tmp_path):
             load_weights(file, "pen", 3, 2)
 
     refused("has no 'bias_1'", **{key: array for key, array in good.items() if key != "bias_1"})
-    refused("has no 'weight_0'", in_shift=good["in_shift"])
+    refused("has no 'weight_0'", **{key: array for key, array in good.items() if "_s" in key})
     refused(
         r"'in_shift' is float32 \[4\], adroit/pen needs floats \[3\]: .* another task", **network([4, 5, 2])
     )
@@ -77,12 +78,12 @@ def test_files_that_are_no_expert(tmp_path):
     refused("no whole .npz of numbers", **good | {"bias_0": np.array([{}] * 5)})  # would have to be unpickled
     np.savez(file, **good)
     file.write_bytes(file.read_bytes()[:-200])
-    with pytest.raises(FlowleapError, match="no whole .npz of numbers"):
+    with pytest.raises(FlowleapError, match=r"no whole \.npz of numbers"):
         load_weights(file, "pen", 3, 2)
     np.save(tmp_path / "array.npy", np.zeros(3))
-    with pytest.raises(FlowleapError, match="no whole .npz of numbers"):
+    with pytest.raises(FlowleapError, match=r"no whole \.npz of numbers"):
         load_weights(tmp_path / "array.npy", "pen", 3, 2)
-    with pytest.raises(FlowleapError, match=r"no expert at '.*hammer.npz'; task.kwargs.expert=FILE.npz"):
+    with pytest.raises(FlowleapError, match=r"no expert at '.*hammer\.npz'; task\.kwargs\.expert=FILE\.npz"):
         load_weights(tmp_path, "hammer", 3, 2)
 
 
@@ -152,11 +153,11 @@ def test_a_start_is_moved_where_it_is_drawn(name):
 @needs_robotics
 @pytest.mark.parametrize("name", TASKS)
 def test_the_experts_of_hand_dapg_succeed(name, experts):
-    """Of seeds 0..49, the pen's fails in nine, the others in none; here a few, and one of the nine."""
+    """Of seeds 0..49, the pen's fails in nine, the others in none; here a few, one of the nine among them."""
     task = make_task(f"adroit/{name}", expert=str(experts))
     env = task.make_env()
     attempts = [demonstrate(task, env, seed, hold_steps=30) for seed in range(4)]
-    assert [attempt.success for attempt in attempts] == [True] * 4
+    assert [attempt.success for attempt in attempts] == [True, name != "pen", True, True]
     assert all(set(attempt.columns) == {"state", "action"} for attempt in attempts)
     assert max(np.abs(attempt.columns["action"]).max() for attempt in attempts) <= 1.0
 
