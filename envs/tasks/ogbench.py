@@ -15,7 +15,7 @@ import gymnasium
 import numpy as np
 
 from flowleap.envs.task import Observation, Task
-from flowleap.envs.tasks.base import SimEnv, Start, Step, origin
+from flowleap.envs.tasks.base import SimEnv, Start, Step, origin, without_gl
 from flowleap.envs.tasks.ogbench_expert import OGBenchExpert
 from flowleap.policy.core.errors import optional_import, require_int
 from flowleap.policy.core.registry import Option
@@ -83,11 +83,12 @@ class OGBenchEnv(SimEnv):
         image_size: int = 320,
         render_mode: str | None = None,
     ) -> None:
-        optional_import("ogbench.manipspace.envs.manipspace_env", extra="ogbench")
+        with without_gl():
+            optional_import("ogbench.manipspace.envs.manipspace_env", extra="ogbench")
         self.sim = _simulator(f"{name}-v0", task_id)
         self._single, self._task_id = name.endswith(_SINGLE), task_id
         super().__init__(_observations(name), ACTION_DIM, CONTROL_HZ, render_mode)
-        self.sim.reset(seed=0)  # compiles the model
+        self.sim.reset(seed=0, options={"task_id": 1})  # compiles the model
         self.film(camera, image_size)
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> Start:

@@ -140,7 +140,8 @@ def plan_cubes(places: NDArray, goals: NDArray, free: NDArray) -> Move | None:
         return None
     taken = np.concatenate([places, goals])[:, :2]
     room = np.linalg.norm(free[:, None, :2] - taken[None], axis=-1).min(1)
-    return Move("cube", movable[0], free[int(room.argmax())])
+    in_a_way = [i for i in movable if np.any(np.linalg.norm(goals - places[i], axis=1) < NEAR)]
+    return Move("cube", (in_a_way or movable)[0], free[int(room.argmax())])
 
 
 def presses(states: NDArray, goals: NDArray, rows: int, columns: int) -> NDArray:

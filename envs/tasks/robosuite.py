@@ -7,7 +7,6 @@ versions refuse the controllers of those files.
 
 from __future__ import annotations
 
-import os
 import re
 import sys
 from collections.abc import Mapping
@@ -21,7 +20,7 @@ import numpy as np
 from flowleap.datasets.formats.robomimic import action_convention
 from flowleap.envs.rendering import OffscreenRenderer
 from flowleap.envs.task import SCENE, Expert, Observation, Recording, Task
-from flowleap.envs.tasks.base import SimEnv, Start, Step, numpy_seed, origin
+from flowleap.envs.tasks.base import SimEnv, Start, Step, numpy_seed, origin, without_gl
 from flowleap.policy.core.errors import FlowleapError, optional_import
 from flowleap.policy.core.spec import ActionConvention, ObsKey, Spec
 
@@ -364,20 +363,16 @@ def _import_robosuite() -> ModuleType:
     """
     if loaded := sys.modules.get("robosuite"):
         return loaded
-    optional_import("mujoco", extra="robosuite")  # before MUJOCO_GL changes, which it reads
-    settings, backend = "robosuite.macros_private", os.environ.get("MUJOCO_GL")
+    settings = "robosuite.macros_private"
     stand_in = ModuleType(settings)
     vars(stand_in)["MUJOCO_GPU_RENDERING"] = False
-    sys.modules[settings], os.environ["MUJOCO_GL"] = stand_in, "disable"
+    sys.modules[settings] = stand_in
     try:
-        return optional_import("robosuite", extra="robosuite")
+        with without_gl():
+            return optional_import("robosuite", extra="robosuite")
     except ImportError as error:  # OpenCV, which it imports for its viewer, wants libraries of the system
         raise FlowleapError(
             f"robosuite cannot be imported: {error}; try `pip install --force-reinstall opencv-python-headless`"
         ) from error
     finally:
         del sys.modules[settings]
-        if backend is None:
-            del os.environ["MUJOCO_GL"]
-        else:
-            os.environ["MUJOCO_GL"] = backend
