@@ -1,8 +1,9 @@
 # Two commands: `make demo` (the whole path, in minutes) and `make test`. Each sets up .venv first, once.
 PYTHON ?= python3
 EXTRAS ?= all,dev
-# Tried, too, but not every machine can build it (evdev: Python and kernel headers); its tests are skipped then.
-TRIED  ?= robosuite
+# Tried, too, but not every machine can build robosuite (evdev: Python and kernel headers), nor finds wheels of what
+# dm_control needs; their tests are skipped then.
+TRIED  ?= ogbench robosuite
 VENV   := .venv
 BIN    := $(VENV)/bin
 # Workers of the tests: one a core; a few are enough where there are many. The last to finish takes tests off the others.

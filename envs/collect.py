@@ -53,7 +53,7 @@ def collect(
     attempts = demonstrations(task, seed, n_envs, action_noise, hold_steps, worker_timeout, cluster)
     attrs: dict[str, Any] = {
         "task": task.name,
-        "expert": "scripted",
+        "expert": task.demonstrator,
         "first_seed": seed,
         "seed_note": task.seed_note,
         "action_noise": action_noise,

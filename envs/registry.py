@@ -26,6 +26,7 @@ FAMILIES = {
     "fetch": "flowleap.envs.tasks.fetch",
     "gym": "flowleap.envs.tasks.gym_task",
     "metaworld": "flowleap.envs.tasks.metaworld",
+    "ogbench": "flowleap.envs.tasks.ogbench",
     "probe": "flowleap.envs.tasks.slalom",
     "pusht": "flowleap.envs.tasks.pusht",
     "robosuite": "flowleap.envs.tasks.robosuite",

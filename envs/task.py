@@ -94,6 +94,7 @@ class Task:
         max_steps: actions after which whoever drives the environment ends the episode.
         seed_note: one sentence on what a seed decides, printed beside every score.
         expert: `(env, seed) -> Expert`, or None where only people can demonstrate.
+        demonstrator: what the expert is, for the attributes of stores that it collects.
         scoring: how episodes are scored; by default, by `info["success"]`.
         recording: how recordings are read and replayed; by default, those of `flowleap collect`.
         mirror: the task's mirror symmetry, or None: maps columns of its own observation keys and `action`, each
@@ -109,6 +110,7 @@ class Task:
     max_steps: int
     seed_note: str
     expert: Callable[[gymnasium.Env[Any, Any], int], Expert] | None = None
+    demonstrator: str = "scripted"
     scoring: Scoring = Scoring()
     recording: Recording = field(default_factory=Recording)
     mirror: Callable[[Mapping[str, np.ndarray]], Observation] | None = None

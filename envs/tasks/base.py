@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import io
-from collections.abc import Mapping
+import os
+from collections.abc import Iterator, Mapping
 from typing import Any, cast
 
 import gymnasium
@@ -82,6 +84,32 @@ def _space(obs: ObsKey) -> Box:
 def origin(task: str, env_id: str, packages: tuple[str, ...], **kwargs: Any) -> dict[str, Any]:
     """A Spec's `source`: the task, its options, the simulator's own name for it, versions of `packages`."""
     return {"task": task, "env_id": env_id, "kwargs": kwargs, "versions": package_versions(*packages)}
+
+
+@contextlib.contextmanager
+def without_gl() -> Iterator[None]:
+    """Import a package for its physics, without the OpenGL that it would load: our renderer chooses a backend."""
+    importlib.import_module("mujoco")  # reads MUJOCO_GL, too, and shall not see this one
+    backend = os.environ.get("MUJOCO_GL")
+    os.environ["MUJOCO_GL"] = "disable"
+    try:
+        yield
+    finally:
+        if backend is None:
+            del os.environ["MUJOCO_GL"]
+        else:
+            os.environ["MUJOCO_GL"] = backend
+
+
+@contextlib.contextmanager
+def numpy_seed(seed: int) -> Iterator[None]:
+    """Seed numpy's global generator, from which some simulators draw, and put it back afterwards."""
+    state = np.random.get_state()  # noqa: NPY002
+    np.random.seed(seed)  # noqa: NPY002
+    try:
+        yield
+    finally:
+        np.random.set_state(state)  # noqa: NPY002
 
 
 def import_robotics(module: str) -> Any:

@@ -7,11 +7,9 @@ versions refuse the controllers of those files.
 
 from __future__ import annotations
 
-import os
 import re
 import sys
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from functools import partial
 from types import ModuleType
 from typing import Any
@@ -22,7 +20,7 @@ import numpy as np
 from flowleap.datasets.formats.robomimic import action_convention
 from flowleap.envs.rendering import OffscreenRenderer
 from flowleap.envs.task import SCENE, Expert, Observation, Recording, Task
-from flowleap.envs.tasks.base import SimEnv, Start, Step, origin
+from flowleap.envs.tasks.base import SimEnv, Start, Step, numpy_seed, origin, without_gl
 from flowleap.policy.core.errors import FlowleapError, optional_import
 from flowleap.policy.core.spec import ActionConvention, ObsKey, Spec
 
@@ -144,7 +142,7 @@ class RobosuiteEnv(SimEnv):
         given = env_args["env_kwargs"].items()
         kwargs = {k: v for k, v in given if k not in _OWN and not k.startswith(("camera_", "render"))}
         suite = _import_robosuite()
-        with _numpy_seed(0):
+        with numpy_seed(0):
             try:
                 self.sim = suite.make(_SCENES[name][0], **kwargs, **_OWN)
             except Exception as error:  # robosuite raises no narrower kind for what it does not take
@@ -171,7 +169,7 @@ class RobosuiteEnv(SimEnv):
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> Start:
         """Draw the placement; the arm is near its initial position, the gripper open."""
         super().reset(seed=seed)
-        with _numpy_seed(int(self.np_random.integers(2**32))):
+        with numpy_seed(int(self.np_random.integers(2**32))):
             recorded = self.sim.reset()
         return _named(recorded), self._info()
 
@@ -186,7 +184,7 @@ class RobosuiteEnv(SimEnv):
             FlowleapError: the model does not load, or the state does not belong to this scene.
         """
         if model is not None:
-            with _numpy_seed(0):
+            with numpy_seed(0):
                 self.sim.reset()
                 try:
                     self.sim.reset_from_xml_string(self.sim.edit_model_xml(model))
@@ -357,17 +355,6 @@ def _named(recorded: Mapping[str, np.ndarray]) -> Observation:
     return {key: np.asarray(value, np.float32) for key, value in obs.items()}
 
 
-@contextmanager
-def _numpy_seed(seed: int) -> Iterator[None]:
-    """Seed numpy's global generator, from which robosuite draws, and put it back afterwards."""
-    state = np.random.get_state()  # noqa: NPY002
-    np.random.seed(seed)  # noqa: NPY002
-    try:
-        yield
-    finally:
-        np.random.set_state(state)  # noqa: NPY002
-
-
 def _import_robosuite() -> ModuleType:
     """Import robosuite without OpenGL and without its advice to write a file of settings into its folder.
 
@@ -376,20 +363,16 @@ def _import_robosuite() -> ModuleType:
     """
     if loaded := sys.modules.get("robosuite"):
         return loaded
-    optional_import("mujoco", extra="robosuite")  # before MUJOCO_GL changes, which it reads
-    settings, backend = "robosuite.macros_private", os.environ.get("MUJOCO_GL")
+    settings = "robosuite.macros_private"
     stand_in = ModuleType(settings)
     vars(stand_in)["MUJOCO_GPU_RENDERING"] = False
-    sys.modules[settings], os.environ["MUJOCO_GL"] = stand_in, "disable"
+    sys.modules[settings] = stand_in
     try:
-        return optional_import("robosuite", extra="robosuite")
+        with without_gl():
+            return optional_import("robosuite", extra="robosuite")
     except ImportError as error:  # OpenCV, which it imports for its viewer, wants libraries of the system
         raise FlowleapError(
             f"robosuite cannot be imported: {error}; try `pip install --force-reinstall opencv-python-headless`"
         ) from error
     finally:
         del sys.modules[settings]
-        if backend is None:
-            del os.environ["MUJOCO_GL"]
-        else:
-            os.environ["MUJOCO_GL"] = backend

@@ -18,8 +18,10 @@ from flowleap.policy.core.versions import package_versions
 def test_lists_every_family():
     names = list_tasks()
     families = {"pusht/state", "pusht/keypoints", "metaworld/door-open-v3", "probe/slalom", "robosuite/lift"}
-    assert families | {"adroit/door", "fetch/push", "fetch/pick_and_place", "pusht/pixels"} <= set(names)
-    assert len(names) == len(set(names)) == 60
+    families |= {f"adroit/{name}" for name in ("door", "hammer", "pen", "relocate")}
+    families |= {"ogbench/cube-single", "ogbench/puzzle-4x6-singletask", "ogbench/scene"}
+    assert families | {"fetch/push", "fetch/pick_and_place", "pusht/pixels"} <= set(names)
+    assert len(names) == len(set(names)) == 81
 
 
 def test_a_registered_task_is_made_by_name():
@@ -52,7 +54,7 @@ def test_listing_and_making_tasks_loads_no_simulator_and_no_torch():
         "for name in list_tasks(): make_task(name)\n"
         "import flowleap.envs.rollout, flowleap.envs.report, flowleap.envs.demonstrate, flowleap.envs.rendering\n"
         "heavy = {'torch', 'mujoco', 'metaworld', 'gymnasium_robotics', 'gym_pusht', 'robosuite', 'pygame', 'cv2'}\n"
-        "heavy |= {'OpenGL', 'imageio'}\n"
+        "heavy |= {'OpenGL', 'imageio', 'ogbench', 'dm_control'}\n"
         "sys.exit(' '.join(heavy & set(sys.modules)) or 0)"
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
@@ -67,6 +69,7 @@ def test_listing_and_making_tasks_loads_no_simulator_and_no_torch():
         ("adroit/door", "gymnasium_robotics", "robotics"),
         ("fetch/push", "gymnasium_robotics", "robotics"),
         ("robosuite/can", "robosuite", "robosuite"),
+        ("ogbench/scene", "ogbench", "ogbench"),
     ],
 )
 def test_a_missing_package_names_its_extra(monkeypatch, name, module, extra):
@@ -94,13 +97,18 @@ def test_the_static_names_are_those_of_the_installed_metaworld():
         "metaworld/door-open-v3",
         "probe/slalom",
         "adroit/door",
+        "adroit/pen",
         "fetch/push",
+        "ogbench/cube-double",
+        "ogbench/scene-singletask",
+        "ogbench/puzzle-3x3",
         "gym/Pendulum-v1",
     ],
 )
 def test_a_task_keeps_its_word(name):
     """Spaces equal the Spec, observations lie in the space, `info["success"]` is there, factories pickle."""
     packages = {"pusht": "gym-pusht", "metaworld": "metaworld", "probe": "mujoco", "gym": "gymnasium"}
+    packages |= {"ogbench": "ogbench"}
     package = packages.get(name.split("/")[0], "gymnasium-robotics")
     if not package_versions(package)[package]:
         pytest.skip(f"needs {package}")

@@ -20,7 +20,7 @@ pytest.importorskip("mujoco", reason="needs pip install 'flowleap[robotics]'")
 if not package_versions("gymnasium-robotics")["gymnasium-robotics"]:
     pytest.skip("needs pip install 'flowleap[robotics]'", allow_module_level=True)
 
-NAMES = ["adroit/door", "fetch/push", "fetch/pick_and_place"]
+NAMES = [*(f"adroit/{name}" for name in adroit.TASKS), "fetch/push", "fetch/pick_and_place"]
 
 
 def trajectory(env, seed: int, steps: int = 20) -> list[bytes]:
@@ -71,7 +71,9 @@ def test_further_outcomes_are_reported_per_episode_and_in_sum():
     task = make_task("adroit/door", max_steps=4)
     spec = task.spec.with_window(1, 2, 2)
     result = rollout(task, lambda obs, noise: np.zeros((1, 2, 28)), spec, [0, 1], n_envs=2)
-    assert [row["outcomes"] for row in episode_rows(result)] == [{adroit.OPEN: False}] * 2
+    assert [row["outcomes"] for row in episode_rows(result)] == [
+        {adroit.OPEN: False, "success_over_25_steps": False}
+    ] * 2
     report = summary(result, task)
     assert report["outcomes"][adroit.OPEN]["n"] == 2
     assert f"{adroit.OPEN} 0/2 = 0.000 [0.000," in format_line(report)
