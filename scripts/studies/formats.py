@@ -229,10 +229,8 @@ def combinations(cfg: DictConfig) -> dict[str, Any]:
         }
         policy = Policy(specs[encoder], parts).eval()
         rng = np.random.default_rng(0)
-        sizes = {"state": 5, "cloud": (32, 3), "action": 2}
-        policy.normalizer.fit(
-            {key: rng.normal(size=(64, *np.atleast_1d(size))) for key, size in sizes.items()}
-        )
+        columns = {"state": (64, 5), "cloud": (64, 32, 3), "action": (64, 2)}
+        policy.normalizer.fit({key: rng.normal(size=shape) for key, shape in columns.items()})
         with torch.no_grad():
             # Some blocks do nothing before training.
             for parameter in policy.net.parameters():

@@ -48,7 +48,7 @@ def measure(cfg: DictConfig) -> dict[str, Any]:
             trainers[name] = Trainer(Policy(windows.spec, parts), windows, options, folder)
         for module in trainers["all points"].policy.modules():
             if isinstance(module, PointNet):
-                module.critical = lambda clouds, tower=module: tower.points(clouds).amax(1)  # type: ignore[method-assign]
+                module.critical = lambda clouds, tower=module: tower.points(clouds).amax(1)
         for module in trainers["critical points"].policy.modules():
             if isinstance(module, PointNet):
                 module.points.register_forward_hook(
