@@ -16,7 +16,6 @@ from functools import partial
 from types import ModuleType
 from typing import Any
 
-import gymnasium
 import numpy as np
 
 from flowleap.datasets.formats.robomimic import action_convention
@@ -26,7 +25,6 @@ from flowleap.envs.tasks.base import SimEnv, Start, Step, origin
 from flowleap.envs.tasks.robosuite_experts import can_expert, lift_expert, square_expert
 from flowleap.policy.core.errors import FlowleapError, optional_import
 from flowleap.policy.core.spec import ActionConvention, ObsKey, Spec
-
 
 TASKS = ("lift", "can", "square")
 # Task -> robosuite's name, numbers in `object`, numbers in the simulator's state (time, qpos, qvel).

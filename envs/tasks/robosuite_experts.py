@@ -1,7 +1,7 @@
 """Scripted experts of robosuite's tasks: functions of the observation alone, so that they recover from noise.
 
-All of them come from above, fingers open, into a funnel that narrows towards the thing, close, and carry it. Distances in
-m, angles in rad; observations and actions are those of `robosuite.RobosuiteEnv`.
+All of them come from above, fingers open, into a funnel that narrows towards the thing, close, and carry it. Distances
+in m, angles in rad; observations and actions are those of `robosuite.RobosuiteEnv`.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ class Picking:
     HELD = 0.05  # opening of the fingers below which the thing is between them
     GRIP = (0.0, 0.0, 0.0)  # where the thing is held, in its own frame
     ALIKE = np.pi / 2  # turn of the gripper after which it holds the thing as well; 0: any turn
+    ASKEW = 0.0  # horizontal distance that counts as much as a turn of 1 that is missing
 
     def act(self, obs: Mapping[str, np.ndarray]) -> np.ndarray:
         """Return the action [7]."""
@@ -37,10 +38,10 @@ class Picking:
             return self.carry(thing, yaw, reach)
         if close:
             return action(reach, closed=True)
-        far = float(np.hypot(reach[0], reach[1]))
+        turn = _short_way(yaw - _yaw(obs["robot0_eef_quat"]), self.ALIKE)
+        far = float(np.hypot(reach[0], reach[1])) + self.ASKEW * abs(turn)
         # The lower, the better it has to be centred.
         height = self.HOVER * min(max(far / self.ALIGNED - 1.0, 0.0), 1.0)
-        turn = _short_way(yaw - _yaw(obs["robot0_eef_quat"]), self.ALIKE)
         return action(2.0 * (reach + np.array([0.0, 0.0, height])), turn)
 
     def carry(self, thing: np.ndarray, yaw: float, reach: np.ndarray) -> np.ndarray:
@@ -99,7 +100,7 @@ class CanExpert(Placing):
 class SquareExpert(Placing):
     """Takes the nut of NutAssemblySquare by its handle and puts it over the square peg, side along side."""
 
-    GRIP, ALIKE = (0.06, 0.0, 0.0), np.pi
+    GRIP, ALIKE, ASKEW = (0.06, 0.0, 0.0), np.pi, 0.05
     ABOVE, CLEAR, DOWN, CENTRED = 1.0, 0.97, 0.87, 0.004
 
     def twist(self, yaw: float) -> float:

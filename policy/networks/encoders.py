@@ -86,7 +86,9 @@ def join_lowdim(obs: Mapping[str, Tensor], keys: Sequence[str], noise: float) ->
 def image_shape(key: str, known: ObsKey) -> tuple[int, int, int]:
     """Height, width and channels of an image; raise `FlowleapError` where it has others than 3, or 1 of depth."""
     if known.kind == "rgb" and (len(known.shape) != 3 or known.shape[2] != 3):
-        raise FlowleapError(f"observation '{key}': images must be [height, width, 3], not {list(known.shape)}")
+        raise FlowleapError(
+            f"observation '{key}': images must be [height, width, 3], not {list(known.shape)}"
+        )
     height, width, channels = known.shape
     return height, width, channels
 

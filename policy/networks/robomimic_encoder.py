@@ -1,8 +1,7 @@
 """robomimic's observation encoder (arXiv 2108.03298), made as Diffusion Policy (arXiv 2303.04137) makes it for images.
 
-Every camera has a ResNet-18 with a spatial soft-max behind a random crop; low-dim keys pass as they are. Nothing here is
-a copy: the networks are robomimic's own, with GroupNorm in place of their BatchNorm, whose statistics an average of
-weights does not have.
+Every camera has a ResNet-18 with a spatial soft-max behind a random crop; low-dim keys pass as they are. The networks
+are robomimic's own, with GroupNorm in place of their BatchNorm, whose statistics do not go with averaged weights.
 """
 
 from __future__ import annotations
@@ -18,14 +17,16 @@ from torch import nn
 from flowleap.policy.core.errors import optional_import
 
 _GROUP = 16  # channels
-_THEN = "pip install --no-deps robomimic==0.3.0"  # with its dependencies pip builds egl_probe, which wants cmake
+_THEN = (
+    "pip install --no-deps robomimic==0.3.0"  # with its dependencies pip builds egl_probe, which wants cmake
+)
 Size = tuple[int, int]
 
 
 def observation_encoder(
     shapes: Mapping[str, tuple[int, ...]], crops: Mapping[str, Size], features: int, keypoints: int
 ) -> nn.Module:
-    """robomimic's `ObservationEncoder`: {name: float32 [N, *shape]} -> [N, C], all names side by side.
+    """The `ObservationEncoder` of robomimic: {name: float32 [N, *shape]} -> [N, C], all names side by side.
 
     Args:
         shapes: of the inputs; images are [channels, height, width], in [-1, 1].

@@ -23,9 +23,7 @@ from flowleap.policy.policy import Policy
 
 SIZE = 24
 LOWDIM = {"robot0_eef_pos": ObsKey((3,)), "gripper": ObsKey(())}
-SPEC = Spec(
-    {"camera.top": ObsKey((SIZE, SIZE, 3), "uint8", "rgb"), **LOWDIM}, 2, n_obs_steps=2, horizon=4
-)
+SPEC = Spec({"camera.top": ObsKey((SIZE, SIZE, 3), "uint8", "rgb"), **LOWDIM}, 2, n_obs_steps=2, horizon=4)
 
 
 @pytest.fixture(autouse=True, scope="module")
