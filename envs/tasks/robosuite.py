@@ -14,68 +14,20 @@ from functools import partial
 from types import ModuleType
 from typing import Any
 
-import gymnasium
 import numpy as np
 
 from flowleap.datasets.formats.robomimic import action_convention
 from flowleap.envs.rendering import OffscreenRenderer
-from flowleap.envs.task import SCENE, Expert, Observation, Recording, Task
+from flowleap.envs.task import SCENE, Observation, Recording, Task
 from flowleap.envs.tasks.base import SimEnv, Start, Step, numpy_seed, origin, without_gl
+from flowleap.envs.tasks.robosuite_experts import can_expert, lift_expert, square_expert
 from flowleap.policy.core.errors import FlowleapError, optional_import
 from flowleap.policy.core.spec import ActionConvention, ObsKey, Spec
-
-
-class LiftExpert:
-    """Grasps robosuite's cube and lifts it: a function of the observation alone, so that it recovers from noise.
-
-    Above the cube, fingers along its sides; down; close; up. Distances in m, angles in rad.
-    """
-
-    HOVER = 0.06  # height above the cube while the gripper is not above it yet
-    ALIGNED = 0.012  # horizontal distance below which it goes down, and distance at which it closes
-    HELD = 0.05  # opening of the fingers below which something as wide as the cube is between them
-    STEP = 0.05  # displacement of the action 1
-    TURN = 0.5  # rotation of the action 1
-
-    def act(self, obs: Mapping[str, np.ndarray]) -> np.ndarray:
-        """Return the action [7]."""
-        cube, cube_quat = obs["object"][:3], obs["object"][3:7]
-        reach = cube - obs["robot0_eef_pos"]
-        far = float(np.hypot(reach[0], reach[1]))
-        opening = float(np.ptp(obs["robot0_gripper_qpos"]))
-        close = np.linalg.norm(reach) < self.ALIGNED
-        # The cube looks the same after a quarter turn: turn the short way.
-        turn = _yaw(cube_quat) - _yaw(obs["robot0_eef_quat"])
-        turn -= np.pi / 2 * np.round(turn / (np.pi / 2))
-        if close and opening < self.HELD:
-            move = np.array([0.0, 0.0, self.STEP])
-        elif close:
-            move = reach
-        else:
-            # A funnel over the cube: the lower, the better it has to be centred.
-            height = self.HOVER * min(max(far / self.ALIGNED - 1.0, 0.0), 1.0)
-            move = 2.0 * (reach + np.array([0.0, 0.0, height]))
-        action = np.zeros(7, np.float32)
-        action[:3] = move / self.STEP
-        action[5] = 0.0 if close else turn / self.TURN
-        action[6] = 1.0 if close else -1.0
-        return np.clip(action, -1.0, 1.0)
-
-
-def lift_expert(env: gymnasium.Env[Any, Any], seed: int) -> Expert:
-    """Make the expert of `robosuite/lift`; it needs neither the simulator's inside nor a seed."""
-    return LiftExpert()
-
-
-def _yaw(quat: np.ndarray) -> float:
-    """Angle about z of the x axis that a quaternion (xyzw) turns."""
-    x, y, z, w = quat.astype(np.float64)
-    return float(np.arctan2(2 * (x * y + w * z), 1 - 2 * (y * y + z * z)))
-
 
 TASKS = ("lift", "can", "square")
 # Task -> robosuite's name, numbers in `object`, numbers in the simulator's state (time, qpos, qvel).
 _SCENES = {"lift": ("Lift", 10, 32), "can": ("PickPlaceCan", 14, 71), "square": ("NutAssemblySquare", 14, 45)}
+_EXPERTS = {"lift": lift_expert, "can": can_expert, "square": square_expert}
 _PACKAGES = ("robosuite", "mujoco", "gymnasium")
 ACTION_DIM = 7
 CONTROL_HZ = 20.0
@@ -262,7 +214,7 @@ def make(
         ),
         max_steps=max_steps,
         seed_note=_SEED_NOTE,
-        expert=lift_expert if name == "lift" else None,
+        expert=_EXPERTS[name],
         recording=Recording(
             reset_to=reset_to,
             state_keys=((STATES,),),

@@ -42,14 +42,16 @@ def suggest(name: str, known: Iterable[str]) -> str:
     return f"; did you mean {close[0]!r}?" if close else ""
 
 
-def optional_import(module: str, extra: str) -> ModuleType:
-    """Import an optional dependency, or raise `FlowleapError` naming the pip extra that brings it."""
+def optional_import(module: str, extra: str, then: str = "") -> ModuleType:
+    """Import an optional dependency, or raise `FlowleapError` naming the pip extra that brings it.
+
+    `then` is a second command, where the extra cannot bring all of it.
+    """
     try:
         return importlib.import_module(module)
     except ModuleNotFoundError as error:
-        raise FlowleapError(
-            f"{error.name or module} is not installed: pip install 'flowleap[{extra}]'"
-        ) from error
+        command = f"pip install 'flowleap[{extra}]'{then and f' && {then}'}"
+        raise FlowleapError(f"{error.name or module} is not installed: {command}") from error
 
 
 class FlowleapWarning(UserWarning):

@@ -20,6 +20,7 @@ from flowleap.policy.core.spec import ObsKey, Spec
 from flowleap.policy.networks import image_towers as vision
 from flowleap.policy.networks.augment import centre_crop, colour_jitter, crop_size, random_crop
 from flowleap.policy.networks.point_towers import PointNet
+from flowleap.policy.networks.robomimic_encoder import observation_encoder
 
 ENCODERS: Registry[type[nn.Module]] = Registry("encoder")
 Size = tuple[int, int]
@@ -89,6 +90,23 @@ def join_lowdim(obs: Mapping[str, Tensor], keys: Sequence[str], noise: float) ->
     return state + noise * torch.randn_like(state) if noise else state
 
 
+def image_shape(key: str, known: ObsKey) -> tuple[int, int, int]:
+    """Height, width and channels of an image; raise `FlowleapError` where it has others than 3, or 1 of depth."""
+    if known.kind == "rgb" and (len(known.shape) != 3 or known.shape[2] != 3):
+        raise FlowleapError(
+            f"observation '{key}': images must be [height, width, 3], not {list(known.shape)}"
+        )
+    height, width, channels = known.shape
+    return height, width, channels
+
+
+def scaled(images: Tensor, reach: tuple[float, float] | None) -> Tensor:
+    """Floats of images in [-1, 1]: colours of [0, 255], or depth of the range `reach`, clipped."""
+    if reach is None:
+        return images / 127.5 - 1.0
+    return ((images - reach[0]) * (2 / (reach[1] - reach[0])) - 1.0).clamp(-1.0, 1.0)
+
+
 class ImageEncoder(nn.Module):
     """A tower for every camera, or one for all; its features and the low-dim keys side by side.
 
@@ -120,12 +138,8 @@ class ImageEncoder(nn.Module):
         self.sizes: list[Size] = []
         self.ranges = [spec.observations[key].range for key in self.cameras]
         for key in self.cameras:
-            shape = spec.observations[key].shape
-            if spec.observations[key].kind == "rgb" and (len(shape) != 3 or shape[2] != 3):
-                raise FlowleapError(
-                    f"observation '{key}': images must be [height, width, 3], not {list(shape)}"
-                )
-            self.sizes.append((crop_size(shape[0], chosen.crop), crop_size(shape[1], chosen.crop)))
+            height, width, _ = image_shape(key, spec.observations[key])
+            self.sizes.append((crop_size(height, chosen.crop), crop_size(width, chosen.crop)))
         if chosen.shared and len(set(self.sizes)) > 1:
             sizes = {key: spec.observations[key].shape for key in self.cameras}
             raise FlowleapError(f"encoder.shared=true needs cameras with images of one size, got {sizes}")
@@ -149,14 +163,11 @@ class ImageEncoder(nn.Module):
         weight = next(self.towers.parameters())
         # [B, F, 3, h, w], laid out so too: convolutions and their gradients on a CPU take an eighth less time than with
         # channels last in memory.
-        x = images.movedim(-1, -3).contiguous().to(weight.dtype)
         reach = self.ranges[camera]  # of depth
-        if reach is None:
-            x = x / 127.5 - 1.0
-        else:
-            x = ((x - reach[0]) * (2 / (reach[1] - reach[0])) - 1.0).clamp(-1.0, 1.0)
+        x = scaled(images.movedim(-1, -3).contiguous().to(weight.dtype), reach)
+        if reach is not None:
             x = x.expand(*x.shape[:2], 3, *x.shape[3:])
-        if self.training and self.jitter and reach is None:
+        elif self.training and self.jitter:
             x = colour_jitter(x, self.jitter)
         tower = self.towers[camera if len(self.towers) > 1 else 0]
         return tower(x.flatten(0, 1)).unflatten(0, (-1, self.frames)).flatten(1)
@@ -298,6 +309,66 @@ class PointNetEncoder(nn.Module):
             state = join_lowdim(obs, self.lowdim, self.noise if self.training else 0.0)
             parts.append(self.state(state.unflatten(1, (self.steps, -1))).flatten(1))
         return torch.cat(parts, dim=1)
+
+
+@ENCODERS.register("robomimic")
+class RobomimicEncoder(nn.Module):
+    """robomimic's own, as in Diffusion Policy: ResNet-18, GroupNorm, spatial soft-max (needs flowleap[robomimic]).
+
+    It reads one frame at a time, images (each with its own crop) and low-dim keys: C = To * (cameras * features + sum
+    of the low-dim keys' sizes).
+    """
+
+    def __init__(
+        self,
+        spec: Spec,
+        *,
+        features: Features = 64,
+        keypoints: Annotated[int, Option("of each image's spatial soft-max", 1, 4096)] = 32,
+        crop: Annotated[
+            float,
+            Option(
+                "share of the sides kept, Diffusion Policy's 84 of 96 px; at random in training, else the middle",
+                0.1,
+                1.0,
+            ),
+        ] = 0.875,
+        noise: Noise = 0.0,
+    ) -> None:
+        super().__init__()
+        self.noise, self.steps, self.known = noise, spec.n_obs_steps, spec.observations
+        self.names = {key: str(i) for i, key in enumerate(self.known)}  # torch allows no dots in names
+        shapes: dict[str, tuple[int, ...]] = {}
+        crops: dict[str, Size] = {}
+        for key, name in self.names.items():
+            shapes[name] = (self.known[key].size,)
+            if self.known[key].dense and not self.known[key].image:
+                raise _unreadable("robomimic", key, self.known[key])
+            if self.known[key].image:
+                height, width, channels = image_shape(key, self.known[key])
+                shapes[name] = (channels, height, width)
+                crops[name] = crop_size(height, crop), crop_size(width, crop)
+        if not crops:
+            raise FlowleapError("the encoder is for images, but no observation is one: choose encoder=lowdim")
+        self.net = observation_encoder(shapes, crops, features, keypoints)
+        self.dim = self.steps * sum(self.net.output_shape())  # type: ignore[operator]
+
+    def forward(self, obs: Mapping[str, Tensor]) -> Tensor:
+        """{camera: [B, To, H, W, 3 or 1], low-dim key: float [B, To, *shape]} -> [B, C]."""
+        dtype = next(self.net.parameters()).dtype
+        frames: dict[str, Tensor] = {}
+        for key, name in self.names.items():
+            if self.known[key].image:
+                images = obs[key].flatten(0, 1).movedim(-1, -3).contiguous().to(dtype)
+                frames[name] = scaled(images, self.known[key].range)
+            else:
+                state = join_lowdim(obs, (key,), self.noise if self.training else 0.0)
+                frames[name] = state.unflatten(1, (self.steps, -1)).flatten(0, 1)
+        return self.net(frames).unflatten(0, (-1, self.steps)).flatten(1)
+
+    def __repr__(self) -> str:
+        """The layers; robomimic's own words for them need a table of keys that only its programs fill."""
+        return f"{type(self).__name__}({nn.Module.__repr__(self.net)})"
 
 
 def build_encoder(config: Mapping[str, Any], spec: Spec) -> tuple[nn.Module, dict[str, Any]]:

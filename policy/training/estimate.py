@@ -62,7 +62,7 @@ def advice(trainer: Trainer, seconds: float) -> str | None:
     elif sizes:
         named = ",".join(f"{key}:{_listed(smaller(size, _SIDE))}" for key, size in sizes.items())
         ways.append(f"resize={{{named}}}")
-    if policy.image_frames > 1:
+    if policy.image_frames > 1 and "frames" in policy.config["encoder"]:
         ways.append("encoder.frames=1")
     if trainer.config.batch_size > 32:
         ways.append("trainer.batch_size=32")

@@ -350,7 +350,7 @@ def test_robomimic_cuts_the_same_windows(
         assert cli.main(["convert", f"source={file}", f"out={tmp_path}/a.zarr"]) == 0
         file = tmp_path / "b.hdf5"
         assert cli.main(["convert", f"source={tmp_path}/a.zarr", f"out={file}"]) == 0
-    keys = ["object", "robot0_eef_pos"]
+    keys = ["agentview_image", "object", "robot0_eef_pos"]
     theirs = robomimic_dataset(file, keys, to, horizon)
     data = load_columns(None, formats.open_dataset(file))
     columns, ends, spec = data.columns(), data.episode_ends, data.spec
@@ -361,5 +361,7 @@ def test_robomimic_cuts_the_same_windows(
         item = theirs[i]
         assert len(item["actions"]) == to - 1 + horizon
         for key in keys:  # robomimic stacks To - 1 frames before, and H from the current one on
-            np.testing.assert_array_equal(ours["obs"][key][i], item["obs"][key][:to].astype(np.float32))
+            known, observed = ours["obs"][key][i], item["obs"][key][:to]
+            assert known.dtype == (np.uint8 if key == "agentview_image" else np.float32)
+            np.testing.assert_array_equal(known, observed.astype(known.dtype))
         np.testing.assert_array_equal(ours["action"][i], item["actions"][to - 1 :].astype(np.float32))

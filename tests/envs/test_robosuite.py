@@ -9,13 +9,14 @@ import subprocess
 import sys
 from collections.abc import Mapping
 from functools import cache
+from types import ModuleType
 from typing import Any
 
 import numpy as np
 import pytest
 
 from flowleap.envs import rendering as gl
-from flowleap.envs.demonstrate import demonstrate
+from flowleap.envs.demonstrate import Demonstration, demonstrate
 from flowleap.envs.registry import make_task
 from flowleap.envs.rollout import record_episode, rollout
 from flowleap.envs.task import Task
@@ -102,6 +103,52 @@ def test_the_expert_lifts_the_cube_and_the_evaluator_stops_there() -> None:
     (episode,) = rollout(task, actor, spec, [100000]).episodes
     assert episode.success
     assert episode.length < 60
+
+
+@cache
+def attempt(name: str) -> Demonstration:
+    """One disturbed attempt of the expert of Can or Square."""
+    task, env = robosuite_env(name)
+    return demonstrate(task, env, seed=0, action_noise=0.1, hold_steps=2)
+
+
+@pytest.mark.parametrize("name", ["can", "square"])
+def test_the_experts_carry_things_to_their_places(name: str) -> None:
+    assert attempt(name).success
+    actions = attempt(name).columns["action"]
+    assert len(actions) < 200
+    assert actions.dtype == np.float32
+    assert np.abs(actions).max() <= 1.0
+    assert set(np.unique(actions[:, 6])) == {-1.0, 1.0}
+
+
+@pytest.mark.parametrize(("name", "first"), [("lift", 0), ("can", -12), ("square", -12)])
+def test_it_is_robomimics_environment(name: str, first: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From the same scene and state, the same actions lead to the same numbers, up to and after success."""
+    task, env = robosuite_env(name)
+    columns = (demonstrate(task, env, 0, hold_steps=2) if name == "lift" else attempt(name)).columns
+    env.reset(seed=0)
+    scene = env.sim.sim.model.get_xml()
+    # It imports mujoco_py for the name of one exception that mujoco does not raise.
+    monkeypatch.setitem(sys.modules, "mujoco_py", ModuleType("mujoco_py"))
+    wrapper = pytest.importorskip("robomimic.envs.env_robosuite", reason="needs robomimic 0.3")
+    modalities = pytest.importorskip("robomimic.utils.obs_utils")
+    modalities.initialize_obs_utils_with_obs_specs({"obs": {"low_dim": list(task.spec.observations)}})
+    args = default_env_args(name)
+    theirs = wrapper.EnvRobosuite(args["env_name"], **args["env_kwargs"])
+    state = columns[STATES][first]
+    expected = theirs.reset_to({"model": scene, "states": state})
+    obs, outcomes = env.reset_to(state, scene), []
+    for action in columns["action"][first:]:
+        for key, value in obs.items():
+            np.testing.assert_array_equal(value, expected[key].astype(np.float32))
+        expected, reward, _, _ = theirs.step(action)
+        obs, ours, _, _, info = env.step(action)
+        assert (ours, info["success"]) == (reward, theirs.is_success()["task"])
+        np.testing.assert_array_equal(info[STATES], theirs.get_state()["states"])
+        outcomes.append((ours, info["success"]))
+    assert outcomes[0] == (0.0, False)
+    assert outcomes[-1] == (1.0, True)
 
 
 def test_a_recorded_state_comes_back() -> None:

@@ -43,6 +43,8 @@ def test_backbones(name: str) -> None:
 def test_encoders(name: str) -> None:
     if name in ("resnet18", "vit"):
         pytest.importorskip("timm")
+    if name == "robomimic":
+        pytest.importorskip("robomimic.models.obs_nets", reason="needs robomimic 0.3")
     spec = LOWDIM if name == "lowdim" else IMAGES
     config = composed(f"encoder={name}")["encoder"]
     assert build_encoder(config, spec)[1] == build_encoder({"name": name}, spec)[1] == config
