@@ -29,7 +29,7 @@ def _save(figure: Any, path: Path) -> Path:
 def training_curve(run_dir: Path, out: Path) -> Path:
     """Draw every loss term that a run logged over gradient steps, on a logarithmic axis."""
     rows = logged(run_dir, "loss")
-    known = {"step", "time", "loss", "grad_norm", "lr", "samples_per_s", "data_share"}
+    known = {"step", "time", "loss", "grad_norm", "grad_norm_largest", "lr", "samples_per_s", "data_share"}
     names = {"fm": "anchor |u(x,t,t) - v|²", "sd": "self-distillation |u(x,t,s) - target|²"}
     figure, axes = _figure(1, 1, 6, 3.5)
     axis = axes[0, 0]

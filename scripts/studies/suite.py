@@ -41,6 +41,7 @@ CONDITIONS = [
     "n_action_steps",
     "protocol",
 ]
+UNUSUAL = ["acting", "teachers", "time_share"]  # the same, where there is something
 
 
 class Suite:
@@ -63,6 +64,7 @@ class Suite:
                 known = list(self.group_of)
                 raise FlowleapError(f"only: the suite has no task {task!r}{suggest(task, known)}")
         self.conditions = {name: plain(cfg[name]) for name in CONDITIONS}
+        self.conditions |= {name: plain(cfg[name]) for name in UNUSUAL if cfg[name]}
         self.found: dict[str, Any] = {}
         self._lock = Lock()
         if path.exists():

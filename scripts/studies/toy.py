@@ -41,7 +41,7 @@ def main(cfg: DictConfig) -> dict[str, Any]:
     import torch
 
     from flowleap.policy.flow.flow_map import FlowMap
-    from flowleap.policy.flow.objectives import Objective
+    from flowleap.policy.flow.objective import Objective
     from flowleap.policy.flow.samplers import time_grid
     from flowleap.policy.networks.build import build_backbone
 

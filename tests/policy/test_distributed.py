@@ -24,7 +24,7 @@ from torch.distributed.tensor import DTensor
 
 from flowleap.policy.checkpoint import resolve
 from flowleap.policy.core.errors import FlowleapError
-from flowleap.policy.flow.objectives import OBJECTIVES, Objective
+from flowleap.policy.flow.objective import OBJECTIVES, Objective
 from flowleap.policy.policy import Policy
 from flowleap.policy.training.trainer import Trainer
 

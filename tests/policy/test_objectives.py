@@ -16,10 +16,8 @@ from flowleap.policy.core.errors import FlowleapError
 from flowleap.policy.flow.derivatives import total_derivative
 from flowleap.policy.flow.draws import DrawConfig, FlowBatch, draw_times
 from flowleap.policy.flow.flow_map import FlowMap, over_chunk
+from flowleap.policy.flow.objective import OBJECTIVES, SAMPLING, Objective
 from flowleap.policy.flow.objectives import (
-    OBJECTIVES,
-    SAMPLING,
-    Objective,
     adaptive_weight,
     alpha_flow,
     consistency_training,

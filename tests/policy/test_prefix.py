@@ -16,7 +16,8 @@ from flowleap.policy.deploy.export import export
 from flowleap.policy.deploy.runtime import ExportedPolicy
 from flowleap.policy.flow.derivatives import total_derivative
 from flowleap.policy.flow.flow_map import FlowMap, Prefix
-from flowleap.policy.flow.objectives import OBJECTIVES, squared_error
+from flowleap.policy.flow.objective import OBJECTIVES
+from flowleap.policy.flow.objectives import squared_error
 from flowleap.policy.normalizer import ACTION
 from flowleap.policy.policy import Policy
 

@@ -78,6 +78,7 @@ def evaluation(objective: str, nfe: int, seed: int, rewards: list[float]) -> dic
         "seed": seed,
         "train_minutes": 1.0,
         "train_steps": 10,
+        "gradient_norm": None,
         "summary": summary,
         "rows": rows,
     }

@@ -178,12 +178,11 @@ def test_a_benchmark_refuses_results_of_two_protocols(
         f"results={tmp_path}",
         "objectives=[isd]",
     ]
-    row = benchmark.Row("isd", 0, (1,), (), tmp_path, "steps")
+    row = benchmark.Row("isd", 0, (1,), (), tmp_path, "steps", None)
     names = iter(("flowleap", "diffusion_policy"))
-    monkeypatch.setattr(benchmark, "_rows", lambda cfg: [row, row])
-    monkeypatch.setattr(
-        benchmark, "_run", lambda cfg, row: [{"protocol": {"name": next(names)}, "budget": "steps"}]
-    )
+    monkeypatch.setattr(benchmark, "_rows", lambda cfg, names: [row, row] if names else [])
+    record = {"objective": "isd", "seed": 0, "budget": "steps"}
+    monkeypatch.setattr(benchmark, "_run", lambda cfg, row: [{**record, "protocol": {"name": next(names)}}])
     with pytest.raises(
         FlowleapError, match="protocols diffusion_policy and flowleap do not belong into one table"
     ):
