@@ -251,7 +251,9 @@ def _choose(
         prefix = () if request.prefix is None else (request.prefix[None],)
         if request.candidates == 1:
             noise = noise[:, 0]
-        previous: dict[str, np.ndarray] = {} if request.previous is None else {"previous": request.previous[None]}
+        previous: dict[str, np.ndarray] = (
+            {} if request.previous is None else {"previous": request.previous[None]}
+        )
         expected = (*noise.shape[:-2], None, spec.action_dim)
         chunks = _call(actor, (obs, noise, *prefix), expected, "[B, K, N, A]", result, **previous)
         plan.receive(chunks.reshape(-1, *chunks.shape[-2:]))

@@ -285,7 +285,9 @@ class Policy(nn.Module):
         start = 1.0
         if previous is not None and warm_start:
             if not self.objective.any_start:
-                raise FlowleapError(f"warm_start: objective '{self.objective.name}' starts from pure noise only")
+                raise FlowleapError(
+                    f"warm_start: objective '{self.objective.name}' starts from pure noise only"
+                )
             before, start = self.normalizer.normalize(ACTION, previous), 1.0 - warm_start
             noise = torch.randn_like(before) if noise is None else noise
             noise = start * noise + warm_start * (before[:, None] if noise.ndim == 4 else before)

@@ -224,8 +224,8 @@ def _late(cfg: DictConfig, actor: LoadedActor) -> tuple[Continuity | None, Spec,
     continuity.check(actor.actions, execute, actor.prefix)
     if continuity.warm_start and not actor.any_start:
         raise FlowleapError(
-            "warm_start needs a checkpoint whose sampler may begin at any time of the flow: exports begin at t = 1, as do "
-            "consistency training, DDPM, MIP and regression"
+            "warm_start needs a checkpoint whose sampler may begin at any time of the flow: exports begin at t = 1, "
+            "as do consistency training, DDPM, MIP and regression"
         )
     return (
         continuity,

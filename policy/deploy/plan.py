@@ -43,7 +43,11 @@ class Continuity:
 
     warm_start: Annotated[
         float,
-        Option("w: a chunk starts at t = 1 - w from w times the running one, the rest noise (2603.12480)", 0, 0.99),
+        Option(
+            "w: a chunk starts at t = 1 - w from w times the running one, the rest noise (2603.12480)",
+            0,
+            0.99,
+        ),
     ] = 0.0
 
     @property
@@ -133,7 +137,9 @@ class Plan:
             ahead = [self._action(self.now + i) for i in range(self.settings.delay)]
             known = [action for action in ahead if action is not None]
             prefix = np.stack(known) if known else None
-        return Request(prefix, self.settings.candidates, self._running() if self.settings.warm_start else None)
+        return Request(
+            prefix, self.settings.candidates, self._running() if self.settings.warm_start else None
+        )
 
     def receive(self, candidates: NDArray[np.float32]) -> None:
         """Take the answer to the last `ask`, chunks [K, N, A]: used `delay` steps after it, or now where that is past.

@@ -82,7 +82,9 @@ class TransformerBackbone(nn.Module):
         max_frequency: MaxFrequency = 8.0,
         tokens: Annotated[
             int,
-            Option("the condition as so many tokens beside the actions' (2608.16153); 0: by adaptive norm", 0, 64),
+            Option(
+                "the condition as so many tokens beside the actions' (2608.16153); 0: by adaptive norm", 0, 64
+            ),
         ] = 0,
     ) -> None:
         super().__init__()

@@ -49,7 +49,7 @@ LARGEST = "grad_norm"  # the scalar whose largest value counts, too
 
 
 class Meter:
-    """Means of the scalars of the steps since the last reading, the largest `LARGEST`, and how fast these steps went."""
+    """Means of the scalars of the steps since the last reading, the largest `LARGEST`, and how fast the steps went."""
 
     def __init__(self) -> None:
         self._reset()

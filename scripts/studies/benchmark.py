@@ -14,8 +14,8 @@ there, of the same seed, and the minutes of both count.
 
 `budget=[steps]` gives every objective equal gradient steps; `budget=[steps,time]` adds a second table, where an
 objective with a cheaper step than the first one's gets more steps, so that training takes as long, or the share of it
-that `time_share` says. Rows run in processes of their own, one CPU thread each. What is finished is not repeated, so an interrupted benchmark goes on
-where it stopped. A suite of tasks also collects the demonstrations of each.
+that `time_share` says. Rows run in processes of their own, one CPU thread each. What is finished is not repeated, so an
+interrupted benchmark goes on where it stopped. A suite of tasks also collects the demonstrations of each.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ _training: defaultdict[Path, threading.Lock] = defaultdict(threading.Lock)  # of
 
 
 class Row(NamedTuple):
-    """One training run and the NFEs it is evaluated at; `budget` is `steps` or `time`, `teacher` the run it learns from."""
+    """One training and the NFEs it is evaluated at; `budget` is `steps` or `time`, `teacher` a run to learn from."""
 
     objective: str
     seed: int
@@ -106,7 +106,9 @@ def _records(cfg: DictConfig, each: Callable[..., Iterable[list[dict[str, Any]]]
     order = list(cfg.objectives)
     for name, teacher in cfg.teachers.items():
         if name in order and (teacher not in order or teacher in cfg.teachers):
-            raise FlowleapError(f"teachers: {name} learns from {teacher}, which is no row that learns from data alone")
+            raise FlowleapError(
+                f"teachers: {name} learns from {teacher}, which is no row that learns from data alone"
+            )
     found: list[dict[str, Any]] = []
     for students in (False, True):
         names = [name for name in order if (name in cfg.teachers) == students]
@@ -181,7 +183,7 @@ def _run_dir(cfg: DictConfig, objective: str, seed: int, budget: str) -> Path:
 
 
 def _equal_time_steps(cfg: DictConfig, objective: str, words: Sequence[str], teacher: Path | None) -> int:
-    """Gradient steps that take the row's share of the first objective's time, by the CPU time of a step measured once."""
+    """Gradient steps that take the row's share of the first objective's time, by the CPU time of a step."""
     file = Path(cfg.out) / STEP_COST
     costs: dict[str, float] = json.loads(file.read_text()) if file.exists() else {}
     for name in (cfg.objectives[0], objective):

@@ -65,7 +65,9 @@ def test_every_objective_and_backbone_goes_on_from_what_is_given(objective: str,
     free = policy.chunk(obs, z, steps)
     assert (given[:, P:] - other[:, P:]).abs().max() > 1e-5  # the rest depends on it
     assert (given[:, P:] - free[:, P:]).abs().max() > 1e-5
-    loss, _ = policy.train().loss({"obs": obs, "action": actions})
+    loss, _ = policy.train().loss(
+        {"obs": obs, "action": actions}, teacher=make("flow_matching", backbone).eval()
+    )
     loss.backward()
     assert torch.isfinite(loss)
 

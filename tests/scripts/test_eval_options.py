@@ -89,6 +89,20 @@ def test_perturbed_evaluations_say_so(run_dir: Path, tmp_path: Path) -> None:
     assert plain["summary"]["motion"]["ratio"] > 0
 
 
+def test_a_warm_start_changes_all_but_the_first_chunk_and_needs_a_checkpoint(
+    run_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cold, plain, warm = evaluate(run_dir, tmp_path / "sweep.json", "execute=4", "warm_start=[0,0.15]")[
+        "evaluations"
+    ] + [evaluate(run_dir, tmp_path / "warm.json", "warm_start=0.15")]
+    assert cold["rows"] == evaluate(run_dir, tmp_path / "cold.json")["rows"] != plain["rows"]
+    assert plain["rows"] == warm["rows"]
+    assert warm["continuity"]["warm_start"] == 0.15
+    capsys.readouterr()
+    assert cli.main(["eval", f"checkpoint={EXPORT}", "warm_start=0.15"]) == 1
+    assert "warm_start needs a checkpoint" in capsys.readouterr().err
+
+
 def test_an_export_knows_the_ranges_of_its_checkpoint(tmp_path: Path) -> None:
     pytest.importorskip("onnxruntime")
     export = shutil.copytree(EXPORT, tmp_path / "export")
