@@ -70,6 +70,7 @@ def test_a_student_learns_from_its_row_and_both_share_the_time(
     (tmp_path / "distillation").mkdir()
     costs = {"isd": 0.04, "flow_matching-teacher": 0.02, "distillation-eulerian": 0.01}
     (tmp_path / "distillation" / "step_seconds.json").write_text(json.dumps(costs))
+    given = words(slalom, tmp_path, "distillation", f'train="trainer.steps=4 {SMALL}"', "nfe.isd=[1]")
     given += ["nfe.flow_matching=[1]", "nfe.distillation=[1]", "name=distillation"]
     # The student is named before its teacher.
     every = "objectives=[isd,distillation-eulerian,flow_matching-teacher]"
