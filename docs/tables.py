@@ -587,13 +587,20 @@ def evaluator() -> str:
 
 def gradients() -> str:
     """Gradient norms and scores of iSD and ESD, condition by condition."""
-    result = load("gradient_norms")
+    return gradient_table(load("gradient_norms"))
+
+
+def gradient_table(result: dict[str, Any]) -> str:
+    """The same of any `flowleap gradients`."""
     cases = result["cases"]
     conditions = dict.fromkeys(name.partition("-")[2] for name in cases)
 
     def cell(name: str) -> str:
         case = cases.get(name)
-        return "" if case is None else f"{case['median']:.1f}, {case['largest']:.1f} ({case['score']:.2f})"
+        if case is None:
+            return ""
+        reached = case["ended"] if case["score"] is None else f"{case['score']:.2f}"
+        return f"{case['median']:.1f}, {case['largest']:.1f} ({reached})"
 
     def key(objective: str, condition: str) -> str:
         return f"{objective}-{condition}" if condition else objective
@@ -611,7 +618,7 @@ def gradients() -> str:
     ratios = [cases[b]["median"] / cases[a]["median"] for a, b in pairs]
     return (
         f"{table(['options', 'iSD', 'ESD'], rows)}\n\nMedian and largest gradient norm before clipping (score over "
-        f"{cases['isd']['episodes']} episodes at NFE 1). Median norm of ESD over that of iSD, over all pairs: "
+        f"{result['config']['episodes']} episodes at NFE 1). Median norm of ESD over that of iSD, over all pairs: "
         f"{min(ratios):.1f} to {max(ratios):.1f}. Made by\n\n{_command(result)}"
     )
 
@@ -663,6 +670,8 @@ def calibration() -> str:
 
 def render(readme: str) -> str:
     """Replace what stands between `<!-- NAME -->` and `<!-- /NAME -->` by the table of that name."""
+    from claims import ALL
+
     for build in (
         calibration,
         pusht,
@@ -687,11 +696,13 @@ def render(readme: str) -> str:
         realtime,
         evaluator,
         gradients,
+        *ALL,
     ):
         name = build.__name__
         pattern = re.compile(rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)", re.S)
         text = build()
-        readme = pattern.sub(lambda match, text=text: f"{match[1]}{text}\n{match[2]}", readme)  # type: ignore[misc]
+        text += "\n" if text else ""
+        readme = pattern.sub(lambda match, text=text: f"{match[1]}{text}{match[2]}", readme)  # type: ignore[misc]
     return readme
 
 

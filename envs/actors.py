@@ -30,6 +30,7 @@ class LoadedActor:
         chunk: the same at full length, with several noises and given actions.
         actions: N, the length of its chunks.
         prefix: how many actions may be given to it.
+        any_start: whether its chunks may start from the one before, see `Continuity.warm_start`.
         spec: what it needs.
         nfe: function evaluations a chunk.
         range_of: the normalisation (scale, offset) of a low-dim key, each [*shape]; None where there is none.
@@ -40,6 +41,7 @@ class LoadedActor:
     chunk: Chunker
     actions: int
     prefix: int
+    any_start: bool
     spec: Spec
     nfe: int
     range_of: Callable[[str], Range | None]
@@ -49,19 +51,25 @@ class LoadedActor:
 
 
 def policy_chunker(policy: Policy, steps: int | None) -> Chunker:
-    """Wrap a torch policy: `(obs {key: [B,To,...]}, noise [B,K,H,A], prefix) -> [B,K,H,A]`, all numpy."""
+    """Wrap a torch policy: `(obs {key: [B,To,...]}, noise [B,K,H,A], prefix, previous) -> [B,K,H,A]`, all numpy."""
     import torch
 
+    def tensor(x: np.ndarray) -> torch.Tensor:
+        return torch.from_numpy(np.ascontiguousarray(x)).to(policy.device)
+
     def chunk(
-        obs: Mapping[str, np.ndarray], noise: np.ndarray, prefix: np.ndarray | None = None
+        obs: Mapping[str, np.ndarray],
+        noise: np.ndarray,
+        prefix: np.ndarray | None = None,
+        previous: np.ndarray | None = None,
+        warm_start: float = 0.0,
     ) -> np.ndarray:
-        tensors = {key: torch.from_numpy(np.ascontiguousarray(x)).to(policy.device) for key, x in obs.items()}
-        given = None if prefix is None else torch.from_numpy(prefix).to(policy.device)
-        return (
-            policy.act(tensors, torch.from_numpy(noise).to(policy.device), steps, given, whole=True)
-            .cpu()
-            .numpy()
+        seen = {key: tensor(x) for key, x in obs.items()}
+        given, before = (None if x is None else tensor(x) for x in (prefix, previous))
+        chunks = policy.act(
+            seen, tensor(noise), steps, given, whole=True, previous=before, warm_start=warm_start
         )
+        return chunks.cpu().numpy()
 
     return chunk
 
@@ -118,6 +126,7 @@ def load_actor(
         policy_chunker(policy, nfe),
         policy.spec.horizon,
         policy.prefix,
+        policy.objective.any_start,
         policy.spec,
         nfe,
         policy.normalizer.range_of,
@@ -151,6 +160,7 @@ def _exported(path: Path, steps: int | None, threads: int, n_action_steps: int |
         policy.chunk,
         policy.actions,
         policy.prefix,
+        False,  # the graph begins at t = 1
         policy.spec,
         policy.steps,
         policy.inputs.range_of,

@@ -209,6 +209,7 @@ def _conditions(data: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "NFE": data["nfe"],
         "delay": f"{late['delay']} steps, {late['continuity']}" if late else "none",
+        "warm start": (late or {}).get("warm_start") or 0,
         "executed actions": (data.get("spec") or {}).get("n_action_steps"),
         "weights": config.get("weights", "ema"),
         "noise seed": data.get("noise_seed") or 0,

@@ -39,7 +39,10 @@ class Chunker(Protocol):
     """A policy at full length, for chunks that arrive late (see `Continuity`)."""
 
     def __call__(self, obs: Observation, noise: np.ndarray, prefix: np.ndarray | None = None) -> np.ndarray:
-        """`obs` {key: [B, To, *shape]}, `noise` float32 [B, K, H, A], given actions [B, P, A] -> [B, K, N, A]."""
+        """`obs` {key: [B, To, *shape]}, `noise` float32 [B, K, H, A], given actions [B, P, A] -> [B, K, N, A].
+
+        Where the plan has a `warm_start`, the keyword `previous` [B, N, A] is what the chunk before holds.
+        """
         ...
 
 
@@ -240,7 +243,7 @@ def _choose(
     plan = slots[0].plan
     if plan.settings == Continuity():
         noise = np.concatenate([slot.noise(spec) for slot in slots])
-        expected = (len(noise), spec.n_action_steps, spec.action_dim)
+        expected: tuple[int | None, ...] = (len(noise), spec.n_action_steps, spec.action_dim)
         chosen = _call(actor, (obs, noise), expected, "[B, Ta, A]", result)
     else:
         request = plan.ask()
@@ -248,9 +251,11 @@ def _choose(
         prefix = () if request.prefix is None else (request.prefix[None],)
         if request.candidates == 1:
             noise = noise[:, 0]
-        chunks = _call(
-            actor, (obs, noise, *prefix), (*noise.shape[:-2], None, spec.action_dim), "[B, K, N, A]", result
+        previous: dict[str, np.ndarray] = (
+            {} if request.previous is None else {"previous": request.previous[None]}
         )
+        expected = (*noise.shape[:-2], None, spec.action_dim)
+        chunks = _call(actor, (obs, noise, *prefix), expected, "[B, K, N, A]", result, **previous)
         plan.receive(chunks.reshape(-1, *chunks.shape[-2:]))
         actions = [plan.next() for _ in range(spec.n_action_steps)]
         chosen = np.stack([action for action in actions if action is not None])[None]
@@ -261,11 +266,16 @@ def _choose(
 
 
 def _call(
-    actor: Any, given: tuple[Any, ...], expected: tuple[int | None, ...], axes: str, result: Rollout
+    actor: Any,
+    given: tuple[Any, ...],
+    expected: tuple[int | None, ...],
+    axes: str,
+    result: Rollout,
+    **more: np.ndarray,
 ) -> np.ndarray:
     """Call the actor, note its latency, and check that it returned finite numbers of the expected shape."""
     start = perf_counter()
-    chunk = np.asarray(actor(*given))
+    chunk = np.asarray(actor(*given, **more))
     result.latencies.append(perf_counter() - start)
     if chunk.ndim != len(expected) or any(
         e not in (None, n) for e, n in zip(expected, chunk.shape, strict=True)

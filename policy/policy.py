@@ -18,7 +18,7 @@ from flowleap.policy.core.registry import Option, Parameter, check_options, para
 from flowleap.policy.core.spec import Spec
 from flowleap.policy.flow.draws import Draw
 from flowleap.policy.flow.flow_map import FlowMap, Prefix
-from flowleap.policy.flow.objectives import Objective
+from flowleap.policy.flow.objective import Objective
 from flowleap.policy.flow.samplers import time_grid
 from flowleap.policy.networks.build import build_backbone
 from flowleap.policy.networks.encoders import build_encoder
@@ -182,15 +182,23 @@ class Policy(nn.Module):
             return draw
         return replace(draw, prefix=torch.randint(0, self.prefix + 1, (batch,), generator=generator))
 
-    def loss(self, batch: Batch, draw: Draw | None = None) -> tuple[Tensor, dict[str, Tensor]]:
+    def loss(
+        self, batch: Batch, draw: Draw | None = None, teacher: Policy | None = None
+    ) -> tuple[Tensor, dict[str, Tensor]]:
         """Scalar loss, and the detached mean of each term, of {"obs": {key: [B,To,...]}, "action": [B,H,A]}.
 
-        The batch is in real units.
+        The batch is in real units. `teacher`, in eval mode and with this policy's normaliser, gives the targets of
+        objectives that take them from elsewhere; it sees the observations as they are, and gets no gradient.
         """
         actions = self.normalizer.normalize(ACTION, batch["action"])
         draw = self.draw(len(actions)) if draw is None else draw
         draw = draw.to(actions.device)
-        return self.objective.loss(self.flow_map(batch["obs"], actions, draw.prefix), actions, draw)
+        taught = None
+        if teacher is not None:
+            with torch.no_grad():
+                taught = teacher.flow_map(batch["obs"], actions, draw.prefix)
+        flow_map = self.flow_map(batch["obs"], actions, draw.prefix)
+        return self.objective.loss(flow_map, actions, draw, taught)
 
     forward = loss  # so that DistributedDataParallel's hooks see the loss
 
@@ -202,6 +210,8 @@ class Policy(nn.Module):
         steps: int | None = None,
         prefix: Tensor | None = None,
         whole: bool = False,
+        previous: Tensor | None = None,
+        warm_start: float = 0.0,
     ) -> Tensor:
         """Choose the actions to execute, [B, Ta, A] in real units: the beginning of the chunk.
 
@@ -210,7 +220,7 @@ class Policy(nn.Module):
         Args:
             obs: {key: [B, To, *shape]}, real units (images uint8), the current frame last. Images
                 may also be as large as their camera takes them: they are cropped and resized as in training.
-            noise, steps, prefix: see `chunk`.
+            noise, steps, prefix, previous, warm_start: see `chunk`.
             whole: return the whole chunk, [B, H, A].
 
         Raises:
@@ -229,7 +239,7 @@ class Policy(nn.Module):
         if training:
             self.eval()
         try:
-            chunk = self.chunk(obs, noise, steps, prefix)
+            chunk = self.chunk(obs, noise, steps, prefix, None, previous, warm_start)
             return chunk if whole else chunk[..., : self.spec.n_action_steps, :]
         finally:
             if training:
@@ -242,6 +252,8 @@ class Policy(nn.Module):
         steps: int | None,
         prefix: Tensor | None = None,
         given: Tensor | None = None,
+        previous: Tensor | None = None,
+        warm_start: float = 0.0,
     ) -> Tensor:
         """The whole predicted chunk [B, H, A] in real units.
 
@@ -253,6 +265,8 @@ class Policy(nn.Module):
             prefix: actions [B, P, A] in real units that are decided already, the first one for the current frame.
                 The chunk repeats them and goes on from there.
             given: how many of them count, int64 [B]; all by default, `Policy.prefix` at most.
+            previous: what the chunk before holds for the same steps, [B, H, A] in real units; None at the first.
+            warm_start: w in [0, 1): the chunk starts from `w previous + (1 - w) z` at t = 1 - w (arXiv 2603.12480).
         """
         steps = self.objective.check_steps(steps)
         if prefix is not None:
@@ -268,19 +282,29 @@ class Policy(nn.Module):
                 given = torch.full((len(prefix),), prefix.shape[1], device=prefix.device)
             prefix = self.normalizer.normalize(ACTION, prefix)
         flow_map = self.flow_map(obs, prefix, given)
+        start = 1.0
+        if previous is not None and warm_start:
+            if not self.objective.any_start:
+                raise FlowleapError(
+                    f"warm_start: objective '{self.objective.name}' starts from pure noise only"
+                )
+            before, start = self.normalizer.normalize(ACTION, previous), 1.0 - warm_start
+            noise = torch.randn_like(before) if noise is None else noise
+            noise = start * noise + warm_start * (before[:, None] if noise.ndim == 4 else before)
         if noise is not None and noise.ndim == 4 and self.objective.draws(steps) == 1:
             many = noise.shape[1]
             rows = torch.arange(len(noise), device=noise.device)[:, None].expand(-1, many).flatten()
-            return self._sample(flow_map[rows], noise.flatten(0, 1), steps).unflatten(0, (len(noise), many))
-        return self._sample(flow_map, noise, steps)
+            flat = self._sample(flow_map[rows], noise.flatten(0, 1), steps, start)
+            return flat.unflatten(0, (len(noise), many))
+        return self._sample(flow_map, noise, steps, start)
 
-    def _sample(self, flow_map: FlowMap, noise: Tensor | None, steps: int) -> Tensor:
+    def _sample(self, flow_map: FlowMap, noise: Tensor | None, steps: int, start: float) -> Tensor:
         shape = (len(flow_map.cond), self.spec.horizon, self.spec.action_dim)
         if noise is None:
             noise = torch.randn(shape, device=flow_map.cond.device)
         elif tuple(noise.shape) not in (shape, (shape[0], self.objective.draws(steps), *shape[1:])):
             raise FlowleapError(f"noise: expected {list(shape)} = [batch, H, A], got {list(noise.shape)}")
-        grid = time_grid(steps, device=noise.device)
+        grid = start * time_grid(steps, device=noise.device)
         chunk = self.objective.sample(flow_map, noise, grid)
         if flow_map.prefix is not None:
             chunk = torch.where(flow_map.prefix.known, flow_map.prefix.actions, chunk)

@@ -81,6 +81,8 @@ class Evaluation(NamedTuple):
         words = [re.sub("[/:]", "-", self.task.name), f"nfe{self.actor.nfe}"]
         words += [self.protocol.name] if self.protocol.published else []
         words += [f"{self.continuity.continuity}_delay{self.continuity.delay}"] if self.continuity else []
+        if self.continuity and self.continuity.warm_start:
+            words.append(f"warm{self.continuity.warm_start:g}")
         words += [f"{kind}{value:g}" for kind, value in self.perturbation.changed().items()]
         words += [f"noise{self.noise_seed}"] if self.noise_seed else []
         return "_".join(words)
@@ -230,10 +232,15 @@ def _late(cfg: DictConfig, actor: LoadedActor) -> tuple[Continuity | None, Spec,
     window = actor.spec.n_action_steps
     execute = continuity.execute or max(continuity.delay, min(window, actor.actions - continuity.delay))
     continuity.check(actor.actions, execute, actor.prefix)
+    if continuity.warm_start and not actor.any_start:
+        raise FlowleapError(
+            "warm_start needs a checkpoint whose sampler may begin at any time of the flow: exports begin at t = 1, "
+            "as do consistency training, DDPM, MIP and regression"
+        )
     return (
         continuity,
         actor.spec.with_window(actor.spec.n_obs_steps, actor.spec.horizon, execute),
-        actor.chunk,
+        partial(actor.chunk, warm_start=continuity.warm_start) if continuity.warm_start else actor.chunk,
     )
 
 

@@ -21,7 +21,7 @@ from flowleap.scripts.common import plain, run_dir_of
 
 CONFIG = "config.yaml"
 _OF_RESUMING = ("resume", "resume_other_data", "dataset")
-_CHANGEABLE = ("trainer.", "eval.")
+_CHANGEABLE = ("trainer.", "eval.", "objective.teacher")
 
 
 @dataclass(frozen=True)
@@ -110,7 +110,7 @@ def _stored(run_dir: Path, cfg: DictConfig) -> DictConfig:
     file = run_dir / CONFIG
     if not file.is_file():
         raise FlowleapError(f"{file} does not exist: {run_dir} can act but not resume")
-    given = [word.partition("=")[0] for word in given_overrides()]
+    given = [word.partition("=")[0].lstrip("+") for word in given_overrides()]
     for key in given:
         if key not in _OF_RESUMING and not key.startswith(_CHANGEABLE):
             raise FlowleapError(

@@ -3,6 +3,7 @@
 flowleap train task=pusht/keypoints dataset=PATH
 flowleap train task=pusht/keypoints dataset=PATH objective=flow_matching trainer.steps=40000
 flowleap train dataset=PATH                        your own data, no simulator
+flowleap train ... objective=distillation objective.teacher=RUN_DIR      a student of one step of a trained policy
 flowleap train ... trainer.dry_run=true            print the plan and one timed step
 flowleap train resume=RUN_DIR                      continue exactly where a run stopped
 flowleap train resume=RUN_DIR/checkpoints/step_N   or from an earlier checkpoint of it
@@ -58,6 +59,7 @@ def main(cfg: DictConfig) -> Path:
 
     from flowleap.policy.policy import PARTS, Policy
     from flowleap.policy.training.config import TrainerConfig
+    from flowleap.policy.training.teacher import teacher_for
     from flowleap.policy.training.trainer import Trainer
 
     if cfg.dataset is None:
@@ -86,6 +88,9 @@ def main(cfg: DictConfig) -> Path:
     spec = replace(data.spec.with_window(**window), limits=limits)
     torch.manual_seed(options.seed)
     policy = Policy(spec, {part: plain(cfg[part]) for part in PARTS if part in cfg})
+    teacher = teacher_for(policy, before.info.get("teacher", {}) if before else None)
+    if teacher:
+        cfg.objective.teacher = escaped(teacher.notes["path"])
     windows = data.windows(**window, image_frames=policy.image_frames)
     info = {
         "task": {"name": task.name, "kwargs": kwargs} if task else None,
@@ -94,9 +99,11 @@ def main(cfg: DictConfig) -> Path:
         "episodes": recorded,
         "mirrored": data.n_episodes > recorded,
         "frames": len(windows),
+        **({"teacher": teacher.notes} if teacher else {}),
     }
     evaluate = partial(_evaluate, task, cfg.eval) if task and options.eval_every else None
-    trainer = Trainer(policy, windows, options, run_dir, evaluate=evaluate, info=info)
+    taught = teacher.policy if teacher else None
+    trainer = Trainer(policy, windows, options, run_dir, evaluate=evaluate, info=info, teacher=taught)
     if unused and trainer.accelerator.is_main_process:
         say(f"not observed: {roles.explain(unused)}; keys=[...] chooses others")
     held = ", ".join(f"'{key}' {dims}" for key, dims in policy.normalizer.noise.items() if dims)

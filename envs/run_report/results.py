@@ -155,6 +155,8 @@ def _conditions(data: Mapping[str, Any], actor: Mapping[str, Any], protocol: str
         found.append(f"{config['n_action_steps']} actions executed")
     if isinstance(continuity, dict):
         found.append(f"{continuity.get('continuity')}, {continuity.get('delay')} steps late")
+        if warm := continuity.get("warm_start"):
+            found.append(f"warm start {warm}")
     if config.get("batched"):
         found.append("batched")
     if data.get("noise_seed"):

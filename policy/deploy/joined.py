@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from flowleap.policy.networks.mlp import FiLMBlock, MLPBackbone
-from flowleap.policy.networks.transformer import DiTBlock, TransformerBackbone, modulate
+from flowleap.policy.networks.transformer import DiTBlock, TransformerBackbone, embed, modulate
 
 
 def join_linear(layers: Sequence[nn.Linear], larger: Sequence[slice]) -> nn.Linear:
@@ -62,19 +62,18 @@ class JoinedTransformer(nn.Module):
             net.input,
             net.positions,
         )
-        self.blocks, self.norm, self.output = net.blocks, net.norm, net.output
+        self.blocks, self.norm, self.output, self.tokens = net.blocks, net.norm, net.output, net.tokens
         layers = [block.modulation for block in net.blocks if isinstance(block, DiTBlock)]
         self.width = net.output.in_features
         self.modulation = join_linear([*layers, net.modulation], [slice(0)] * (len(layers) + 1))
 
     def forward(self, x: Tensor, t: Tensor, s: Tensor, cond: Tensor) -> Tensor:
         """See `TransformerBackbone.forward`."""
-        c = nn.functional.silu(self.time(t[:1], s[:1]) + self.condition(cond))
+        h, c = embed(self, x, t[:1], s[:1], cond)
         parts = iter(self.modulation(c).split(self.width, dim=1))
-        h = self.input(x) + self.positions
         for block in self.blocks:
             assert isinstance(block, DiTBlock)
             scale1, shift1, gate1, scale2, shift2, gate2 = (next(parts) for _ in range(6))
             h = h + gate1[:, None] * block.attention(modulate(block.norm1(h), scale1, shift1))
             h = h + gate2[:, None] * block.mlp(modulate(block.norm2(h), scale2, shift2))
-        return self.output(modulate(self.norm(h), next(parts), next(parts)))
+        return self.output(modulate(self.norm(h[:, self.tokens :]), next(parts), next(parts)))

@@ -12,7 +12,7 @@ import torch
 
 from flowleap.policy.core.errors import FlowleapError
 from flowleap.policy.deploy.runtime import ExportedPolicy
-from flowleap.policy.flow.objectives import Objective
+from flowleap.policy.flow.objective import Objective
 from flowleap.policy.flow.samplers import NOISE_LEVELS
 from flowleap.policy.normalizer import ACTION
 from flowleap.policy.policy import Policy

@@ -41,6 +41,15 @@ class Continuity:
         int | None, Option("chunks to choose from; null is 16 for best_of, else 1", 1, 1024)
     ] = None
 
+    warm_start: Annotated[
+        float,
+        Option(
+            "w: a chunk starts at t = 1 - w from w times the running one, the rest noise (2603.12480)",
+            0,
+            0.99,
+        ),
+    ] = 0.0
+
     @property
     def candidates(self) -> int:
         """K, how many chunks are drawn at a time."""
@@ -72,10 +81,13 @@ class Request(NamedTuple):
     Attributes:
         prefix: actions [d, A] that are executed until the chunk arrives; None where none are given.
         candidates: how many chunks are wanted.
+        previous: what the running chunk holds for the N steps from now on, its last action repeated [N, A]; None where
+            the new one does not start from it.
     """
 
     prefix: NDArray[np.float32] | None
     candidates: int
+    previous: NDArray[np.float32] | None = None
 
 
 class _Chunk(NamedTuple):
@@ -125,7 +137,9 @@ class Plan:
             ahead = [self._action(self.now + i) for i in range(self.settings.delay)]
             known = [action for action in ahead if action is not None]
             prefix = np.stack(known) if known else None
-        return Request(prefix, self.settings.candidates)
+        return Request(
+            prefix, self.settings.candidates, self._running() if self.settings.warm_start else None
+        )
 
     def receive(self, candidates: NDArray[np.float32]) -> None:
         """Take the answer to the last `ask`, chunks [K, N, A]: used `delay` steps after it, or now where that is past.
@@ -163,6 +177,14 @@ class Plan:
         weights = np.exp(-ENSEMBLE_DECAY * np.arange(len(covering)))
         actions = np.stack([c.actions[step - c.start] for c in covering])
         return (weights[:, None] * actions).sum(0).astype(np.float32) / np.float32(weights.sum())
+
+    def _running(self) -> NDArray[np.float32] | None:
+        """The running chunk from now on, as long as it was; None where none is running."""
+        if not self._chunks:
+            return None
+        last = self._chunks[-1]
+        steps = np.minimum(np.arange(len(last.actions)) + self.now - last.start, len(last.actions) - 1)
+        return last.actions[steps]
 
     def _nearest(self, start: int, candidates: NDArray[np.float32]) -> int:
         """The candidate that is nearest to the running plan, over the steps that both cover."""

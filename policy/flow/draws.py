@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from flowleap.policy.core.registry import Option
+from flowleap.policy.flow.flow_map import FlowMap
 
 Times = Literal["beta", "logit_normal"]
 
@@ -61,6 +62,7 @@ class FlowBatch:
         a, z, t, s, uniform, progress: see `Draw`.
         off: indices [n] of the rows where s < t may hold, or None for all rows.
         v: the velocity to regress on, [B,H,A]: z - a, or its guided version.
+        teacher: the flow map that gives the targets, where it is not the one in training.
     """
 
     a: Tensor
@@ -71,6 +73,7 @@ class FlowBatch:
     uniform: Tensor
     off: Tensor | None = None
     progress: float = 0.0
+    teacher: FlowMap | None = None
 
     @classmethod
     def of(cls, a: Tensor, draw: Draw) -> FlowBatch:
@@ -135,6 +138,10 @@ class DrawConfig:
         float, Option("share of the batch with s = t, which skips the term for s < t", 0, 1)
     ] = 0.0
     to_data: Annotated[bool, Option("s = 0 in every row with s < t, as consistency models learn")] = False
+    gap_growth: Annotated[
+        float,
+        Option("share of the training over which the gap t - s grows from 0 to what is drawn; 0: off", 0, 1),
+    ] = 0.0
     obs_dropout: Annotated[
         float, Option("probability of hiding the observation in training, for guidance", 0, 0.99)
     ] = 0.0
@@ -151,6 +158,8 @@ class DrawConfig:
         noise = torch.randn(batch, horizon, action_dim, generator=generator)
         t, s = draw_times(batch, self.alpha, generator, self.times, self.time_mean, self.time_scale)
         s = torch.zeros_like(s) if self.to_data else s
+        if progress < self.gap_growth:
+            s = t - progress / self.gap_growth * (t - s)
         off = spread_rows(batch, 1.0 - self.diagonal)
         uniform = torch.rand(batch, generator=generator)
         keep = torch.rand(batch, generator=generator) >= self.obs_dropout

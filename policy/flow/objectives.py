@@ -6,24 +6,24 @@ network gives u(x_t, t, s). `sg` is `.detach()`. Every term is a mean over the c
 covers the rows `batch.off`; the other rows have s = t.
 
 Each function names its paper; docs/math.md tells them apart. The adaptive weight is that of MeanFlow. A new objective
-is a function under `@objective(...)`, here or in a file of its own.
+is a function under `@objective(...)`, here or in a file of its own that `objective.py` imports.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import Annotated, Any, Literal
 
 import torch
 from torch import Tensor
 
 from flowleap.policy.core.errors import FlowleapError
-from flowleap.policy.core.registry import Option, Registry, parameters_of
+from flowleap.policy.core.registry import Option, Registry
 from flowleap.policy.flow import samplers
 from flowleap.policy.flow.derivatives import Derivative, total_derivative, value_and_derivative
-from flowleap.policy.flow.draws import Draw, DrawConfig, FlowBatch
+from flowleap.policy.flow.draws import DrawConfig, FlowBatch
 from flowleap.policy.flow.flow_map import FlowMap, over_chunk
 from flowleap.policy.flow.samplers import NOISE_LEVELS, Prediction, Sampler, noise_schedule
 
@@ -72,6 +72,9 @@ Midpoint = Annotated[
 ]
 Halvings = Annotated[int, Option("how often the gap t - r is halved as training goes on", 0, 30)]
 Tau = Annotated[float, Option("noise of the second input (1 - t* of the paper)", 1e-3, 0.999)]
+Targets = Annotated[
+    Literal["own", "ema"], Option("whose velocity and derivative are the target; ema: the averaged weights'")
+]
 Balance = Annotated[bool, Option("divide each term by the square of its interval")]
 Predicted = Annotated[
     Prediction, Option("epsilon, sample (the clean chunk) or v_prediction, as in diffusers")
@@ -110,7 +113,18 @@ def off_rows(u: FlowMap, batch: FlowBatch) -> tuple[FlowMap, FlowBatch]:
     if batch.off is None:
         return u, batch
     tensors = {name: getattr(batch, name)[batch.off] for name in ("a", "z", "t", "s", "v", "uniform")}
-    return u[batch.off], replace(batch, off=None, **tensors)
+    teacher = batch.teacher[batch.off] if batch.teacher else None
+    return u[batch.off], replace(batch, off=None, teacher=teacher, **tensors)
+
+
+def teacher_of(batch: FlowBatch) -> FlowMap:
+    """The flow map that the targets come from; raise `FlowleapError` where there is none."""
+    if batch.teacher is None:
+        raise FlowleapError(
+            "this objective takes its targets from another network: objective.teacher=RUN names a trained one, and "
+            "objective.targets=ema takes that of the trainer"
+        )
+    return batch.teacher
 
 
 def diagonal_and_off(u: FlowMap, batch: FlowBatch, off: FlowMap, rows: FlowBatch) -> tuple[Tensor, Tensor]:
@@ -133,18 +147,30 @@ def flow_matching(u: FlowMap, batch: FlowBatch) -> Terms:
 
 @objective("isd", Sampling(samplers.leap_sampler))
 def isd(
-    u: FlowMap, batch: FlowBatch, *, derivative: Derivative = "difference", anchor_weight: AnchorWeight = 1.0
+    u: FlowMap,
+    batch: FlowBatch,
+    *,
+    derivative: Derivative = "difference",
+    anchor_weight: AnchorWeight = 1.0,
+    targets: Targets = "own",
 ) -> Terms:
     """Improved self-distillation (arXiv 2601.22679), the default: one step from scratch.
 
     |u(x_t,t,t) - v|^2 + |u(x_t,t,s) - sg[vbar - (t - s) D_vbar u]|^2,   vbar = sg[u(x_t,t,t)]
-    The whole Eulerian target is stopped. `anchor_weight` multiplies the first term.
+    The whole Eulerian target is stopped. `anchor_weight` multiplies the first term; `targets=ema` takes vbar and
+    D_vbar u from the averaged weights (arXiv 2603.12480).
     """
     off, rows = off_rows(u, batch)
     u_tt, u_ts = diagonal_and_off(u, batch, off, rows)
-    vbar = (u_tt if batch.off is None else u_tt[batch.off]).detach()
+    if targets == "own":
+        vbar, known = (u_tt if batch.off is None else u_tt[batch.off]).detach(), u_ts.detach()
+        guide = off
+    else:
+        guide, known = teacher_of(rows), None
+        with torch.no_grad():
+            vbar = guide.velocity(rows.x_t, rows.t)
     tangents = (vbar, torch.ones_like(rows.t), None)
-    du = total_derivative(off, (rows.x_t, rows.t, rows.s), tangents, derivative, u_ts.detach())
+    du = total_derivative(guide, (rows.x_t, rows.t, rows.s), tangents, derivative, known)
     fm = squared_error(u_tt, batch.v, u.free)
     sd = squared_error(u_ts, vbar - rows.gap * du, off.free)
     return {"fm": anchor_weight * fm, "sd": off_diagonal(sd, batch)}
@@ -312,66 +338,3 @@ def ddpm(u: FlowMap, batch: FlowBatch, *, prediction: Predicted = "epsilon") -> 
     else:
         target = batch.z if prediction == "epsilon" else batch.a
     return {"ddpm": squared_error(u.network(noisy, time, time), target, u.free)}
-
-
-class Objective:
-    """A named objective with its options: draws the randomness of a batch and computes the scalar loss.
-
-    `config` holds its `name`, the options of that objective's function, those of `SharedOptions`; an unknown
-    name or option, or a value out of range, raises `FlowleapError`.
-    """
-
-    def __init__(self, config: Mapping[str, Any]) -> None:
-        if config.get("derivative") == "tangent":  # checkpoints before 0.2: exact as well
-            config = {**config, "derivative": "jvp"}
-        options = OBJECTIVES.options(config)
-        self.name: str = config["name"]
-        self.terms = OBJECTIVES[self.name]
-        self.sampling = SAMPLING[self.name]
-        self.options = {key: options.pop(key) for key in parameters_of(self.terms)}
-        self.shared = SharedOptions(**options)
-        self.draw = self.shared.draw
-        if self.shared.guidance != 1.0 and not (self.sampling.guided and self.shared.obs_dropout):
-            raise FlowleapError(
-                "objective.guidance needs objective.obs_dropout > 0 and an objective that regresses on the "
-                f"velocity, got guidance={self.shared.guidance:g} with '{self.name}'"
-            )
-
-    @property
-    def config(self) -> dict[str, Any]:
-        """Plain data from which the objective can be rebuilt."""
-        return {"name": self.name, **self.options, **asdict(self.shared)}
-
-    def loss(self, flow_map: FlowMap, actions: Tensor, draw: Draw) -> tuple[Tensor, dict[str, Tensor]]:
-        """Return (scalar loss, detached mean of each term) for normalised action chunks [B,H,A]."""
-        batch, guidance = FlowBatch.of(actions, draw), self.shared.guidance
-        if self.shared.obs_dropout:
-            blind = flow_map.without_observation()
-            flow_map = flow_map.keep_observation(draw.keep)
-            if guidance != 1.0:
-                with torch.no_grad():
-                    guided = guidance * batch.v + (1 - guidance) * blind.velocity(batch.x_t, batch.t)
-                batch = replace(batch, v=torch.where(over_chunk(draw.keep), guided, batch.v))
-        terms = self.terms(flow_map, batch, **self.options)
-        total = torch.stack(list(terms.values())).sum(0)
-        loss = adaptive_weight(total, self.shared.p, self.shared.c)
-        return loss, {k: v.detach().mean() for k, v in terms.items()}
-
-    def sample(self, flow_map: FlowMap, noise: Tensor, grid: Tensor) -> Tensor:
-        """Normalised action chunks [B,H,A] from noise [B,H,A] over a time grid, NFE = len(grid) - 1."""
-        own = {name: self.options[name] for name in self.sampling.options}
-        return self.sampling.sampler(flow_map, noise, grid, **own)
-
-    def draws(self, steps: int) -> int:
-        """How many noises [H,A] a chunk takes at an NFE: all of a stochastic sampler, else the first alone."""
-        return steps if steps == self.sampling.ancestral_at else 1
-
-    def check_steps(self, steps: int | None) -> int:
-        """Return the NFE to use (`None`: the objective's default); raise `FlowleapError` where unsupported."""
-        if steps is None:
-            return self.sampling.default_steps
-        low, high = self.sampling.min_steps, self.sampling.max_steps
-        if isinstance(steps, bool) or not isinstance(steps, int) or not low <= steps <= (high or math.inf):
-            allowed = f"steps from {low} to {high}" if high else f"steps >= {low}"
-            raise FlowleapError(f"objective '{self.name}' supports {allowed}, got {steps!r}")
-        return steps

@@ -67,6 +67,10 @@ def mip_sampler(flow_map: FlowMap, x: Tensor, grid: Tensor, tau: float = 0.1) ->
     return flow_map.network(first, tau * one, tau * one)
 
 
+# Those that may begin anywhere on the flow, not at pure noise alone.
+ANY_START = (leap_sampler, euler_sampler)
+
+
 @cache
 def noise_schedule(kind: Literal["ddpm", "ddim"], prediction: Prediction) -> Any:
     """The scheduler of diffusers with Diffusion Policy's settings: 100 levels, cosine, samples clipped to [-1, 1]."""

@@ -1,8 +1,11 @@
-"""Transformer over the action tokens with adaptive layer norm, "adaLN-zero" (DiT, arXiv 2212.09748)."""
+"""Transformer over the action tokens with adaptive layer norm, "adaLN-zero" (DiT, arXiv 2212.09748).
+
+The condition modulates the layers as the times do, or stands beside the actions as tokens of its own.
+"""
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +14,17 @@ from flowleap.policy.core.errors import FlowleapError
 from flowleap.policy.core.registry import Option
 from flowleap.policy.networks.layers import LayerNorm, attend, two_layers
 from flowleap.policy.networks.time_embedding import MaxFrequency, TimeEmbedding
+
+
+def embed(net: Any, x: Tensor, t: Tensor, s: Tensor, cond: Tensor) -> tuple[Tensor, Tensor]:
+    """The tokens [B, tokens + H, width] that a backbone begins with, and what modulates them [B, width].
+
+    The tokens of the condition, if it has some, come first; else the condition is in what modulates.
+    """
+    actions, seen, times = net.input(x) + net.positions, net.condition(cond), net.time(t, s)
+    if not net.tokens:
+        return actions, nn.functional.silu(times + seen)
+    return torch.cat([seen.unflatten(1, (net.tokens, -1)), actions], dim=1), nn.functional.silu(times)
 
 
 def modulate(h: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
@@ -66,12 +80,20 @@ class TransformerBackbone(nn.Module):
             float, Option("in and after a block's branches, in training; needs an exact derivative", 0, 0.99)
         ] = 0.0,
         max_frequency: MaxFrequency = 8.0,
+        tokens: Annotated[
+            int,
+            Option(
+                "the condition as so many tokens beside the actions' (2608.16153); 0: by adaptive norm", 0, 64
+            ),
+        ] = 0,
     ) -> None:
         super().__init__()
         if width % heads:
             raise FlowleapError(f"backbone.width: {width} is not divisible by heads={heads}")
         self.time = TimeEmbedding(width, max_frequency)
-        self.condition = nn.Sequential(nn.Linear(cond_dim, width), nn.SiLU(), nn.Linear(width, width))
+        self.tokens = tokens
+        seen = nn.Linear(width, width * max(tokens, 1))  # the bias tells the tokens apart
+        self.condition = nn.Sequential(nn.Linear(cond_dim, width), nn.SiLU(), seen)
         self.input = nn.Linear(action_dim, width)
         self.positions = nn.Parameter(0.02 * torch.randn(horizon, width))
         self.blocks = nn.ModuleList(DiTBlock(width, heads, expansion, dropout) for _ in range(depth))
@@ -84,9 +106,8 @@ class TransformerBackbone(nn.Module):
 
     def forward(self, x: Tensor, t: Tensor, s: Tensor, cond: Tensor) -> Tensor:
         """Average velocity [B,H,A] at x [B,H,A] and times t, s [B], under cond [B,C]."""
-        c = nn.functional.silu(self.time(t, s) + self.condition(cond))
-        h = self.input(x) + self.positions
+        h, c = embed(self, x, t, s, cond)
         for block in self.blocks:
             h = block(h, c)
         scale, shift = self.modulation(c).chunk(2, dim=-1)
-        return self.output(modulate(self.norm(h), scale, shift))
+        return self.output(modulate(self.norm(h[:, self.tokens :]), scale, shift))

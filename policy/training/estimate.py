@@ -33,7 +33,7 @@ def seconds_a_step(trainer: Trainer) -> float | None:
         batch = batches.to_device(arrays, trainer.accelerator.device)
         draw = trainer.policy.draw(count, torch.Generator().manual_seed(0))
         with trainer.accelerator.autocast():
-            loss, _ = trainer.policy.loss(batch, draw)
+            loss, _ = trainer.policy.loss(batch, draw, trainer.teacher)
         loss.backward()
         float(loss.detach())  # waits for a GPU
         seconds = perf_counter() - start

@@ -45,20 +45,27 @@ class MetricsLog:
         self._board.close()
 
 
+LARGEST = "grad_norm"  # the scalar whose largest value counts, too
+
+
 class Meter:
-    """Means of the scalars of the steps since the last reading, and how fast these steps went."""
+    """Means of the scalars of the steps since the last reading, the largest `LARGEST`, and how fast the steps went."""
 
     def __init__(self) -> None:
         self._reset()
 
     def _reset(self) -> None:
         self._sums: dict[str, Tensor] = {}
+        self._largest: Tensor | None = None
         self._steps, self._waited, self._start = 0, 0.0, time.perf_counter()
 
     def add(self, scalars: Mapping[str, Tensor], waited: float) -> None:
         """Take a step's scalars (on any device, without waiting for it) and its seconds spent on the batch."""
         for key, value in scalars.items():
             self._sums[key] = self._sums[key] + value if key in self._sums else value
+        if LARGEST in scalars:
+            norm = scalars[LARGEST]
+            self._largest = norm if self._largest is None else torch.maximum(self._largest, norm)
         self._steps += 1
         self._waited += waited
 
@@ -77,6 +84,8 @@ class Meter:
         means = average(torch.stack(list(self._sums.values())) / self._steps).tolist()
         elapsed = time.perf_counter() - self._start
         row = dict(zip(self._sums, means, strict=True))
+        if self._largest is not None:  # of all processes together, as the gradient is
+            row[f"{LARGEST}_largest"] = float(self._largest)
         row |= {"samples_per_s": self._steps * batch_size / elapsed, "data_share": self._waited / elapsed}
         self._reset()
         return row

@@ -58,6 +58,7 @@ class Trainer:
         callback: called with (trainer, step, metrics) for every row of metrics, on the main process.
         indices: which windows make up each global batch; all of them, shuffled, by default.
         info: JSON notes stored in each checkpoint (task, dataset, ...); the policy's own by default.
+        teacher: what `policy.loss` takes as such; with `objective.targets=ema` it is the averaged policy.
 
     Attributes:
         stop_reason: why `fit` ended before the last step, else None.
@@ -77,6 +78,7 @@ class Trainer:
         callback: Callback | None = None,
         indices: IndexStream | None = None,
         info: Mapping[str, Any] | None = None,
+        teacher: Policy | None = None,
     ) -> None:
         if config.patience and evaluate is None:
             raise FlowleapError(f"trainer.patience={config.patience} needs a task to evaluate the policy on")
@@ -100,6 +102,9 @@ class Trainer:
         self.policy = policy.train().to(self.accelerator.device)
         set_threads(config.threads, self.policy)
         self.ema = averaged(self.policy, config.ema_decay)
+        self.teacher = teacher and teacher.to(self.accelerator.device)
+        if policy.objective.options.get("targets") == "ema":
+            self.teacher = self.ema_policy
         self.optimizer = torch.optim.AdamW(
             self.policy.parameters(), config.lr, config.betas, weight_decay=config.weight_decay, fused=True
         )
@@ -146,7 +151,7 @@ class Trainer:
             waiting = part < parts - 1  # gradients cross processes once a step, with the last micro-batch
             with self.accelerator.no_sync(self.model) if waiting else nullcontext():
                 try:
-                    loss, terms = self.model(batches.rows_of(batch, rows), draw[rows])
+                    loss, terms = self.model(batches.rows_of(batch, rows), draw[rows], self.teacher)
                 except RuntimeError as error:
                     raise (self.config.compile and compile_failure(error)) or error from error
                 self.accelerator.backward(loss / parts)

@@ -33,7 +33,7 @@ RENAMED = {
     "collect": {"cameras": "task.kwargs.cameras"},
 }
 _REGISTRIES = {  # group -> module and registry; a module is only imported for verbs that have its group
-    "objective": ("flowleap.policy.flow.objectives", "OBJECTIVES"),
+    "objective": ("flowleap.policy.flow.objective", "OBJECTIVES"),
     "backbone": ("flowleap.policy.networks.build", "BACKBONES"),
     "encoder": ("flowleap.policy.networks.encoders", "ENCODERS"),
 }

@@ -17,7 +17,7 @@ from hydra.core.override_parser.types import Quote, QuotedString
 from hydra.errors import HydraException
 
 PATHS = {"checkpoint", "dataset", "html", "out", "results", "resume", "run_dir", "save", "scratch", "source"}
-PATHS |= {"encoder.weights", "api_key_file", "client", "log"}
+PATHS |= {"encoder.weights", "objective.teacher", "api_key_file", "client", "log"}
 """Options of any verb that are paths."""
 
 _QUOTED = r"""(?:"(?:\\.|[^"\\])*"|'(?:\\.|[^'\\])*')"""

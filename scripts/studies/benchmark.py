@@ -4,16 +4,20 @@
     flowleap benchmark suite=objectives task=pusht/keypoints dataset=PATH
     flowleap benchmark task=metaworld/push-v3 dataset=PATH objectives=[isd] nfe.isd=[1] seeds=[0]
     flowleap benchmark dataset=PATH 'objectives=[isd,isd-quarter]' '+own={isd-quarter: "objective.diagonal=0.75"}'
+    flowleap benchmark suite=stability task=pusht/keypoints dataset=PATH name=claims_pusht_keypoints
+    flowleap benchmark suite=distillation task=pusht/keypoints dataset=PATH name=distillation
     flowleap benchmark suite=latency task=pusht/keypoints dataset=PATH
     flowleap benchmark suite=metaworld50
 
-A row is an objective, or `objective-variant` with the variant's overrides in `own`.
+A row is an objective, or `objective-variant` with the variant's overrides in `own`, or in `acting` those of its
+evaluations: rows that differ in these alone share their training. A row of `teachers` learns from the row that it names
+there, of the same seed, and the minutes of both count.
 
 `budget=[steps]` gives every objective equal gradient steps; `budget=[steps,time]` adds a second table, where an
-objective with a cheaper step than the first one's gets more steps, so that training takes as long. Rows run in
-processes of their own, one CPU thread each. What is finished is not repeated, so an interrupted benchmark goes on
-where it stopped. With `formats`, the first objective is also evaluated as exported, and at the end a chunk of all is
-timed in turn. A suite of tasks also collects the demonstrations of each.
+objective with a cheaper step than the first one's gets more steps, so that training takes as long, or the share of it
+that `time_share` says. Rows run in processes of their own, one CPU thread each. What is finished is not repeated, so an
+interrupted benchmark goes on where it stopped. With `formats`, the first objective is also evaluated as exported, and a
+chunk of all is timed in turn at the end. A suite of tasks also collects the demonstrations of each.
 """
 
 from __future__ import annotations
@@ -25,12 +29,15 @@ import subprocess
 import sys
 import tempfile
 import threading
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
+import numpy as np
 from omegaconf import DictConfig
 
 from flowleap.envs.protocols import FLOWLEAP, Protocol, find_protocol, one_protocol
@@ -55,10 +62,11 @@ TRAINING = ("trainer.threads=1", "trainer.device=cpu", "trainer.progress=false")
 
 _running: set[subprocess.Popen[bytes]] = set()  # by `run_flowleap`, in any thread
 _stopping = threading.Event()
+_training: defaultdict[Path, threading.Lock] = defaultdict(threading.Lock)  # of runs that rows share
 
 
 class Row(NamedTuple):
-    """One training run and the NFEs it is evaluated at; `budget` is `steps` or `time`."""
+    """One training and the NFEs it is evaluated at; `budget` is `steps` or `time`, `teacher` a run to learn from."""
 
     objective: str
     seed: int
@@ -66,6 +74,7 @@ class Row(NamedTuple):
     train: tuple[str, ...]
     run_dir: Path
     budget: str
+    teacher: Path | None
 
 
 def main(cfg: DictConfig) -> dict[str, Any]:
@@ -80,9 +89,7 @@ def main(cfg: DictConfig) -> dict[str, Any]:
         return _suite(cfg)
     protocol = _decide_seeds(cfg)
     metric = protocol.metric or make_task(cfg.task.name).scoring.metric
-    records = [
-        record for own in _in_threads(lambda row: _run(cfg, row), _rows(cfg), cfg.parallel) for record in own
-    ]
+    records = _records(cfg, partial(_in_threads, threads=cfg.parallel))
     results: dict[str, Any] = {"command": command("benchmark"), "config": plain(cfg), "metric": metric}
     results["protocol"] = {"name": one_protocol(records)}
     for budget in cfg.budget:
@@ -101,6 +108,25 @@ def main(cfg: DictConfig) -> dict[str, Any]:
     print_tables(results)
     say(f"results: {path}, .md")
     return results
+
+
+def _records(cfg: DictConfig, each: Callable[..., Iterable[list[dict[str, Any]]]]) -> list[dict[str, Any]]:
+    """What came of every row, `each` being a `map`; those that learn from others are trained after them."""
+    order = list(cfg.objectives)
+    for name, teacher in cfg.teachers.items():
+        if name in order and (teacher not in order or teacher in cfg.teachers):
+            raise FlowleapError(
+                f"teachers: {name} learns from {teacher}, which is no row that learns from data alone"
+            )
+    found: list[dict[str, Any]] = []
+    for students in (False, True):
+        names = [name for name in order if (name in cfg.teachers) == students]
+        for records in each(lambda row: _run(cfg, row), _rows(cfg, names)):
+            found += records
+    # An export stands behind its policy.
+    return sorted(
+        found, key=lambda record: (record["seed"], order.index(record["objective"].partition(", ")[0]))
+    )
 
 
 def _decide_seeds(cfg: DictConfig) -> Protocol:
@@ -123,7 +149,7 @@ def _suite(cfg: DictConfig) -> dict[str, Any]:
         own = suite.task_config(task)
         _decide_seeds(own)
         collected(own, run_flowleap)
-        suite.add(task, [record for row in _rows(own) for record in _run(own, row)])
+        suite.add(task, _records(own, map))
 
     _in_threads(run, suite.left, cfg.parallel)
     suite.add_experts()
@@ -148,74 +174,94 @@ def _in_threads(work: Callable[[_T], _R], things: Iterable[_T], threads: int) ->
             raise
 
 
-def _rows(cfg: DictConfig) -> list[Row]:
-    """All rows, seed by seed, so that a benchmark cut short has compared everything on fewer seeds."""
-    rows = []
-    for seed, budget, objective in product(cfg.seeds, cfg.budget, cfg.objectives):
-        words = _train_words(cfg, objective, seed)
-        name = objective.replace("-", "_") + ("" if budget == "steps" else "_equal_time")
+def _rows(cfg: DictConfig, objectives: Sequence[str]) -> list[Row]:
+    """The rows of some objectives, seed by seed, so that a benchmark cut short has compared them on fewer seeds."""
+    rows: list[Row] = []
+    runs: dict[tuple[str, ...], Path] = {}
+    for seed, budget, objective in product(cfg.seeds, cfg.budget, objectives):
+        teacher = cfg.teachers.get(objective)
+        place = _run_dir(cfg, teacher, seed, budget) if teacher else None
+        words = _train_words(cfg, objective, seed, place)
         if budget == "time":
-            steps = f"trainer.steps={_equal_time_steps(cfg, objective, words)}"
+            steps = f"trainer.steps={_equal_time_steps(cfg, objective, words, place)}"
             words = (*(word for word in words if not word.startswith("trainer.steps=")), steps)
         nfes = tuple(cfg.nfe.get(objective, cfg.nfe.get(objective.partition("-")[0], [1])))
-        rows.append(Row(objective, seed, nfes, words, Path(cfg.out) / f"{name}_seed{seed}", budget))
+        run_dir = _run_dir(cfg, objective, seed, budget)
+        if objective in cfg.acting:
+            run_dir = runs.get(words, run_dir)
+        runs.setdefault(words, run_dir)
+        rows.append(Row(objective, seed, nfes, words, run_dir, budget, place))
     return rows
 
 
-def _equal_time_steps(cfg: DictConfig, objective: str, words: Sequence[str]) -> int:
-    """Gradient steps that take as long as the first objective's, by the CPU time of a step measured once."""
+def _run_dir(cfg: DictConfig, objective: str, seed: int, budget: str) -> Path:
+    name = objective.replace("-", "_") + ("" if budget == "steps" else "_equal_time")
+    return Path(cfg.out) / f"{name}_seed{seed}"
+
+
+def _equal_time_steps(cfg: DictConfig, objective: str, words: Sequence[str], teacher: Path | None) -> int:
+    """Gradient steps that take the row's share of the first objective's time, by the CPU time of a step."""
     file = Path(cfg.out) / STEP_COST
     costs: dict[str, float] = json.loads(file.read_text()) if file.exists() else {}
     for name in (cfg.objectives[0], objective):
         if name not in costs:
-            costs[name] = step_cost(cfg, name)
+            costs[name] = step_cost(cfg, name, teacher)
             file.parent.mkdir(parents=True, exist_ok=True)
             file.write_text(json.dumps(costs))
     steps = [int(word.partition("=")[2]) for word in words if word.startswith("trainer.steps=")]
     if not steps:
         raise FlowleapError('budget=[time] needs trainer.steps in train="..."')
-    return round(steps[-1] * costs[cfg.objectives[0]] / costs[objective])
+    share: float = cfg.time_share.get(objective, 1.0)
+    return max(1, round(share * steps[-1] * costs[cfg.objectives[0]] / costs[objective]))
 
 
-def step_cost(cfg: DictConfig, objective: str, steps: int = 400) -> float:
+def step_cost(cfg: DictConfig, objective: str, teacher: Path | None, steps: int = 400) -> float:
     """CPU seconds of one gradient step: those of 60 + `steps` steps less those of 60, in processes of their own."""
     spent = []
     for count in (60, 60 + steps):
         with tempfile.TemporaryDirectory() as folder:
             alone = ("trainer.eval_every=0", "trainer.patience=0")  # an evaluation is no gradient step
             fixed = (f"run_dir={folder}/run", f"trainer.stop_at={count}", *alone)
-            spent.append(run_flowleap("train", *_train_words(cfg, objective, 0), *fixed))
+            taught = teacher if objective in cfg.teachers else None
+            spent.append(run_flowleap("train", *_train_words(cfg, objective, 0, taught), *fixed))
     return max(spent[1] - spent[0], 1e-6) / steps
 
 
-def _train_words(cfg: DictConfig, objective: str, seed: int) -> tuple[str, ...]:
+def _train_words(cfg: DictConfig, objective: str, seed: int, teacher: Path | None) -> tuple[str, ...]:
     base = (f"task={cfg.task.name}", f"dataset={cfg.dataset}", f"objective={objective.partition('-')[0]}")
+    taught = () if teacher is None else (f"objective.teacher={teacher}",)
     own = (*shlex.split(cfg.train), *shlex.split(cfg.own.get(objective, "")))
-    return (*base, f"trainer.seed={seed}", *TRAINING, *own)
+    return (*base, *taught, f"trainer.seed={seed}", *TRAINING, *own)
 
 
 def _run(cfg: DictConfig, row: Row) -> list[dict[str, Any]]:
     """Train one row unless it is finished, evaluate it at every NFE, and return one record each."""
     timing = row.run_dir / TIMING
-    if not timing.exists():
-        if (row.run_dir / "checkpoints" / "last").exists():
-            seconds = run_flowleap("train", f"resume={row.run_dir}")
-        else:
-            seconds = run_flowleap("train", *row.train, f"run_dir={row.run_dir}")
-        timing.write_text(json.dumps(seconds))
-        say(f"trained {row.run_dir} in {seconds / 60:.1f} CPU minutes")
+    with _training[row.run_dir]:
+        if not timing.exists():
+            if (row.run_dir / "checkpoints" / "last").exists():
+                seconds = run_flowleap("train", f"resume={row.run_dir}")
+            else:
+                seconds = run_flowleap("train", *row.train, f"run_dir={row.run_dir}")
+            timing.write_text(json.dumps(seconds))
+            say(f"trained {row.run_dir} in {seconds / 60:.1f} CPU minutes")
+    taught = json.loads((row.teacher / TIMING).read_text()) if row.teacher else 0.0
     protocol = "" if cfg.protocol == FLOWLEAP.name else f"_{cfg.protocol}"
+    acting = shlex.split(cfg.acting.get(row.objective, ""))
+    protocol += f"_{row.objective}" if acting else ""
     trained: dict[str, Any] = {
         "budget": row.budget,
         "seed": row.seed,
-        "train_minutes": round(json.loads(timing.read_text()) / 60, 2),
+        "train_minutes": round((json.loads(timing.read_text()) + taught) / 60, 2),
+        "teacher_minutes": round(taught / 60, 2) if row.teacher else None,
+        "gradient_norm": _norms(logged(row.run_dir, "grad_norm_largest")),
     }
     records: list[dict[str, Any]] = []
 
     def add(label: str, nfe: int, checkpoint: Path, curve: list[dict[str, Any]]) -> None:
         ta = "null" if cfg.n_action_steps is None else cfg.n_action_steps
         name = f"nfe{nfe}_ta{cfg.n_action_steps or 'task'}_{cfg.eval_seed}x{cfg.episodes}{protocol}.json"
-        words = (f"steps={nfe}", f"n_action_steps={ta}", f"protocol={cfg.protocol}")
+        words = (f"steps={nfe}", f"n_action_steps={ta}", f"protocol={cfg.protocol}", *acting)
         result = evaluate(cfg, checkpoint, checkpoint / "eval" / name, *words)
         if not records:  # an export knows neither
             trained["train_steps"] = result["actor"]["training"]["step"]
@@ -269,13 +315,23 @@ def _exported(row: Row, form: str) -> Path:
 def _timed(cfg: DictConfig) -> dict[str, tuple[Path, int]]:
     """What is timed: label -> run or export, NFE; of the first training seed."""
     seed = cfg.seeds[0]
-    own = [row for row in _rows(cfg) if row.seed == seed and row.budget == cfg.budget[0]]
+    own = [row for row in _rows(cfg, cfg.objectives) if row.seed == seed and row.budget == cfg.budget[0]]
     places = {f"{row.objective}, NFE {nfe}": (row.run_dir, nfe) for row in own for nfe in row.nfes}
     first = own[0]
     return places | {
         f"{first.objective}, {form}, NFE {first.nfes[0]}": (_exported(first, form), first.nfes[0])
         for form in cfg.formats
     }
+
+
+def _norms(rows: Sequence[dict[str, float]]) -> dict[str, float] | None:
+    """Gradient norms of a training before clipping: the median, and the largest of all and in the last tenth."""
+    if not rows:
+        return None
+    largest = [row["grad_norm_largest"] for row in rows]
+    late = largest[-max(1, len(largest) // 10) :]
+    median = float(np.median([row["grad_norm"] for row in rows]))
+    return {"median": median, "largest": max(largest), "largest_in_the_last_tenth": max(late)}
 
 
 def evaluate(cfg: DictConfig, run_dir: Path, out: Path, *words: str) -> dict[str, Any]:

@@ -41,6 +41,7 @@ def aggregate(records: Sequence[Record], episodes: int, metric: str) -> list[dic
             "outcomes": {name: rate([e["outcomes"][name] for e in pooled]) for name in outcomes},
             "train_steps": [e["train_steps"] for e in group],
             "train_minutes": [e["train_minutes"] for e in group],
+            "gradient_norms": [e["gradient_norm"] for e in group],
             "latency_ms_p50": float(np.median([e["summary"]["latency_ms"]["p50"] for e in group])),
         }
         shares = [e["summary"]["modes"]["entropy_share"] for e in group if "modes" in e["summary"]]
@@ -89,12 +90,18 @@ def cells(row: Mapping[str, Any]) -> dict[str, str]:
         "each training seed": " ".join(f"{x:.3f}" for x in row["per_seed"]),
         "success [95 % Wilson]": "{count}/{n} [{interval[0]:.2f}, {interval[1]:.2f}]".format(**success),
         "train, min": f"{np.mean(row['train_minutes']):.1f}",
+        "largest gradient norm": _worst(row["gradient_norms"]),
         "ms a chunk": f"{row['latency_ms_p50']:.2f}",
     }
     if "entropy_share" in row:
         share = row["entropy_share"]
         line["entropy share"] = "-" if share is None else f"{share:.2f}"
     return line | {name: f"{part['count']}/{part['n']}" for name, part in row["outcomes"].items()}
+
+
+def _worst(norms: Sequence[Mapping[str, float] | None]) -> str:
+    known = [norm["largest"] for norm in norms if norm]
+    return f"{max(known):.3g}" if known else ""
 
 
 def print_tables(results: Mapping[str, Any]) -> None:

@@ -73,11 +73,12 @@ def _case(cfg: DictConfig, words: str, run_dir: Path) -> tuple[dict[str, Any], l
     if ended == "whole" and cfg.episodes:
         score = evaluate(cfg, run_dir, run_dir / "eval.json", "steps=1")["summary"]["headline"]["value"]
     norms = np.array([row["grad_norm"] for row in rows])
+    largest = max(row.get("grad_norm_largest", row["grad_norm"]) for row in rows)
     case = {
         "overrides": words,
         "median": float(np.median(norms)),
         "q95": float(np.quantile(norms, 0.95)),
-        "largest": float(norms.max()),
+        "largest": float(largest),
         "median_last_quarter": float(np.median(norms[-max(1, len(norms) // 4) :])),
         "ended": ended,
         "score": score,

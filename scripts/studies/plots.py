@@ -29,7 +29,7 @@ def _save(figure: Any, path: Path) -> Path:
 def training_curve(run_dir: Path, out: Path) -> Path:
     """Draw every loss term that a run logged over gradient steps, on a logarithmic axis."""
     rows = logged(run_dir, "loss")
-    known = {"step", "time", "loss", "grad_norm", "lr", "samples_per_s", "data_share"}
+    known = {"step", "time", "loss", "grad_norm", "grad_norm_largest", "lr", "samples_per_s", "data_share"}
     names = {"fm": "anchor |u(x,t,t) - v|²", "sd": "self-distillation |u(x,t,s) - target|²"}
     figure, axes = _figure(1, 1, 6, 3.5)
     axis = axes[0, 0]
@@ -73,17 +73,22 @@ def action_chunks(
 
 
 def toy_samples(
-    noise: np.ndarray, drawn: Mapping[int, np.ndarray], truth: np.ndarray, out: Path, title: str
+    cases: Mapping[str, tuple[np.ndarray, Mapping[int, np.ndarray], np.ndarray]], out: Path
 ) -> Path:
-    """Scatter 2-D samples [N, 2] per NFE, coloured by the angle of the noise they came from, beside the data."""
-    figure, axes = _figure(1, len(drawn) + 1, 2.6 * (len(drawn) + 1), 2.8)
-    angle = np.arctan2(noise[:, 1], noise[:, 0])
-    for axis, (nfe, samples) in zip(axes[0], drawn.items(), strict=False):
-        axis.scatter(*samples.T, s=1, c=angle, cmap="twilight", rasterized=True)
-        axis.set_title(f"{title}, NFE {nfe}")
-    axes[0, -1].scatter(*truth.T, s=1, color="0.5", rasterized=True)
-    axes[0, -1].set_title("data")
-    for axis in axes[0]:
+    """Scatter 2-D samples, a row a case and a column an NFE, coloured by the angle of their noise, beside the data.
+
+    `cases`: name -> noise [N, 2], NFE -> samples [N, 2], data [N, 2].
+    """
+    columns = max(len(drawn) for _, drawn, _ in cases.values()) + 1
+    figure, axes = _figure(len(cases), columns, 2.6 * columns, 2.8 * len(cases))
+    for row, (name, (noise, drawn, truth)) in zip(axes, cases.items(), strict=True):
+        angle = np.arctan2(noise[:, 1], noise[:, 0])
+        for axis, (nfe, samples) in zip(row, drawn.items(), strict=False):
+            axis.scatter(*samples.T, s=1, c=angle, cmap="twilight", rasterized=True)
+            axis.set_title(f"{name.replace('_', ' ')}, NFE {nfe}", fontsize=9)
+        row[-1].scatter(*truth.T, s=1, color="0.5", rasterized=True)
+        row[-1].set_title("data", fontsize=9)
+    for axis in axes.flat:
         axis.set(xlim=(-1.6, 1.6), ylim=(-1.6, 1.6), aspect="equal", xticks=[], yticks=[])
     return _save(figure, out)
 

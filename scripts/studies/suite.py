@@ -47,6 +47,7 @@ CONDITIONS = [
     "n_action_steps",
     "protocol",
 ]
+UNUSUAL = ["acting", "teachers", "time_share", "schedule"]  # the same, where there is something
 
 
 class Suite:
@@ -69,8 +70,7 @@ class Suite:
                 known = list(self.group_of)
                 raise FlowleapError(f"only: the suite has no task {task!r}{suggest(task, known)}")
         self.conditions = {name: plain(cfg[name]) for name in CONDITIONS}
-        if cfg.schedule:
-            self.conditions["schedule"] = True
+        self.conditions |= {name: plain(cfg[name]) for name in UNUSUAL if cfg[name]}
         self.found: dict[str, Any] = {}
         self._lock = Lock()
         if path.exists():

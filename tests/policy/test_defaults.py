@@ -11,7 +11,7 @@ from omegaconf import OmegaConf
 from flowleap.policy.core.errors import FlowleapError
 from flowleap.policy.core.registry import Option, Registry, parameters_of
 from flowleap.policy.core.spec import WINDOW, ObsKey, Spec, Window
-from flowleap.policy.flow.objectives import OBJECTIVES, Objective
+from flowleap.policy.flow.objective import OBJECTIVES, Objective
 from flowleap.policy.networks.build import BACKBONES, build_backbone
 from flowleap.policy.networks.encoders import ENCODERS, build_encoder
 from flowleap.policy.normalizer import Normalizer

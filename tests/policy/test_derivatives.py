@@ -13,7 +13,8 @@ from flowleap.policy.core.errors import FlowleapError
 from flowleap.policy.core.spec import ObsKey, Spec
 from flowleap.policy.flow.derivatives import total_derivative, value_and_derivative
 from flowleap.policy.flow.flow_map import FlowMap
-from flowleap.policy.flow.objectives import Objective, esd, lsd
+from flowleap.policy.flow.objective import Objective
+from flowleap.policy.flow.objectives import esd, lsd
 from flowleap.policy.networks.build import BACKBONES as REGISTRY
 from flowleap.policy.networks.layers import LayerNorm
 from flowleap.policy.networks.time_embedding import TimeEmbedding

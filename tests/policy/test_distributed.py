@@ -18,13 +18,13 @@ from accelerate.state import PartialState
 from accelerate.utils import DistributedType
 from omegaconf import OmegaConf
 from safetensors.torch import load_file, save_file
-from test_trainer import make_trainer, silent
+from test_trainer import SPEC, make_trainer, silent
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from flowleap.policy.checkpoint import resolve
 from flowleap.policy.core.errors import FlowleapError
-from flowleap.policy.flow.objectives import OBJECTIVES, Objective
+from flowleap.policy.flow.objective import OBJECTIVES, Objective
 from flowleap.policy.policy import Policy
 from flowleap.policy.training.trainer import Trainer
 
@@ -49,6 +49,7 @@ def cases() -> dict[str, tuple[dict[str, Any], dict[str, Any]]]:
                 continue
             found[f"{name}-{derivative}"] = (config, PLAIN)
     found["isd-accumulated"] = ({"name": "isd"}, {**PLAIN, "accumulate": 2})
+    found["isd-ema"] = ({"name": "isd", "derivative": "jvp", "targets": "ema"}, PLAIN)
     found["isd-unused"] = ({"name": "isd"}, PLAIN)
     found["isd-uneven"] = ({"name": "isd", "diagonal": 0.6}, PLAIN)
     return found
@@ -63,7 +64,10 @@ def prepare(name: str, run_dir: Path) -> Trainer:
         if name == "isd-unused":
             policy.never_used = nn.Parameter(torch.ones(3))
 
-    return make_trainer(run_dir, objective, change=change, **options)
+    teacher = None
+    if objective["name"] == "distillation":
+        teacher = Policy(SPEC, {"objective": "flow_matching", "backbone": "mlp", "encoder": "lowdim"}).eval()
+    return make_trainer(run_dir, objective, change=change, teacher=teacher, **options)
 
 
 def one_step(trainer: Trainer) -> dict[str, Tensor]:

@@ -55,6 +55,22 @@ def test_a_prefix_is_what_is_executed_until_the_chunk_arrives(delay: int) -> Non
     np.testing.assert_array_equal(after, [EXECUTE + delay, 1.0])
 
 
+def test_a_warm_start_is_the_running_chunk_from_now_on() -> None:
+    plan = Plan(Continuity(warm_start=0.15))
+    assert plan.ask().previous is None  # nothing is running
+    plan.receive(chunk(0))
+    for _ in range(EXECUTE):
+        plan.next()
+    previous = plan.ask().previous
+    assert previous is not None
+    steps = [*range(EXECUTE, N), *[N - 1] * EXECUTE]  # its last action is repeated
+    np.testing.assert_array_equal(previous[:, 0], steps)
+    cold = Plan(Continuity())
+    cold.ask()
+    cold.receive(chunk(0))
+    assert cold.ask().previous is None
+
+
 def test_the_nearest_of_several_chunks_is_taken_in_units_of_the_scale() -> None:
     plan = Plan(Continuity(continuity="best_of"), np.array([100.0, 1.0], np.float32))
     assert plan.ask().candidates == 16

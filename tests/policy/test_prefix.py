@@ -15,7 +15,8 @@ from flowleap.policy.deploy.export import export
 from flowleap.policy.deploy.runtime import ExportedPolicy
 from flowleap.policy.flow.derivatives import total_derivative
 from flowleap.policy.flow.flow_map import FlowMap, Prefix
-from flowleap.policy.flow.objectives import OBJECTIVES, squared_error
+from flowleap.policy.flow.objective import OBJECTIVES
+from flowleap.policy.flow.objectives import squared_error
 from flowleap.policy.normalizer import ACTION
 from flowleap.policy.policy import Policy
 
@@ -63,7 +64,9 @@ def test_every_objective_and_backbone_goes_on_from_what_is_given(objective: str,
     free = policy.chunk(obs, z, steps)
     assert (given[:, P:] - other[:, P:]).abs().max() > 1e-5  # the rest depends on it
     assert (given[:, P:] - free[:, P:]).abs().max() > 1e-5
-    loss, _ = policy.train().loss({"obs": obs, "action": actions})
+    loss, _ = policy.train().loss(
+        {"obs": obs, "action": actions}, teacher=make("flow_matching", backbone).eval()
+    )
     loss.backward()
     assert torch.isfinite(loss)
 

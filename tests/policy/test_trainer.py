@@ -41,6 +41,8 @@ def make_trainer(
     change: Callable[[Policy], None] | None = None,
     evaluate: Callable[[Policy, int], dict[str, float]] | None = None,
     callback: Callback | None = None,
+    teacher: Policy | None = None,
+    info: dict[str, Any] | None = None,
     **options: Any,
 ) -> Trainer:
     """A small trainer on random data; `change` is applied to its policy first."""
@@ -67,7 +69,8 @@ def make_trainer(
         "progress": False,
     }
     trainer_config = TrainerConfig(**{**defaults, **options})
-    return Trainer(policy, windows, trainer_config, run_dir, evaluate=evaluate, callback=callback)
+    given: dict[str, Any] = {"evaluate": evaluate, "callback": callback, "teacher": teacher, "info": info}
+    return Trainer(policy, windows, trainer_config, run_dir, **given)
 
 
 def test_resume_is_bit_exact(tmp_path: Path) -> None:
@@ -226,6 +229,23 @@ def losses(run_dir: Path, **options: Any) -> np.ndarray:
     make_trainer(run_dir, change=silent, steps=100, log_every=10, **options).fit()
     rows = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
     return np.array([[row["fm"], row["sd"]] for row in rows])
+
+
+def test_the_largest_gradient_norm_of_each_row_is_that_of_its_steps(tmp_path: Path) -> None:
+    trainer = make_trainer(tmp_path)
+    step, norms = trainer.train_step, []
+
+    def noted(*batch: Any) -> Any:
+        scalars = step(*batch)
+        norms.append(float(scalars["grad_norm"]))
+        return scalars
+
+    trainer.train_step = noted  # type: ignore[method-assign]
+    trainer.fit()
+    rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    pairs = list(zip(norms[::2], norms[1::2], strict=True))
+    assert [row["grad_norm_largest"] for row in rows] == pytest.approx([max(pair) for pair in pairs])
+    assert [row["grad_norm"] for row in rows] == pytest.approx([sum(pair) / 2 for pair in pairs])
 
 
 def test_bfloat16_follows_float32(tmp_path: Path) -> None:

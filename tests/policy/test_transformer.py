@@ -14,7 +14,7 @@ from torch import Tensor
 from flowleap.policy.core.errors import FlowleapError
 from flowleap.policy.core.spec import ObsKey, Spec
 from flowleap.policy.networks.build import build_backbone
-from flowleap.policy.networks.transformer import TransformerBackbone, attend
+from flowleap.policy.networks.transformer import TransformerBackbone, attend, embed
 from flowleap.policy.policy import Policy
 
 SMALL = {"name": "transformer", "width": 32, "depth": 2, "heads": 4, "expansion": 2}
@@ -39,8 +39,9 @@ def perturb(net: torch.nn.Module) -> None:
             parameter.add_(0.1 * torch.randn_like(parameter))
 
 
-def test_shapes_and_what_the_output_depends_on() -> None:
-    net = small_net()
+@pytest.mark.parametrize("tokens", [0, 3])
+def test_shapes_and_what_the_output_depends_on(tokens: int) -> None:
+    net = small_net(tokens=tokens)
     perturb(net)
     x, t, s, cond = inputs()
     out = net(x, t, s, cond)
@@ -48,6 +49,20 @@ def test_shapes_and_what_the_output_depends_on() -> None:
     for changed in ((x.flip(1), t, s, cond), (x, t + 0.1, s, cond), (x, t, s + 0.1, cond), (x, t, s, -cond)):
         assert not torch.allclose(net(*changed), out, atol=1e-3)
     assert torch.allclose(net(x[:3], t[:3], s[:3], cond[:3]), out[:3], atol=1e-5)  # samples do not mix
+
+
+def test_a_condition_in_tokens_is_seen_by_attention_alone() -> None:
+    net, (x, t, s, cond) = small_net(tokens=3), inputs()
+    perturb(net)
+    h, c = embed(net, x, t, s, cond)
+    assert h.shape == (7, 3 + 6, 32)
+    assert torch.equal(embed(net, x, t, s, -cond)[1], c)  # what modulates knows the times alone
+    tokens = h[0, :3]
+    assert float((tokens[0] - tokens[1]).abs().max()) > 1e-3  # each has its own part of the condition
+    assert torch.equal(h[:, 3:], net.input(x) + net.positions)
+    modulated, by_condition = embed(small_net(), x, t, s, cond)
+    assert modulated.shape == (7, 6, 32)
+    assert not torch.equal(embed(small_net(), x, t, s, -cond)[1], by_condition)
 
 
 def test_explicit_attention_equals_fused(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -77,8 +92,9 @@ def test_explicit_attention_equals_fused(monkeypatch: pytest.MonkeyPatch) -> Non
     assert len(calls) == 2  # and back again
 
 
-def test_jvp_equals_central_differences() -> None:
-    net = small_net().double()
+@pytest.mark.parametrize("tokens", [0, 3])
+def test_jvp_equals_central_differences(tokens: int) -> None:
+    net = small_net(tokens=tokens).double()
     perturb(net)
     x, t, s, cond = (value.double() for value in inputs())
     v, eps = torch.randn_like(x), 1e-5
@@ -105,7 +121,8 @@ def test_blocks_start_as_the_identity_and_all_learn_after_one_step() -> None:
         assert float(parameter.grad.norm()) > 0, name
 
 
-def test_export_repeats_the_eager_policy(tmp_path: Path) -> None:
+@pytest.mark.parametrize("tokens", [0, 3])
+def test_export_repeats_the_eager_policy(tokens: int, tmp_path: Path) -> None:
     for package in ("onnx", "onnxscript", "onnxruntime"):
         pytest.importorskip(package, reason="needs the deploy extra")
     from flowleap.policy.deploy.export import export
@@ -115,7 +132,7 @@ def test_export_repeats_the_eager_policy(tmp_path: Path) -> None:
     spec = Spec({"agent_pos": ObsKey((3,))}, 2, 2, 6, 3, 10.0)
     config = {
         "objective": {"name": "isd"},
-        "backbone": SMALL,
+        "backbone": {**SMALL, "tokens": tokens},
         "encoder": {"name": "lowdim"},
         "head_sigma": 0.1,
     }
@@ -143,6 +160,7 @@ def test_export_repeats_the_eager_policy(tmp_path: Path) -> None:
         ({"depth": 2.5}, r"backbone\.depth"),
         ({"expansion": True}, r"backbone\.expansion"),
         ({"dropout": 1.0}, r"backbone\.dropout"),
+        ({"tokens": -1}, r"backbone\.tokens"),
         ({"max_frequency": "8"}, r"backbone\.max_frequency"),
         ({"head": 4}, r"no option 'head'.*did you mean 'heads'"),
     ],

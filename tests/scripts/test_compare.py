@@ -187,7 +187,7 @@ def idle(obs: dict[str, np.ndarray], noise: np.ndarray) -> np.ndarray:
 
 def as_loaded(act: Any) -> LoadedActor:
     spec = make_task(TASK).spec.with_window(2, 8, 4)
-    return LoadedActor(act, act, 4, 0, spec, 1, lambda key: None, Path(), {}, None)
+    return LoadedActor(act, act, 4, 0, False, spec, 1, lambda key: None, Path(), {}, None)
 
 
 def evidence(duel: Duel) -> Evidence:

@@ -79,6 +79,7 @@ def evaluation(objective: str, nfe: int, seed: int, rewards: list[float]) -> dic
         "seed": seed,
         "train_minutes": 1.0,
         "train_steps": 10,
+        "gradient_norm": None,
         "summary": summary,
         "rows": rows,
     }
@@ -154,7 +155,8 @@ def test_a_cheaper_objective_gets_more_steps_in_equal_time(
     monkeypatch.setattr(benchmark, "run_flowleap", train)
     words = ["task=probe/slalom", "dataset=x", f"out={tmp_path}", "seeds=[0,1]", "budget=[steps,time]"]
     words += ["objectives=[isd,regression]", 'train="trainer.steps=1000 trainer.eval_every=100"']
-    rows = benchmark._rows(compose("benchmark", words))
+    cfg = compose("benchmark", words)
+    rows = benchmark._rows(cfg, cfg.objectives)
     steps = {(row.budget, row.objective): int(row.train[-1].split("=")[1]) for row in rows if row.seed == 1}
     assert steps["time", "isd"] == 1000
     assert steps["time", "regression"] == 4000
@@ -164,7 +166,6 @@ def test_a_cheaper_objective_gets_more_steps_in_equal_time(
 SLEEPERS = """
 import signal, sys
 from flowleap.scripts.cli import main as cli
-from flowleap.scripts.cli.run import compose
 from flowleap.scripts.studies import benchmark
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
 child = "import os, time; open(f'child{os.getpid()}', 'w').close(); time.sleep(600)"

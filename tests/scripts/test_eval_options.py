@@ -89,6 +89,20 @@ def test_perturbed_evaluations_say_so(run_dir: Path, tmp_path: Path) -> None:
     assert plain["summary"]["motion"]["ratio"] > 0
 
 
+def test_a_warm_start_changes_all_but_the_first_chunk_and_needs_a_checkpoint(
+    run_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cold, plain, warm = evaluate(run_dir, tmp_path / "sweep.json", "execute=4", "warm_start=[0,0.15]")[
+        "evaluations"
+    ] + [evaluate(run_dir, tmp_path / "warm.json", "warm_start=0.15")]
+    assert cold["rows"] == evaluate(run_dir, tmp_path / "cold.json")["rows"] != plain["rows"]
+    assert plain["rows"] == warm["rows"]
+    assert warm["continuity"]["warm_start"] == 0.15
+    capsys.readouterr()
+    assert cli.main(["eval", f"checkpoint={EXPORT}", "warm_start=0.15"]) == 1
+    assert "warm_start needs a checkpoint" in capsys.readouterr().err
+
+
 def test_an_export_knows_the_ranges_of_its_checkpoint(tmp_path: Path) -> None:
     pytest.importorskip("onnxruntime")
     export = shutil.copytree(EXPORT, tmp_path / "export")
@@ -178,12 +192,11 @@ def test_a_benchmark_refuses_results_of_two_protocols(
         f"results={tmp_path}",
         "objectives=[isd]",
     ]
-    row = benchmark.Row("isd", 0, (1,), (), tmp_path, "steps")
+    row = benchmark.Row("isd", 0, (1,), (), tmp_path, "steps", None)
     names = iter(("flowleap", "diffusion_policy"))
-    monkeypatch.setattr(benchmark, "_rows", lambda cfg: [row, row])
-    monkeypatch.setattr(
-        benchmark, "_run", lambda cfg, row: [{"protocol": {"name": next(names)}, "budget": "steps"}]
-    )
+    monkeypatch.setattr(benchmark, "_rows", lambda cfg, names: [row, row] if names else [])
+    record = {"objective": "isd", "seed": 0, "budget": "steps"}
+    monkeypatch.setattr(benchmark, "_run", lambda cfg, row: [{**record, "protocol": {"name": next(names)}}])
     with pytest.raises(
         FlowleapError, match="protocols diffusion_policy and flowleap do not belong into one table"
     ):

@@ -32,6 +32,7 @@ def test_toy_command(tmp_path: Path) -> None:
     assert cli.main(["toy", *words]) == 0
     result = json.loads((tmp_path / "two_mip.json").read_text())
     assert [row["nfe"] for row in result["table"]] == [2]  # the only NFE that the objective supports
+    assert result["command"] == f"flowleap toy {' '.join(words)}"
     assert (tmp_path / "two_mip.png").stat().st_size > 1000
 
 
