@@ -125,7 +125,7 @@ def test_physics_and_success_are_those_of_the_package():
 def test_the_expert_succeeds(name, task_id):
     """A cube, a swap, a stack, a cube put into a locked drawer, a puzzle."""
     task = make_task(f"ogbench/{name}", task_id=task_id)
-    attempt = demonstrate(task, task.make_env(), seed=0)
+    attempt = demonstrate(task, task.make_env(), seed=0, hold_steps=5)
     assert attempt.success
     assert set(attempt.columns) == {"state", "goal", "action"}
     assert np.abs(attempt.columns["action"]).max() <= 1.0
