@@ -5,8 +5,8 @@ EXTRAS ?= all,dev
 TRIED  ?= robosuite
 VENV   := .venv
 BIN    := $(VENV)/bin
-# Options of pytest; TESTS='--numprocesses logical --dist worksteal' runs tests on all cores.
-TESTS  ?= --durations 25
+# Options of pytest: a worker for each core, a file of tests at a time; a few are enough where there are many cores.
+TESTS  ?= --numprocesses logical --maxprocesses 8 --dist loadfile --durations 25
 STAMP  := $(VENV)/.installed-$(shell (cat pyproject.toml; echo '$(EXTRAS) $(TRIED)') | cksum | cut -d' ' -f1)
 
 .PHONY: demo test check docs install format clean
