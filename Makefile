@@ -1,13 +1,12 @@
 # Two commands: `make demo` (the whole path, in minutes) and `make test`. Each sets up .venv first, once.
 PYTHON ?= python3
 EXTRAS ?= all,dev
-# Tried, too, but not every machine can build robosuite (evdev: Python and kernel headers), nor finds wheels of what
-# dm_control needs; their tests are skipped then.
-TRIED  ?= ogbench robosuite
+# Tried, too, but not every machine can build it (evdev: Python and kernel headers); its tests are skipped then.
+TRIED  ?= robosuite
 VENV   := .venv
 BIN    := $(VENV)/bin
-# Workers of the tests: one a core; a few are enough where there are many. The last to finish takes tests off the others.
-TESTS  ?= --numprocesses logical --maxprocesses 8 --dist worksteal --durations 25
+# Options of pytest: a worker for each core, a file of tests at a time; a few are enough where there are many cores.
+TESTS  ?= --numprocesses logical --maxprocesses 8 --dist loadfile --durations 25
 STAMP  := $(VENV)/.installed-$(shell (cat pyproject.toml; echo '$(EXTRAS) $(TRIED)') | cksum | cut -d' ' -f1)
 
 .PHONY: demo test check docs install format clean

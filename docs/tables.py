@@ -69,25 +69,6 @@ def pusht_others() -> str:
     return f"{pivot(result['table'], pusht_cell)}\n\n{_setup(result)}"
 
 
-def one_step() -> str:
-    """One step, in torch and exported, beside the hundred of DDPM: score and time from one run."""
-    result = load("one_step_pusht_keypoints")
-    times = {name: entry["p50_ms"] for name, entry in result["latency"]["times"].items()}
-    slowest = max(times.values())
-    rows = []
-    for row in result["table"]:
-        ms = times[f"{row['objective']}, NFE {row['nfe']}"]
-        success = "{count}/{n}".format(**row["success"])
-        interval = "[{:.3f}, {:.3f}]".format(*row["interval"])
-        cells = [row["objective"], str(row["nfe"]), f"{row['score']:.3f} {interval}", success]
-        rows.append([*cells, f"{_ms(ms)}", f"{slowest / ms:.0f}x"])
-    head = ["policy", "NFE", "score [95 %]", "success", "a chunk, ms", "fits into the slowest"]
-    return (
-        f"{table(head, rows)}\n\nTimes: p50 at batch 1, one thread of an {result['latency']['processor']}; without a "
-        f"format in eager torch. {_setup(result)}"
-    )
-
-
 def metaworld50() -> str:
     """MetaWorld's fifty tasks by difficulty, and each by itself."""
     result = load("metaworld50")
@@ -105,11 +86,14 @@ def metaworld50() -> str:
         f"({entry['expert']['count']}/{entry['expert']['n']})"
         for name, entry in sorted(tasks.items(), key=lambda item: item[1]["table"][0]["score"])
     ]
+    groups[-1][0] = "together"
     head = ["difficulty", "tasks", "mean success", "episodes", "each training seed"]
     return (
         f"{table(head, groups)}\n\nTask by task, the weakest first, and in brackets the scripted "
         f"expert on the same seeds: {', '.join(single)}.\n\n"
-        f"{conditions['demonstrations']} scripted demonstrations a task, training seeds: {len(conditions['seeds'])}, "
+        f"{conditions['demonstrations']} scripted demonstrations a task (`{conditions['collect']}`), "
+        f"`{conditions['train']}`, {conditions['n_action_steps']} executed actions a chunk, "
+        f"training seeds: {len(conditions['seeds'])}, "
         f"episodes for each: {conditions['episodes']}, NFE 1. Made by\n\n{_command(result)}"
     )
 
@@ -697,6 +681,7 @@ def render(readme: str) -> str:
         evaluator,
         gradients,
         *ALL,
+        metaworld50,
     ):
         name = build.__name__
         pattern = re.compile(rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)", re.S)

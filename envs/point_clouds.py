@@ -36,8 +36,8 @@ def unproject(depth: NDArray[Any], fovy: float, pixel: float = 0.5) -> Array:
 
 def within(points: NDArray[Any], low: Array, high: Array) -> NDArray[np.bool_]:
     """Which of the points [N, 3] lie inside the open box from `low` [3] to `high` [3]: bool [N]."""
-    inside: NDArray[np.bool_] = ((points > low) & (points < high)).all(axis=1)
-    return inside
+    inside = (points > low) & (points < high)
+    return np.asarray(inside.all(axis=1))
 
 
 def farthest_points(points: NDArray[Any], count: int) -> NDArray[np.intp]:

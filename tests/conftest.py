@@ -28,6 +28,18 @@ def pusht_human() -> Path:
     return path
 
 
+@pytest.fixture(scope="session")
+def renders() -> None:
+    """Skip where no OpenGL backend works."""
+    from flowleap.envs.rendering import choose_gl
+    from flowleap.policy.core.errors import FlowleapError
+
+    try:
+        choose_gl()
+    except FlowleapError as error:
+        pytest.skip(str(error))
+
+
 @pytest.fixture(scope="session", autouse=True)
 def few_timed_calls() -> Iterator[None]:
     """Each export times its policy for a second; here nobody reads the figures."""

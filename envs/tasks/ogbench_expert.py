@@ -61,11 +61,13 @@ class OGBenchExpert:
     def act(self, obs: Mapping[str, np.ndarray]) -> np.ndarray:
         """Return the action [5]."""
         info = self._sim.compute_ob_info()
-        if self._move is None or self._steps >= PATIENCE or _over(self._move, info):
-            self._begin(_PLANS[self._family](self._sim, info) or self._move or _rest(info), info)
-        assert self._move is not None
+        move = self._move
+        if move is None or self._steps >= PATIENCE or _over(move, info):
+            move = _PLANS[self._family](self._sim, info) or move
+            assert move is not None  # no episode of the package begins at its goal
+            self._begin(move, info)
         self._steps += 1
-        action = self._oracle.select_action(None, {**info, **_told(self._sim, self._move, info)})
+        action = self._oracle.select_action(None, {**info, **_told(self._sim, move, info)})
         return np.asarray(action, np.float32)
 
     def _begin(self, move: Move, info: Mapping[str, Any]) -> None:
@@ -75,13 +77,6 @@ class OGBenchExpert:
         with numpy_seed(self._seed % 2**32):
             self._oracle.reset(None, info)
         self._move, self._steps = move, 0
-
-
-def _rest(info: Mapping[str, Any]) -> Move:
-    """What to go on with where nothing is left to do from the beginning."""
-    if "privileged/block_0_pos" in info:
-        return Move("cube", 0, info["privileged/block_0_pos"].copy())
-    return Move("button", 0, info["privileged/button_0_state"])
 
 
 def _over(move: Move, info: Mapping[str, Any]) -> bool:

@@ -138,15 +138,6 @@ def test_a_broken_mujoco_gl_is_named(monkeypatch):
     assert "MUJOCO_GL=nonsense does not work here" in result.stdout
 
 
-@pytest.fixture(scope="module")
-def renders() -> None:
-    """Skip where no OpenGL backend works."""
-    try:
-        gl.choose_gl()
-    except FlowleapError as error:
-        pytest.skip(str(error))
-
-
 @pytest.mark.usefixtures("renders")
 def test_a_recorded_episode_is_the_evaluated_one_and_upright():
     task = make_task("metaworld/door-open-v3", max_steps=12, image_size=96)

@@ -22,15 +22,6 @@ from flowleap.policy.core.errors import FlowleapError
 pytest.importorskip("metaworld.env_dict")
 
 
-@pytest.fixture(scope="module")
-def renders() -> None:
-    """Skip where no OpenGL backend works."""
-    try:
-        gl.choose_gl()
-    except FlowleapError as error:
-        pytest.skip(str(error))
-
-
 @pytest.mark.usefixtures("renders")
 def test_the_cloud_is_upright_and_holds_what_matters_but_not_the_table():
     task = make_task("metaworld/assembly-v3", observe="points")

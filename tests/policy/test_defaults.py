@@ -22,6 +22,7 @@ from flowleap.scripts.cli.options import describe, load_options
 from flowleap.scripts.cli.run import compose
 
 LOWDIM = Spec({"joints": ObsKey((5,))}, 2, n_obs_steps=2, horizon=16, n_action_steps=8)
+POINTS = Spec({"cloud": ObsKey((64, 3), "float32", "points")}, 2, n_obs_steps=2, horizon=16)
 IMAGES = Spec({"camera": ObsKey((224, 224, 3), "uint8", "rgb")}, 2, n_obs_steps=2, horizon=16)
 
 
@@ -45,7 +46,7 @@ def test_encoders(name: str) -> None:
         pytest.importorskip("timm")
     if name == "robomimic":
         pytest.importorskip("robomimic.models.obs_nets", reason="needs robomimic 0.3")
-    spec = LOWDIM if name == "lowdim" else IMAGES
+    spec = {"lowdim": LOWDIM, "pointnet": POINTS}.get(name, IMAGES)
     config = composed(f"encoder={name}")["encoder"]
     assert build_encoder(config, spec)[1] == build_encoder({"name": name}, spec)[1] == config
 

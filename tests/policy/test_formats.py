@@ -189,7 +189,8 @@ def test_latency_beside_eager_and_ddpm(tmp_path: Path) -> None:
     assert report["speedup_over_ddpm100"] == ratio
 
 
-def test_calls_are_timed_in_turn() -> None:
+def test_calls_are_timed_in_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(parity, "_LATENCY_CALLS", 5)
     order: list[str] = []
     report = parity.time_in_turn({"a": lambda: order.append("a"), "b": lambda: order.append("b")}, 10)
     assert report["a"]["calls"] == report["b"]["calls"] == 5

@@ -170,7 +170,8 @@ def test_what_is_left_out_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[
     run("train", f"dataset={tmp_path}/a.npz", f"run_dir={tmp_path}/run", *small, "trainer.device=cpu")
     out = " ".join(capsys.readouterr().out.split())
     assert (
-        "not observed: points (512 x 3 numbers, neither an image nor a vector); cam (images train from" in out
+        "not observed: points (512 x 3 numbers, which points=[NAME] reads as a cloud of points); cam (images"
+        in out
     )
     assert list(Policy.load(tmp_path / "run").spec.observations) == ["state"]
     run("inspect", f"dataset={tmp_path}/a.npz", f"html={tmp_path}/a.html")
@@ -289,5 +290,5 @@ def test_images_of_other_formats_are_for_conversion(
     run("convert", f"source={tmp_path}/two.zarr", f"out={tmp_path}/two.hdf5")
     assert cli.main(["train", f"dataset={tmp_path}/two.hdf5", *TINY[1:], "trainer.dry_run=true"]) == 1
     error = capsys.readouterr().err
-    assert "without its images ['corner2', 'gripperPOV']" in error
+    assert "is read in place, without ['corner2', 'gripperPOV']" in error
     assert f"flowleap convert source={tmp_path}/two.hdf5" in error

@@ -18,6 +18,7 @@ def test_exports_are_scored_and_timed_beside_the_policy(
     assert cli.main(["collect", "task=probe/slalom", "episodes=2", "n_envs=1"]) == 0
     words = [
         "suite=latency",
+        "objectives=[isd]",
         "task=probe/slalom",
         "dataset=data/probe/slalom.zarr",
         "seeds=[0]",
