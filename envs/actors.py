@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,7 +31,7 @@ class LoadedActor:
         chunk: the same at full length, with several noises and given actions.
         actions: N, the length of its chunks.
         prefix: how many actions may be given to it.
-        any_start: whether its chunks may start from the one before, see `Continuity.warm_start`.
+        warm: w -> `chunk` that starts from the one before, see `Continuity.warm_start`; None where it cannot.
         spec: what it needs.
         nfe: function evaluations a chunk.
         range_of: the normalisation (scale, offset) of a low-dim key, each [*shape]; None where there is none.
@@ -41,7 +42,7 @@ class LoadedActor:
     chunk: Chunker
     actions: int
     prefix: int
-    any_start: bool
+    warm: Callable[[float], Chunker] | None
     spec: Spec
     nfe: int
     range_of: Callable[[str], Range | None]
@@ -50,7 +51,7 @@ class LoadedActor:
     task: dict[str, Any] | None
 
 
-def policy_chunker(policy: Policy, steps: int | None) -> Chunker:
+def policy_chunker(policy: Policy, steps: int | None, warm_start: float = 0.0) -> Chunker:
     """Wrap a torch policy: `(obs {key: [B,To,...]}, noise [B,K,H,A], prefix, previous) -> [B,K,H,A]`, all numpy."""
     import torch
 
@@ -62,7 +63,6 @@ def policy_chunker(policy: Policy, steps: int | None) -> Chunker:
         noise: np.ndarray,
         prefix: np.ndarray | None = None,
         previous: np.ndarray | None = None,
-        warm_start: float = 0.0,
     ) -> np.ndarray:
         seen = {key: tensor(x) for key, x in obs.items()}
         given, before = (None if x is None else tensor(x) for x in (prefix, previous))
@@ -126,7 +126,7 @@ def load_actor(
         policy_chunker(policy, nfe),
         policy.spec.horizon,
         policy.prefix,
-        policy.objective.any_start,
+        partial(policy_chunker, policy, nfe) if policy.objective.any_start else None,
         policy.spec,
         nfe,
         policy.normalizer.range_of,
@@ -160,7 +160,7 @@ def _exported(path: Path, steps: int | None, threads: int, n_action_steps: int |
         policy.chunk,
         policy.actions,
         policy.prefix,
-        False,  # the graph begins at t = 1
+        None,  # the graph begins at t = 1
         policy.spec,
         policy.steps,
         policy.inputs.range_of,

@@ -232,16 +232,15 @@ def _late(cfg: DictConfig, actor: LoadedActor) -> tuple[Continuity | None, Spec,
     window = actor.spec.n_action_steps
     execute = continuity.execute or max(continuity.delay, min(window, actor.actions - continuity.delay))
     continuity.check(actor.actions, execute, actor.prefix)
-    if continuity.warm_start and not actor.any_start:
-        raise FlowleapError(
-            "warm_start needs a checkpoint whose sampler may begin at any time of the flow: exports begin at t = 1, "
-            "as do consistency training, DDPM, MIP and regression"
-        )
-    return (
-        continuity,
-        actor.spec.with_window(actor.spec.n_obs_steps, actor.spec.horizon, execute),
-        partial(actor.chunk, warm_start=continuity.warm_start) if continuity.warm_start else actor.chunk,
-    )
+    chunk = actor.chunk
+    if continuity.warm_start:
+        if actor.warm is None:
+            raise FlowleapError(
+                "warm_start needs a checkpoint whose sampler may begin at any time of the flow: exports begin at "
+                "t = 1, as do consistency training, DDPM, MIP and regression"
+            )
+        chunk = actor.warm(continuity.warm_start)
+    return continuity, actor.spec.with_window(actor.spec.n_obs_steps, actor.spec.horizon, execute), chunk
 
 
 def _record(evaluation: Evaluation, count: int, out: Path) -> None:

@@ -258,7 +258,8 @@ class _Graph(nn.Module):
 
     def forward(self, noise: Tensor, *rest: Tensor) -> Tensor:
         observations = dict(zip(self.keys, rest, strict=False))
-        return self.policy.chunk(observations, noise, self.steps, *rest[len(self.keys) :])
+        prefix, given = rest[len(self.keys) :] or (None, None)
+        return self.policy.chunk(observations, noise, self.steps, prefix, given)
 
 
 class FixedTimes(nn.Module):

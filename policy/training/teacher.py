@@ -108,5 +108,5 @@ def _difference(theirs: Any, mine: Any) -> str:
     """What differs, by option where these are."""
     if not (isinstance(theirs, Mapping) and isinstance(mine, Mapping)):
         return f"{theirs} instead of {mine}"
-    keys = [key for key in theirs | mine if theirs.get(key) != mine.get(key)]
+    keys = [key for key in {**theirs, **mine} if theirs.get(key) != mine.get(key)]
     return ", ".join(f"{key}={theirs.get(key)} instead of {mine.get(key)}" for key in keys)

@@ -352,9 +352,9 @@ def test_robomimic_cuts_the_same_windows(
         assert cli.main(["convert", f"source={tmp_path}/a.zarr", f"out={file}"]) == 0
     keys = ["agentview_image", "object", "robot0_eef_pos"]
     theirs = robomimic_dataset(file, keys, to, horizon)
-    data = load_columns(None, formats.open_dataset(file))
-    columns, ends, spec = data.columns(), data.episode_ends, data.spec
-    windows = Windows(columns, ends, spec.with_window(to, horizon, 1))
+    with formats.open_dataset(file) as source:
+        columns = source.columns([*keys, "action"])
+        windows = Windows(columns, source.episode_ends, source.spec.with_window(to, horizon, 1))
     assert len(theirs) == len(windows) == sum(LENGTHS)
     ours = windows.gather(np.arange(len(windows)))
     for i in range(len(theirs)):
