@@ -66,6 +66,7 @@ def prepare(name: str, run_dir: Path) -> Trainer:
 
     teacher = None
     if objective["name"] == "distillation":
+        torch.manual_seed(1)
         teacher = Policy(SPEC, {"objective": "flow_matching", "backbone": "mlp", "encoder": "lowdim"}).eval()
     return make_trainer(run_dir, objective, change=change, teacher=teacher, **options)
 

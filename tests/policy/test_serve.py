@@ -525,9 +525,13 @@ def test_pings_are_answered_while_the_policy_acts() -> None:
 def test_a_quick_policy_needs_no_thread_until_it_is_slow() -> None:
     policy = Slow(0.0)
     with running(policy) as server, client(server) as ask, client(server) as other:
-        threads = [(ask(frame(0)), policy.thread)[1] for _ in range(500)]
-        assert threads[0] == "policy"
-        assert threads[-1] != "policy"
+        ask(frame(0))
+        assert policy.thread == "policy"
+        for _ in range(5000):  # more than it takes alone: beside other work some are slow, and the count begins again
+            ask(frame(0))
+            if policy.thread != "policy":
+                break
+        assert policy.thread != "policy"
         policy.seconds = 0.2
         ask(frame(0))  # nobody could know
         ask(frame(0))

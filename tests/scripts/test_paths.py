@@ -81,7 +81,7 @@ def test_every_path_of_every_verb_is_taken_as_it_stands(verb: str) -> None:
 
 def test_only_options_are_marked_as_paths() -> None:
     known = {key for verb in VERBS for key in options.load_options(verb).values}
-    known |= options.load_options("train", ["encoder=vit"]).values.keys()
+    known |= options.load_options("train", ["encoder=vit", "objective=distillation"]).values.keys()
     assert compose("train", ["encoder=vit", f"encoder.weights={ODD}"]).encoder.weights == ODD
     assert known >= PATHS
 
