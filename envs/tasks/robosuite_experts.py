@@ -23,7 +23,8 @@ class Picking:
 
     HOVER = 0.06  # height over the thing while the gripper is not above it yet
     ALIGNED = 0.012  # horizontal distance below which it goes down, and distance at which it closes
-    HELD = 0.05  # opening of the fingers below which the thing is between them
+    OPEN = 0.07  # opening of the fingers below which they are closing
+    HELD = 0.05  # opening below which the thing is between them
     GRIP = (0.0, 0.0, 0.0)  # where the thing is held, in its own frame
     ALIKE = np.pi / 2  # turn of the gripper after which it holds the thing as well; 0: any turn
     ASKEW = 0.0  # horizontal distance that counts as much as a turn of 1 that is missing
@@ -33,7 +34,8 @@ class Picking:
         thing, yaw = obs["object"][:3].astype(np.float64), _yaw(obs["object"][3:7])
         reach = thing + _turned(np.array(self.GRIP), yaw) - obs["robot0_eef_pos"]
         opening = float(np.ptp(obs["robot0_gripper_qpos"]))
-        close = bool(np.linalg.norm(reach) < self.ALIGNED)
+        # Fingers that began to close go on, although noise moves the hand.
+        close = bool(np.linalg.norm(reach) < self.ALIGNED * (1.0 if opening > self.OPEN else 2.0))
         if close and opening < self.HELD:
             return self.carry(thing, yaw, reach)
         if close:
@@ -93,15 +95,16 @@ class Placing(Picking):
 class CanExpert(Placing):
     """Takes the can of PickPlaceCan over the wall between the bins into its compartment."""
 
-    HOVER, HELD, ALIKE = 0.15, 0.07, 0.0
+    HOVER, HELD, ALIKE = 0.15, 0.06, 0.0
+    GRIP = (0.0, 0.0, 0.025)  # the hand is not to stand on it
     ABOVE, CLEAR, DOWN, CENTRED = 1.02, 0.96, 0.9, 0.03
 
 
 class SquareExpert(Placing):
     """Takes the nut of NutAssemblySquare by its handle and puts it over the square peg, side along side."""
 
-    GRIP, ALIKE, ASKEW = (0.06, 0.0, 0.0), np.pi, 0.05
-    ABOVE, CLEAR, DOWN, CENTRED = 1.0, 0.97, 0.87, 0.004
+    GRIP, HELD, ALIKE, ASKEW = (0.06, 0.0, 0.0), 0.034, np.pi, 0.05
+    ABOVE, CLEAR, DOWN, CENTRED = 1.0, 0.97, 0.87, 0.006
 
     def twist(self, yaw: float) -> float:
         """To the nearest of the four ways in which it fits."""

@@ -123,7 +123,9 @@ def test_checkpoint_and_export_give_the_same_actions(tmp_path: Path) -> None:
     }
     assert torch.equal(loaded.act(obs, z), policy.act(obs, z))
     export(loaded, tmp_path / "export")
-    exported = ExportedPolicy.load(tmp_path / "export").act({key: x.numpy() for key, x in obs.items()}, z.numpy())
+    exported = ExportedPolicy.load(tmp_path / "export").act(
+        {key: x.numpy() for key, x in obs.items()}, z.numpy()
+    )
     np.testing.assert_allclose(exported, policy.act(obs, z).numpy(), atol=1e-5)
 
 
@@ -146,5 +148,7 @@ def test_a_missing_package_names_both_commands(monkeypatch: pytest.MonkeyPatch, 
     absent: Any = None
     monkeypatch.setitem(sys.modules, missing, absent)
     commands = "pip install 'flowleap[robomimic]' && pip install --no-deps robomimic==0.3.0"
-    with pytest.raises(FlowleapError, match=rf"^{missing}(\.models)? is not installed: {re.escape(commands)}$"):
+    with pytest.raises(
+        FlowleapError, match=rf"^{missing}(\.models)? is not installed: {re.escape(commands)}$"
+    ):
         build_encoder({"name": "robomimic"}, SPEC)

@@ -527,7 +527,9 @@ def test_a_quick_policy_needs_no_thread_until_it_is_slow() -> None:
     with running(policy) as server, client(server) as ask, client(server) as other:
         ask(frame(0))
         assert policy.thread == "policy"
-        for _ in range(5000):  # more than it takes alone: beside other work some are slow, and the count begins again
+        for _ in range(
+            5000
+        ):  # more than it takes alone: beside other work some are slow, and the count begins again
             ask(frame(0))
             if policy.thread != "policy":
                 break
