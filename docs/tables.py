@@ -98,6 +98,44 @@ def metaworld50() -> str:
     )
 
 
+def metaworld50_causes() -> str:
+    """What changes the success on three weak tasks of MetaWorld: demonstrations, training, executed actions."""
+    cases = load("metaworld50_causes")["cases"]
+    executed = sorted({int(steps) for case in cases for steps in case["executed"]})
+    rows = []
+    for case in cases:
+        cells = (case["executed"].get(str(steps)) for steps in executed)
+        options = (f"`{case[what]}`" for what in ("collect", "train"))
+        rows.append(
+            [case["task"], *options, *("{count}/{n}".format(**cell) if cell else "" for cell in cells)]
+        )
+    head = ["task", "collect", "train", *(f"{steps} executed" for steps in executed)]
+    commands = "\n".join(cases[0]["commands"])
+    return (
+        f"{table(head, rows)}\n\nOne training seed each, NFE 1: ten episodes more or less say little. A row is made "
+        f"like the first:\n\n```\n{commands}\n```"
+    )
+
+
+def one_step() -> str:
+    """One step, in torch and exported, beside the hundred of DDPM: score and time from one run."""
+    result = load("one_step_pusht_keypoints")
+    times = {name: entry["p50_ms"] for name, entry in result["latency"]["times"].items()}
+    slowest = max(times.values())
+    rows = []
+    for row in result["table"]:
+        ms = times[f"{row['objective']}, NFE {row['nfe']}"]
+        success = "{count}/{n}".format(**row["success"])
+        interval = "[{:.3f}, {:.3f}]".format(*row["interval"])
+        cells = [row["objective"], str(row["nfe"]), f"{row['score']:.3f} {interval}", success]
+        rows.append([*cells, f"{_ms(ms)}", f"{slowest / ms:.0f}x"])
+    head = ["policy", "NFE", "score [95 %]", "success", "a chunk, ms", "fits into the slowest"]
+    return (
+        f"{table(head, rows)}\n\nTimes: p50 at batch 1, one thread of an {result['latency']['processor']}; without a "
+        f"format in eager torch. {_setup(result)}"
+    )
+
+
 def _setup(result: dict[str, Any]) -> str:
     """Steps, seeds and episodes of a benchmark, and its command."""
     rows = result["table"]
@@ -682,6 +720,8 @@ def render(readme: str) -> str:
         gradients,
         *ALL,
         metaworld50,
+        metaworld50_causes,
+        one_step,
     ):
         name = build.__name__
         pattern = re.compile(rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)", re.S)
