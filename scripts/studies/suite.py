@@ -128,13 +128,13 @@ class Suite:
 
     def write(self) -> dict[str, Any]:
         """Write the results, and return them."""
-        order = [task for task in self.group_of if task in self.found]
+        tasks = {task: self.found[task] for task in self.group_of if task in self.found}
         results = {
             "command": command("benchmark"),
             "conditions": self.conditions,
-            "groups": groups(self.found),
+            "groups": groups(tasks),
             "published": plain(self.cfg.published),
-            "tasks": {task: self.found[task] for task in order},
+            "tasks": tasks,
         }
         write_results(self.path, results)
         return results
