@@ -44,6 +44,17 @@ def _task(result: Results) -> str:
     return f"**{result['config']['task']['name']}**"
 
 
+def _compared(pattern: str, minutes: str) -> str:
+    """Scores and training time of each row, and the first one's differences from the others, by task."""
+
+    def show(name: str, result: Results) -> str:
+        rows = [[*_row(row), _minutes(row)] for row in result["table"]]
+        note = f"Score: {result['metric']}; {_setup(result)}"
+        return f"{_task(result)}\n\n{table([*_HEAD, minutes], rows)}\n\n{note}\n\n{_paired(result)}"
+
+    return _each(pattern, show)
+
+
 def stability() -> str:
     """Scores and gradient norms of the objectives over training seeds, by task."""
 
@@ -96,14 +107,7 @@ def long_gradients() -> str:
 
 def distillation() -> str:
     """One stage against teacher and student at equal training time."""
-
-    def show(name: str, result: Results) -> str:
-        rows = [[*_row(row), _minutes(row)] for row in result["table"]]
-        head = [*_HEAD, "train, CPU min, a teacher's included"]
-        note = f"Score: {result['metric']}; {_setup(result)}"
-        return f"{_task(result)}\n\n{table(head, rows)}\n\n{note}\n\n{_paired(result)}"
-
-    return _each("distillation*", show)
+    return _compared("distillation*", "train, CPU min, a teacher's included")
 
 
 def training_length() -> str:
@@ -128,13 +132,7 @@ def training_length() -> str:
 
 def levers() -> str:
     """Changes that the literature proposes, one at a time."""
-
-    def show(name: str, result: Results) -> str:
-        rows = [[*_row(row), _minutes(row)] for row in result["table"]]
-        note = f"Score: {result['metric']}; {_setup(result)}"
-        return f"{_task(result)}\n\n{table([*_HEAD, 'train, CPU min'], rows)}\n\n{note}\n\n{_paired(result)}"
-
-    return _each("claims_levers_*", show)
+    return _compared("claims_levers_*", "train, CPU min")
 
 
 ALL = (stability, fixed_points, long_gradients, distillation, training_length, levers)

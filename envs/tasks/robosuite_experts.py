@@ -6,6 +6,7 @@ in m, angles in rad; observations and actions are those of `robosuite.RobosuiteE
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import Any
 
@@ -18,7 +19,7 @@ STEP = 0.05  # displacement of the action 1
 TURN = 0.5  # rotation of the action 1
 
 
-class Picking:
+class Picking(ABC):
     """How the gripper gets hold of a thing; what is done with it then is a subclass's `carry`."""
 
     HOVER = 0.06  # height over the thing while the gripper is not above it yet
@@ -46,9 +47,9 @@ class Picking:
         height = self.HOVER * min(max(far / self.ALIGNED - 1.0, 0.0), 1.0)
         return action(2.0 * (reach + np.array([0.0, 0.0, height])), turn)
 
+    @abstractmethod
     def carry(self, thing: np.ndarray, yaw: float, reach: np.ndarray) -> np.ndarray:
         """Return the action [7] while the thing at `thing` [3], turned by `yaw`, is held."""
-        raise NotImplementedError
 
 
 class LiftExpert(Picking):
